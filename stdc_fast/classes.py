@@ -1,0 +1,72 @@
+"""Class names and colours of the data sets that STDC weights are trained on."""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassSet:
+    """Names and RGB colours (0..255) of the classes, by class id."""
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.palette):
+            raise ValueError(f"{len(self.names)} names but {len(self.palette)} colours")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @staticmethod
+    def from_names(names: tuple[str, ...]) -> ClassSet:
+        """The known set of these names, else these names with evenly spread colours."""
+        for known in (CAMVID, CITYSCAPES):
+            if [n.lower() for n in names] == [n.lower() for n in known.names]:
+                return known
+        return ClassSet(tuple(names), spread_palette(len(names)))
+
+
+def spread_palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    """``count`` colours of evenly spread hue, in three brightnesses in turn."""
+    colours = []
+    for i in range(count):
+        rgb = colorsys.hsv_to_rgb(i / max(count, 1), 0.75, (0.95, 0.7, 0.5)[i % 3])
+        colours.append(tuple(round(255 * c) for c in rgb))
+    return tuple(colours)
+
+
+CAMVID = ClassSet(
+    (
+        "Sky", "Building", "Pole", "Road", "Pavement", "Tree",
+        "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
+    ),
+    (
+        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
+        (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+    ),
+)  # fmt: skip
+
+CITYSCAPES = ClassSet(
+    (
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
+        "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train",
+        "motorcycle", "bicycle",
+    ),
+    (
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153),
+        (153, 153, 153), (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152),
+        (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100),
+        (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    ),
+)  # fmt: skip
+
+
+def class_set(count: int) -> ClassSet:
+    """The best guess for a checkpoint without names: by the number of its classes."""
+    for known in (CAMVID, CITYSCAPES):
+        if len(known) == count:
+            return known
+    return ClassSet(tuple(f"class {i}" for i in range(count)), spread_palette(count))

@@ -1,0 +1,500 @@
+"""Training: one resumable loop for one or several processes, on CPU or GPU.
+
+Start it with ``stdc-fast train``, or on several GPUs with ``torchrun --nproc-per-node N -m stdc_fast
+train``. A run's folder holds ``last.pt`` (everything needed to go on), ``best.safetensors`` (the
+averaged weights with the best validation mIoU), ``train.csv``, ``val.csv`` and ``config.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stdc_fast import checkpoints
+from stdc_fast.data import Augmentation, SegmentationFolder, TrainingStream, normalise, open_folder
+from stdc_fast.errors import UserError
+from stdc_fast.evaluate import Confusion, scaled_logits
+from stdc_fast.reference import OhemCrossEntropy, SegmentationLoss, STDCSeg
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training recipe. Sizes are (H, W) in pixels; ``batch`` is per process.
+
+    The defaults are the paper's (section 4.2) where it gives them: SGD, poly 0.9, OHEM at 0.7.
+    """
+
+    variant: str = "stdc1"
+    iterations: int = 60000
+    batch: int = 12
+    crop: tuple[int, int] = (512, 1024)
+    crop_start: tuple[int, int] | None = None
+    scales: tuple[float, float] = (0.5, 2.0)
+    aspect: float = 0.0
+    jitter: float = 0.5
+    balance: float = 0.0
+    optimizer: str = "sgd"
+    lr: float = 0.01
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    poly: float = 0.9
+    warmup: int = 1000
+    ohem_threshold: float = 0.7
+    ohem_min_kept: float = 1 / 16
+    class_weights: float = 0.0
+    aux_weight: float = 1.0
+    detail_weight: float = 1.0
+    loss_stride: int = 1
+    ema: float = 0.999
+    eval_scale: float = 1.0
+    val_every: int = 1000
+    save_every: int = 200
+    amp: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive = ("iterations", "batch", "lr", "val_every", "save_every", "loss_stride", "eval_scale")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.optimizer not in ("sgd", "adamw"):
+            raise UserError(f"unknown optimizer {self.optimizer!r}; choose sgd or adamw")
+        if self.amp not in ("auto", "bf16", "fp16", "off"):
+            raise UserError(f"unknown amp {self.amp!r}; choose auto, bf16, fp16 or off")
+        if not 0 < self.scales[0] <= self.scales[1]:
+            raise UserError(f"scales must be two growing positive factors, not {self.scales}")
+        for crop in (self.crop, self.crop_start or self.crop):
+            if min(crop) < 64 or crop[0] % 32 or crop[1] % 32:
+                raise UserError(f"a crop is at least 64x64 and a multiple of 32, not {crop}")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema must lie in [0, 1), not {self.ema}")
+
+    def crop_at(self, iteration: int) -> tuple[int, int]:
+        """Crop size of an iteration: grows in steps of 32 from ``crop_start`` to ``crop``."""
+        if self.crop_start is None:
+            return self.crop
+        done = min(iteration / self.iterations, 1.0)
+        return tuple(
+            a + 32 * min(int(done * ((b - a) // 32 + 1)), (b - a) // 32)
+            for a, b in zip(self.crop_start, self.crop, strict=True)
+        )
+
+    def lr_at(self, iteration: int) -> float:
+        """Learning rate of an iteration: linear warm-up, then ``lr (1 - t)^poly``."""
+        if iteration < self.warmup:
+            return self.lr * (iteration + 1) / (self.warmup + 1)
+        done = (iteration - self.warmup) / max(self.iterations - self.warmup, 1)
+        return self.lr * (1 - done) ** self.poly
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """This process among those of the run."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def processes(device: str) -> Iterator[Process]:
+    """Join the group that torchrun started, if any: gloo on CPU, NCCL on GPUs."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if kind.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("device cuda: torch sees no GPU; use --device cpu")
+    if world == 1:
+        yield Process(0, 1, torch.device(kind))
+        return
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    if kind.startswith("cuda"):
+        torch.cuda.set_device(local)
+        kind = f"cuda:{local}"
+    dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
+    try:
+        yield Process(rank, world, torch.device(kind))
+    finally:
+        dist.destroy_process_group()
+
+
+class Average:
+    """Exponential moving average of parameters and norm statistics, without the first steps' bias."""
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, iteration: int) -> None:
+        decay = min(self.decay, (1 + iteration) / (10 + iteration))
+        mine, theirs = [], []
+        for a, b in zip(_tensors(self.network), _tensors(network), strict=True):
+            if a.is_floating_point():
+                mine.append(a)
+                theirs.append(b.detach())
+            else:
+                a.copy_(b)
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
+
+
+def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    plain = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    if config.amp == "off":
+        return None
+    if config.amp == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+    return torch.bfloat16 if config.amp == "bf16" else torch.float16
+
+
+class _Log:
+    """A CSV file that a resumed run continues: rows at or after its iteration are dropped."""
+
+    def __init__(self, path: Path, fields: list[str], iteration: int):
+        rows = []
+        if path.is_file() and iteration > 0:
+            with open(path, newline="") as file:
+                rows = [r for r in csv.DictReader(file) if int(r["iteration"]) <= iteration]
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, fields)
+                writer.writeheader()
+                writer.writerows(rows)
+
+        checkpoints.write_atomic(path, write)
+        self._file = open(path, "a", newline="")  # noqa: SIM115, closed by close()
+        self._writer = csv.DictWriter(self._file, fields)
+
+    def add(self, row: dict[str, object]) -> None:
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def validate(
+    network: nn.Module, folder: SegmentationFolder, scale: float, process: Process, amp: torch.dtype | None
+) -> Confusion:
+    """Confusion matrix over a whole split, shared out among the processes."""
+    confusion = Confusion(len(folder.classes))
+    with torch.inference_mode():
+        for i in range(process.rank, len(folder), process.world):
+            image, labels = folder.load(i)
+            x = normalise(torch.from_numpy(image.copy())[None].to(process.device))
+            with torch.autocast(process.device.type, amp, enabled=amp is not None):
+                logits = scaled_logits(network, x, scale, labels.shape)
+            confusion.update(labels, logits.argmax(1)[0].to("cpu", torch.uint8).numpy())
+    if process.world > 1:
+        total = torch.from_numpy(confusion.matrix).to(process.device)
+        dist.all_reduce(total)
+        confusion.matrix = total.cpu().numpy()
+    return confusion
+
+
+def train(
+    config: TrainConfig,
+    data: str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    workers: int = 0,
+    quiet: bool = False,
+) -> float:
+    """Train, or go on with, a run in the folder ``out``; returns the best validation mIoU (0..1).
+
+    Args:
+        config: the recipe; a resumed run must have the same.
+        data: CamVid or Cityscapes folder with splits ``train`` and ``val``.
+        out: the run's folder.
+        resume: go on from ``out/last.pt`` (start anew if there is none yet).
+        device: "auto", "cpu" or "cuda".
+        workers: processes that augment; 0 does it in the training process.
+        quiet: no progress bar.
+
+    Raises UserError for a folder that already holds a run, a different recipe, or bad data.
+    Interrupted by SIGINT or SIGTERM it saves ``last.pt`` first, then raises KeyboardInterrupt.
+    """
+    with processes(device) as process:
+        run = Run(config, Path(data), Path(out), resume, process, workers)
+        try:
+            return run.loop(quiet)
+        finally:
+            run.close()
+
+
+class Run:
+    """The state of one training run."""
+
+    def __init__(
+        self, config: TrainConfig, data: Path, out: Path, resume: bool, process: Process, workers: int
+    ):
+        self.config, self.out, self.process, self.workers = config, out, process, workers
+        self.folder, self.val = open_folder(data, "train"), open_folder(data, "val")
+        classes = self.folder.classes
+        if self.val.classes != classes:
+            raise UserError(f"{data}: train and val have different classes")
+        torch.manual_seed(config.seed)
+        network = STDCSeg(config.variant, len(classes), training_heads=True)
+        network = network.to(process.device, memory_format=torch.channels_last)
+        if process.world > 1 and process.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.network = network
+        self.average = Average(network, config.ema)
+        self.optimizer = _optimizer(config, network)
+        self.amp = _amp_dtype(config, process.device)
+        self.scaler = torch.amp.GradScaler(process.device.type, enabled=self.amp == torch.float16)
+        self.iteration, self.best = 0, -1.0
+
+        last = out / "last.pt"
+        if last.is_file():
+            if not resume:
+                raise UserError(f"{out}: holds a run already; add --resume, or choose another folder")
+            self._load(last)
+        if process.main:
+            out.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
+            checkpoints.write_atomic(out / "config.json", lambda p: p.write_text(text))
+
+        histograms = self.folder.histograms()
+        weights = None
+        if config.class_weights > 0:
+            share = histograms.sum(0) / histograms.sum()
+            raw = 1 / np.log(config.class_weights + share)
+            weights = torch.tensor(raw / raw.mean(), dtype=torch.float32)
+        ohem = OhemCrossEntropy(config.ohem_threshold, config.ohem_min_kept, weights)
+        loss = SegmentationLoss(ohem, config.aux_weight, config.detail_weight, config.loss_stride)
+        self.loss = loss.to(process.device)
+        per_step = config.batch * process.world
+        self.stream = TrainingStream(
+            self.folder,
+            histograms,
+            Augmentation(config.scales, config.aspect, config.balance, config.jitter),
+            lambda k: config.crop_at(k // per_step),
+            config.seed,
+        )
+        self.logs: list[_Log] = []
+        if process.main:
+            fields = ["iteration", "seconds", "lr", "total", "main", "aux16", "aux32", "bce", "dice"]
+            self.train_log = _Log(out / "train.csv", fields, self.iteration)
+            self.val_log = _Log(out / "val.csv", ["iteration", "miou", *classes.names], self.iteration)
+            self.logs = [self.train_log, self.val_log]
+
+    def close(self) -> None:
+        for log in self.logs:
+            log.close()
+
+    def loop(self, quiet: bool = False) -> float:
+        """Run to the end of the schedule; returns the best validation mIoU."""
+        config, process = self.config, self.process
+        model: nn.Module = self.network
+        if process.world > 1:
+            ids = [process.device.index] if process.device.type == "cuda" else None
+            model = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        model.train()
+        stop = _stop_requests()
+        bar = tqdm(
+            total=config.iterations, initial=self.iteration, unit="it", disable=quiet or not process.main
+        )
+        started, sums, count = time.monotonic(), np.zeros(6), 0
+        with bar, stop as requested:
+            for images, labels in self._batches():
+                terms = self._step(model, images, labels)
+                self.iteration += 1
+                bar.update()
+                sums += [float(t.detach()) for t in terms]
+                count += 1
+                if not np.isfinite(sums).all():
+                    raise UserError(
+                        f"the loss is not finite at iteration {self.iteration} (lr {config.lr}); "
+                        "lower the learning rate or lengthen the warm-up, then --resume"
+                    )
+                done = self.iteration == config.iterations
+                if self.iteration % 50 == 0 or done:
+                    self._log(sums / count, time.monotonic() - started)
+                    bar.set_postfix(loss=f"{sums[0] / count:.3f}", best=f"{self.best:.4f}")
+                    started, sums, count = time.monotonic(), np.zeros(6), 0
+                if self.iteration % config.val_every == 0 or done:
+                    self._validate()
+                    model.train()
+                stopping = self._any(bool(requested))
+                if self.iteration % config.save_every == 0 or done or stopping:
+                    self._save()
+                if stopping:
+                    raise KeyboardInterrupt
+        return self.best
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        config, process = self.config, self.process
+        order = [
+            (i * process.world + process.rank) * config.batch + j
+            for i in range(self.iteration, config.iterations)
+            for j in range(config.batch)
+        ]
+        loader = torch.utils.data.DataLoader(
+            self.stream,
+            config.batch,
+            sampler=order,
+            num_workers=self.workers,
+            pin_memory=process.device.type == "cuda",
+            persistent_workers=self.workers > 0,
+        )
+        for images, labels in loader:
+            yield (
+                normalise(images.to(process.device, non_blocking=True)),
+                labels.to(process.device, torch.int64, non_blocking=True),
+            )
+
+    def _step(self, model: nn.Module, images: Tensor, labels: Tensor):
+        rate = self.config.lr_at(self.iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.process.device.type, self.amp, enabled=self.amp is not None):
+            output = model(images)
+        terms = self.loss(output, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(terms.total).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.average.update(self.network, self.iteration)
+        return terms
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.process.world == 1:
+            return flag
+        total = torch.tensor([float(flag)], device=self.process.device)
+        dist.all_reduce(total)
+        return bool(total.item())
+
+    def _log(self, means: np.ndarray, seconds: float) -> None:
+        if self.process.main:
+            names = ["total", "main", "aux16", "aux32", "bce", "dice"]
+            row = {n: f"{v:.5f}" for n, v in zip(names, means, strict=True)}
+            rate = f"{self.config.lr_at(self.iteration - 1):.3e}"
+            self.train_log.add(
+                {"iteration": self.iteration, "seconds": f"{seconds:.1f}", "lr": rate, **row}
+            )
+
+    def _validate(self) -> None:
+        network = self.average.network
+        confusion = validate(network, self.val, self.config.eval_scale, self.process, self.amp)
+        miou = confusion.miou()
+        if self.process.main:
+            iou = dict(zip(self.folder.classes.names, confusion.iou().round(4), strict=True))
+            self.val_log.add({"iteration": self.iteration, "miou": f"{miou:.4f}", **iou})
+        if miou > self.best:
+            self.best = miou
+            if self.process.main:
+                state = checkpoints.inference_state(network)
+                checkpoints.save(state, self.out / "best.safetensors", self._metadata(confusion))
+
+    def _metadata(self, confusion: Confusion) -> dict[str, object]:
+        config = self.config
+        return {
+            "variant": config.variant,
+            "classes": self.folder.classes.names,
+            "palette": self.folder.classes.palette,
+            "scale": config.eval_scale,
+            "miou": round(confusion.miou(), 6),
+            "miou_split": f"val, {len(self.val)} images",
+            "iteration": self.iteration,
+            "recipe": dataclasses.asdict(config) | {"processes": self.process.world},
+            "commit": _commit(),
+            "torch": torch.__version__,
+        }
+
+    def _save(self) -> None:
+        if not self.process.main:
+            return
+        state = {
+            "config": dataclasses.asdict(self.config),
+            "world": self.process.world,
+            "iteration": self.iteration,
+            "best": self.best,
+            "network": self.network.state_dict(),
+            "average": self.average.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        checkpoints.write_atomic(self.out / "last.pt", lambda p: torch.save(state, p))
+
+    def _load(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location=self.process.device, weights_only=True)
+        except Exception as error:  # torch.load raises many types on a damaged file
+            raise UserError(f"{path}: not a readable training state ({error})") from None
+        mine = dataclasses.asdict(self.config) | {"world": self.process.world}
+        theirs = state["config"] | {"world": state["world"]}
+        different = [k for k in mine if mine[k] != theirs.get(k)]
+        if different:
+            values = ", ".join(f"{k} was {theirs.get(k)}, is {mine[k]}" for k in different)
+            raise UserError(f"{path}: can not resume with another recipe: {values}")
+        self.network.load_state_dict(state["network"])
+        self.average.network.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.iteration, self.best = state["iteration"], state["best"]
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying in the middle of an iteration."""
+    received: list[int] = []
+    previous = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
+            previous[number] = signal.signal(number, lambda n, _: received.append(n))
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _commit() -> str:
+    """Commit of the source tree this runs from, or "unknown" outside of one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return "unknown"
