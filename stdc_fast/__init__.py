@@ -1,0 +1,25 @@
+"""STDC-Seg real-time segmentation: load any checkpoint, label images fast.
+
+import stdc_fast
+model = stdc_fast.load("stdc1_camvid")
+model.predict("street.jpg").overlay().save("overlay.png")
+"""
+
+__version__ = "0.1.0"
+
+from stdc_fast.classes import ClassSet
+from stdc_fast.errors import UserError
+from stdc_fast.segmenter import BatchError, InputSize, Segmentation, Segmenter
+from stdc_fast.zoo import list_models, load, model_info
+
+__all__ = [
+    "BatchError",
+    "ClassSet",
+    "InputSize",
+    "Segmentation",
+    "Segmenter",
+    "UserError",
+    "list_models",
+    "load",
+    "model_info",
+]

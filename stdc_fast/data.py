@@ -74,9 +74,7 @@ class SegmentationFolder:
         try:
             with Image.open(path) as im:
                 if im.mode not in ("L", "P"):
-                    raise UserError(
-                        f"{path}: labels must be one 8-bit channel of class ids, not {im.mode}"
-                    )
+                    raise UserError(f"{path}: labels must be one 8-bit channel of class ids, not {im.mode}")
                 return self.remap[np.asarray(im)]
         except OSError as error:
             raise UserError(f"{path}: not a readable image ({error})") from None

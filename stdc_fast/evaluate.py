@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from stdc_fast.errors import UserError
 from stdc_fast.reference.losses import IGNORE
-from stdc_fast.reference.networks import upsample
+
+if TYPE_CHECKING:
+    from stdc_fast.data import SegmentationFolder
+    from stdc_fast.segmenter import Segmenter
 
 
 class Confusion:
@@ -28,7 +33,7 @@ class Confusion:
         n = len(self.matrix)
         for what, ids in (("label", true), ("prediction", guess)):
             if ids.size and (ids.min() < 0 or ids.max() >= n):
-                raise ValueError(f"{what} {ids.max()} does not fit {n} classes")
+                raise ValueError(f"{what}s from {ids.min()} to {ids.max()} do not fit {n} classes")
         self.matrix += np.bincount(true * n + guess, minlength=n * n).reshape(n, n)
 
     def iou(self) -> np.ndarray:
@@ -43,19 +48,52 @@ class Confusion:
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
     def pixel_accuracy(self) -> float:
-        """Share of the pixels with the right class."""
-        return float(np.trace(self.matrix) / max(self.matrix.sum(), 1))
+        """Share of the labelled pixels that got their class; NaN without any."""
+        total = self.matrix.sum()
+        return float(np.trace(self.matrix) / total) if total else float("nan")
 
 
-def scaled_logits(network: nn.Module, x: Tensor, scale: float, size: tuple[int, int]) -> Tensor:
-    """Logits by the official accuracy protocol: both interpolations bilinear, align_corners=True.
+def evaluate(
+    model: Segmenter,
+    folder: SegmentationFolder,
+    *,
+    scale: float | None = None,
+    size: str | tuple[int, int] | None = None,
+    indices: Iterable[int] | None = None,
+) -> Confusion:
+    """Confusion matrix of a model over a split, by the official protocol.
 
-    The *normalised* image ``[N, 3, H, W]`` is resized to ``int(H * scale), int(W * scale)``, the
-    network's logits come at that size and are then resized to ``size``: float32 ``[N, C, *size]``.
+    The normalised image is resized (bilinear, align_corners=True), the logits come at that size, are
+    resized to the labels' full size, then argmax. Classes are matched by name where the model's and
+    the data's names are the same in another order; the matrix is in the data's order.
+
+    Args:
+        model: what to evaluate.
+        folder: see :func:`stdc_fast.data.open_folder`.
+        scale, size: as for :meth:`Segmenter.predict`; by default the weights' own.
+        indices: images to take; all by default (pass a progress bar over ``range(len(folder))``).
+
+    Raises UserError if model and data have different classes.
     """
-    if scale != 1:
-        x = upsample(x, (int(x.shape[2] * scale), int(x.shape[3] * scale)))
-    logits = network(x)
-    if not logits.dtype == torch.float64:
-        logits = logits.float()
-    return logits if logits.shape[2:] == tuple(size) else upsample(logits, size)
+    order = _match(model, folder)
+    confusion = Confusion(len(folder.classes))
+    for i in range(len(folder)) if indices is None else indices:
+        image, labels = folder.load(i)
+        predicted = model.label(image[None], scale=scale, size=size)
+        confusion.update(labels, order[predicted[0].cpu().numpy()])
+    return confusion
+
+
+def _match(model: Segmenter, folder: SegmentationFolder) -> np.ndarray:
+    """The data's class id of each of the model's, uint8 ``[C]``."""
+    mine = [n.lower() for n in model.classes.names]
+    theirs = [n.lower() for n in folder.classes.names]
+    if len(mine) != len(theirs):
+        raise UserError(
+            f"the model has {len(mine)} classes, the data {len(theirs)} ({', '.join(folder.classes.names)}); "
+            "evaluate it on data with its own classes"
+        )
+    if sorted(mine) == sorted(theirs):
+        return np.array([theirs.index(n) for n in mine], np.uint8)
+    differing = next(n for n in mine if n not in theirs)
+    raise UserError(f"the model's class {differing!r} is none of the data's ({', '.join(theirs)})")

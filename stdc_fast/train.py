@@ -22,14 +22,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from stdc_fast import checkpoints
-from stdc_fast.data import Augmentation, SegmentationFolder, TrainingStream, normalise, open_folder
+from stdc_fast.data import Augmentation, TrainingStream, normalise, open_folder
 from stdc_fast.errors import UserError
-from stdc_fast.evaluate import Confusion, scaled_logits
+from stdc_fast.evaluate import Confusion, evaluate
 from stdc_fast.reference import OhemCrossEntropy, SegmentationLoss, STDCSeg
+from stdc_fast.segmenter import Segmenter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +162,17 @@ def _tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
 
 
+def _load_backbone(network: STDCSeg, path: str | Path) -> None:
+    state = checkpoints.read_backbone(path)
+    mine = network.cp.backbone.state_dict()
+    wrong = [k for k in mine if k in state and state[k].shape != mine[k].shape]
+    wrong += [k for k in mine if k not in state and not k.endswith("num_batches_tracked")]
+    wrong += [k for k in state if k not in mine]
+    if wrong:
+        raise UserError(f"{path}: its backbone is not {network.variant}'s; first difference at {wrong[0]}")
+    network.cp.backbone.load_state_dict(state, strict=False)
+
+
 def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
     decayed = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
@@ -209,31 +222,13 @@ class _Log:
         self._file.close()
 
 
-def validate(
-    network: nn.Module, folder: SegmentationFolder, scale: float, process: Process, amp: torch.dtype | None
-) -> Confusion:
-    """Confusion matrix over a whole split, shared out among the processes."""
-    confusion = Confusion(len(folder.classes))
-    with torch.inference_mode():
-        for i in range(process.rank, len(folder), process.world):
-            image, labels = folder.load(i)
-            x = normalise(torch.from_numpy(image.copy())[None].to(process.device))
-            with torch.autocast(process.device.type, amp, enabled=amp is not None):
-                logits = scaled_logits(network, x, scale, labels.shape)
-            confusion.update(labels, logits.argmax(1)[0].to("cpu", torch.uint8).numpy())
-    if process.world > 1:
-        total = torch.from_numpy(confusion.matrix).to(process.device)
-        dist.all_reduce(total)
-        confusion.matrix = total.cpu().numpy()
-    return confusion
-
-
 def train(
     config: TrainConfig,
     data: str | Path,
     out: str | Path,
     *,
     resume: bool = False,
+    backbone: str | Path | None = None,
     device: str = "auto",
     workers: int = 0,
     quiet: bool = False,
@@ -245,6 +240,7 @@ def train(
         data: CamVid or Cityscapes folder with splits ``train`` and ``val``.
         out: the run's folder.
         resume: go on from ``out/last.pt`` (start anew if there is none yet).
+        backbone: checkpoint whose backbone a new run starts from (ImageNet or segmentation weights).
         device: "auto", "cpu" or "cuda".
         workers: processes that augment; 0 does it in the training process.
         quiet: no progress bar.
@@ -253,7 +249,7 @@ def train(
     Interrupted by SIGINT or SIGTERM it saves ``last.pt`` first, then raises KeyboardInterrupt.
     """
     with processes(device) as process:
-        run = Run(config, Path(data), Path(out), resume, process, workers)
+        run = Run(config, Path(data), Path(out), resume, process, workers, backbone)
         try:
             return run.loop(quiet)
         finally:
@@ -264,7 +260,14 @@ class Run:
     """The state of one training run."""
 
     def __init__(
-        self, config: TrainConfig, data: Path, out: Path, resume: bool, process: Process, workers: int
+        self,
+        config: TrainConfig,
+        data: Path,
+        out: Path,
+        resume: bool,
+        process: Process,
+        workers: int,
+        backbone: str | Path | None = None,
     ):
         self.config, self.out, self.process, self.workers = config, out, process, workers
         self.folder, self.val = open_folder(data, "train"), open_folder(data, "val")
@@ -273,6 +276,8 @@ class Run:
             raise UserError(f"{data}: train and val have different classes")
         torch.manual_seed(config.seed)
         network = STDCSeg(config.variant, len(classes), training_heads=True)
+        if backbone is not None:
+            _load_backbone(network, backbone)
         network = network.to(process.device, memory_format=torch.channels_last)
         if process.world > 1 and process.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -409,13 +414,18 @@ class Run:
             names = ["total", "main", "aux16", "aux32", "bce", "dice"]
             row = {n: f"{v:.5f}" for n, v in zip(names, means, strict=True)}
             rate = f"{self.config.lr_at(self.iteration - 1):.3e}"
-            self.train_log.add(
-                {"iteration": self.iteration, "seconds": f"{seconds:.1f}", "lr": rate, **row}
-            )
+            self.train_log.add({"iteration": self.iteration, "seconds": f"{seconds:.1f}", "lr": rate, **row})
 
     def _validate(self) -> None:
-        network = self.average.network
-        confusion = validate(network, self.val, self.config.eval_scale, self.process, self.amp)
+        network, process = self.average.network, self.process
+        model = Segmenter(network, self.folder.classes)
+        mine = range(process.rank, len(self.val), process.world)
+        with torch.autocast(process.device.type, self.amp, enabled=self.amp is not None):
+            confusion = evaluate(model, self.val, scale=self.config.eval_scale, indices=mine)
+        if process.world > 1:
+            total = torch.from_numpy(confusion.matrix).to(process.device)
+            dist.all_reduce(total)
+            confusion.matrix = total.cpu().numpy()
         miou = confusion.miou()
         if self.process.main:
             iou = dict(zip(self.folder.classes.names, confusion.iou().round(4), strict=True))
@@ -432,7 +442,7 @@ class Run:
             "variant": config.variant,
             "classes": self.folder.classes.names,
             "palette": self.folder.classes.palette,
-            "scale": config.eval_scale,
+            "short_side": round(config.eval_scale * self._short_side()),
             "miou": round(confusion.miou(), 6),
             "miou_split": f"val, {len(self.val)} images",
             "iteration": self.iteration,
@@ -440,6 +450,14 @@ class Run:
             "commit": _commit(),
             "torch": torch.__version__,
         }
+
+    def _short_side(self) -> float:
+        """Typical length of the shorter side of the validation images, in pixels."""
+        sides = []
+        for path in self.val.images:
+            with Image.open(path) as image:
+                sides.append(min(image.size))
+        return float(np.median(sides))
 
     def _save(self) -> None:
         if not self.process.main:

@@ -6,6 +6,8 @@ code, so that its checkpoints map onto these modules one to one. "Paper" is arXi
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,9 +26,7 @@ class ConvBNReLU(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1):
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False
-        )
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
         self.bn = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class STDCModule(nn.Module):
         widths = _block_widths(out_channels, blocks)
         self.stride = stride
         self.conv_list = nn.ModuleList([ConvBNReLU(in_channels, widths[0], 1)])
-        self.conv_list.extend(ConvBNReLU(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.conv_list.extend(ConvBNReLU(a, b) for a, b in pairwise(widths))
         if stride == 2:
             self.avd_layer = nn.Sequential(*_depthwise_bn(widths[0]))
             self.skip = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=count_include_pad)
@@ -118,13 +118,11 @@ class STDCAddModule(nn.Module):
         super().__init__()
         _check_module(out_channels, blocks, stride)
         if stride == 1 and in_channels != out_channels:
-            raise ValueError(
-                f"an add module of stride 1 keeps its channels: {in_channels} != {out_channels}"
-            )
+            raise ValueError(f"an add module of stride 1 keeps its channels: {in_channels} != {out_channels}")
         widths = _block_widths(out_channels, blocks)
         self.stride = stride
         self.conv_list = nn.ModuleList([ConvBNReLU(in_channels, widths[0], 1)])
-        self.conv_list.extend(ConvBNReLU(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.conv_list.extend(ConvBNReLU(a, b) for a, b in pairwise(widths))
         if stride == 2:
             self.avd_layer = nn.Sequential(*_depthwise_bn(widths[0]))
             self.skip = nn.Sequential(

@@ -103,9 +103,7 @@ class OhemCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """``logits`` ``[N, C, H, W]``, ``labels`` ``[N, H, W]``; returns a scalar."""
-        losses = F.cross_entropy(
-            logits, labels, ignore_index=self.ignore_index, reduction="none"
-        ).flatten()
+        losses = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none").flatten()
         labels = labels.flatten()
         with torch.no_grad():
             valid = labels != self.ignore_index
@@ -164,9 +162,7 @@ class SegmentationLoss(nn.Module):
             # Where align_corners=True puts the n samples, to the nearest label.
             where = torch.linspace(0, labels.shape[dim] - 1, n, device=labels.device)
             picked = picked.index_select(dim, where.round().long())
-        main, aux16, aux32 = (
-            self.ohem(upsample(x.float(), size), picked) for x in output[:3]
-        )
+        main, aux16, aux32 = (self.ohem(upsample(x.float(), size), picked) for x in output[:3])
         bce, dice = detail_loss(output.detail, self.detail(labels))
         total = main + self.aux_weight * (aux16 + aux32) + self.detail_weight * (bce + dice)
         return LossTerms(total, main, aux16, aux32, bce, dice)

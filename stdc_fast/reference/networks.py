@@ -225,5 +225,3 @@ class STDCSeg(nn.Module):
 def upsample(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """Bilinear resize with align_corners=True, the one interpolation of logits in all families."""
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=True)
-
-

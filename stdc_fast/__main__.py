@@ -1,0 +1,5 @@
+"""``python -m stdc_fast`` is ``stdc-fast``; torchrun starts it so."""
+
+from stdc_fast.cli import main
+
+main()

@@ -1,0 +1,49 @@
+"""Overlays, legends and label images, on Pillow."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from stdc_fast.classes import ClassSet
+
+
+def lookup(classes: ClassSet) -> np.ndarray:
+    """Colour by class id, uint8 ``[256, 3]``; ids without a class are black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(classes)] = classes.palette
+    return table
+
+
+def blend(image: np.ndarray, colours: np.ndarray, alpha: float) -> Image.Image:
+    """``(1 - alpha) image + alpha colours``; both RGB uint8 ``[H, W, 3]``."""
+    return Image.blend(Image.fromarray(image), Image.fromarray(colours), alpha)
+
+
+def label_image(labels: np.ndarray, classes: ClassSet) -> Image.Image:
+    """A palette image whose pixel values are the class ids."""
+    image = Image.fromarray(labels).convert("P")
+    image.putpalette(lookup(classes).tobytes())
+    return image
+
+
+def add_legend(picture: Image.Image, shares: dict[str, float], classes: ClassSet) -> Image.Image:
+    """The picture with a strip below that names the classes, their colours and shares (0..1)."""
+    colour = dict(zip(classes.names, classes.palette, strict=True))
+    font = ImageFont.load_default(size=max(11, round(picture.width / 60)))
+    ascent = font.getbbox("Ag")[3]
+    gap = max(4, ascent // 2)
+    entries = [(name, f"{name} {share:.1%}") for name, share in shares.items()]
+    widths = [gap + ascent + gap + round(font.getlength(text)) + gap for _, text in entries]
+    columns = max(1, (picture.width - gap) // max(widths, default=1))
+    lines = -(-len(entries) // columns)
+    pitch = (picture.width - gap) // columns
+    out = Image.new("RGB", (picture.width, picture.height + gap + lines * (ascent + gap)), (24, 24, 24))
+    out.paste(picture, (0, 0))
+    pen = ImageDraw.Draw(out)
+    for i, (name, text) in enumerate(entries):
+        x = gap + (i % columns) * pitch
+        y = picture.height + gap + (i // columns) * (ascent + gap)
+        pen.rectangle((x, y, x + ascent, y + ascent - 1), fill=colour[name], outline=(255, 255, 255))
+        pen.text((x + ascent + gap, y), text, fill=(240, 240, 240), font=font)
+    return out

@@ -1,0 +1,92 @@
+"""What machine and versions this runs on; for ``stdc-fast info`` and for headers of measurements."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+import stdc_fast
+from stdc_fast import backends
+
+_CPU_FLAGS = (
+    "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_tile", "amx_bf16", "amx_int8",
+)  # fmt: skip
+
+
+def cpu() -> dict[str, object]:
+    """Model, cores and instruction sets of the processor, as the system tells them."""
+    model, flags = platform.processor() or platform.machine(), []
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        fields = dict(
+            (part.strip() for part in line.split(":", 1))
+            for line in path.read_text().splitlines()
+            if ":" in line
+        )
+        model = fields.get("model name", model)
+        present = fields.get("flags", "").split()
+        flags = [f for f in _CPU_FLAGS if f in present]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "model": model,
+        "machine": platform.machine(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "features": flags,
+    }
+
+
+def gpus() -> list[dict[str, object]]:
+    """Name, compute capability and memory of each GPU that torch sees."""
+    if not torch.cuda.is_available():
+        return []
+    found = []
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        found.append(
+            {
+                "name": p.name,
+                "capability": f"{p.major}.{p.minor}",
+                "memory_gib": round(p.total_memory / 2**30, 1),
+            }
+        )
+    return found
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what matters here; None for what is not installed."""
+    result: dict[str, str | None] = {
+        "stdc_fast": stdc_fast.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+    }
+    for name in ("triton", "numpy", "pillow", "safetensors"):
+        try:
+            result[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            result[name] = None
+    return result
+
+
+def collect() -> dict[str, object]:
+    """All of the above, the backends with their reasons, and the embedded models."""
+    models = []
+    for name in stdc_fast.list_models():
+        meta = stdc_fast.model_info(name)
+        models.append({"name": name, **{k: meta.get(k) for k in ("variant", "miou", "miou_split", "terms")}})
+    return {
+        "versions": versions(),
+        "cpu": cpu(),
+        "gpus": gpus(),
+        "backends": [
+            {"name": s.name, "available": s.available, "reason": s.reason} for s in backends.statuses()
+        ],
+        "default_backend": backends.choose(),
+        "models": models,
+    }

@@ -1,0 +1,372 @@
+"""The model as users hold it: :class:`Segmenter` labels images, :class:`Segmentation` is one result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from stdc_fast import draw, images
+from stdc_fast.checkpoints import write_atomic, write_errors
+from stdc_fast.classes import ClassSet
+from stdc_fast.data import normalise
+from stdc_fast.errors import UserError
+from stdc_fast.postprocess import resize_argmax
+from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, upsample
+
+
+class BatchError(UserError):
+    """Some images of a batch failed; the others were done.
+
+    ``results`` has the finished :class:`Segmentation` objects in order (empty when streaming),
+    ``failures`` the (name, message) pairs.
+    """
+
+    def __init__(self, results: list[Segmentation], failures: list[tuple[str, str]], total: int):
+        lines = "; ".join(message for _, message in failures[:3])
+        more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
+        super().__init__(f"{len(failures)} of {total} images failed: {lines}{more}")
+        self.results = results
+        self.failures = failures
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSize:
+    """Size at which the network sees an image, where the caller does not say.
+
+    ``short_side`` is the length in pixels to which the shorter side is brought, so that things appear as
+    large as in training; None leaves the image as it is.
+    """
+
+    short_side: int | None = None
+
+    def resolve(
+        self,
+        height: int,
+        width: int,
+        scale: float | None = None,
+        size: str | tuple[int, int] | None = None,
+    ) -> tuple[int, int]:
+        """(H, W) for an image of that size; ``scale`` and ``size`` ("native" or (H, W)) go first."""
+        if scale is not None and size is not None:
+            raise UserError(f"give scale={scale} or size={size}, not both")
+        if scale is not None:
+            if not (math.isfinite(scale) and scale > 0):
+                raise UserError(f"scale must be a positive number, not {scale}")
+            result = (int(height * scale), int(width * scale))
+        elif size == "native":
+            result = (height, width)
+        elif size is not None:
+            try:
+                result = (int(size[0]), int(size[1]))
+                if isinstance(size, str) or len(size) != 2:
+                    raise ValueError
+            except (TypeError, ValueError, IndexError):
+                raise UserError(f'size must be (height, width) or "native", not {size!r}') from None
+        elif self.short_side is not None:
+            factor = self.short_side / min(height, width)
+            result = (round(height * factor), round(width * factor))
+        else:
+            result = (height, width)
+        if min(result) < MIN_SIZE or result[0] * result[1] > images.MAX_PIXELS:
+            raise UserError(
+                f"the network would see {result[1]}x{result[0]}; both sides must be at least {MIN_SIZE} "
+                f"and the pixels at most {images.MAX_PIXELS / 1e6:.0f} million; change scale or size"
+            )
+        return result
+
+
+class Segmentation:
+    """Labels of one image.
+
+    Attributes:
+        labels: class ids, uint8 ``[H, W]``, at the image's own size.
+        confidence: softmax probability of the chosen class, float32 ``[H, W]``, or None.
+        image: the image, RGB uint8 ``[H, W, 3]``.
+        classes: names and colours.
+        name: the image's path, or "array", "item 3", ...
+        seconds: time from the decoded image to the labels.
+        input_size: (H, W) that the network saw.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        image: np.ndarray,
+        classes: ClassSet,
+        name: str,
+        seconds: float,
+        input_size: tuple[int, int],
+        confidence: np.ndarray | None = None,
+    ):
+        self.labels, self.image, self.classes, self.name = labels, image, classes, name
+        self.seconds, self.input_size, self.confidence = seconds, input_size, confidence
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        return f"Segmentation({self.name!r}, {width}x{height}, {len(self.counts())} classes)"
+
+    def counts(self) -> dict[str, int]:
+        """Pixels by class name, most first; classes that do not occur are left out."""
+        pixels = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        order = sorted(np.flatnonzero(pixels), key=lambda i: -pixels[i])
+        return {self.classes.names[i]: int(pixels[i]) for i in order}
+
+    def shares(self) -> dict[str, float]:
+        """Share of the image by class name, 0..1, largest first."""
+        return {name: n / self.labels.size for name, n in self.counts().items()}
+
+    def colours(self) -> np.ndarray:
+        """The labels in the classes' colours, RGB uint8 ``[H, W, 3]``."""
+        return draw.lookup(self.classes)[self.labels]
+
+    def overlay(self, alpha: float = 0.55, legend: bool = False) -> Image.Image:
+        """The image under its labels' colours; ``alpha`` is the colours' weight, 0..1.
+
+        With ``legend`` a strip below the image names the classes that occur, with their shares.
+        """
+        if not 0 <= alpha <= 1:
+            raise UserError(f"alpha must lie between 0 and 1, not {alpha}")
+        picture = draw.blend(self.image, self.colours(), alpha)
+        return draw.add_legend(picture, self.shares(), self.classes) if legend else picture
+
+    def save(self, path: str | Path) -> None:
+        """Write the labels as a PNG: pixel values are class ids, the palette their colours.
+
+        The file appears whole or not at all. UserError if it can not be written.
+        """
+        save_image(draw.label_image(self.labels, self.classes), path, "PNG")
+
+    def to_dict(self) -> dict[str, object]:
+        """Name, sizes, time and classes as plain Python values."""
+        height, width = self.labels.shape
+        counts = self.counts()
+        return {
+            "name": self.name,
+            "width": width,
+            "height": height,
+            "input_width": self.input_size[1],
+            "input_height": self.input_size[0],
+            "seconds": round(self.seconds, 6),
+            "classes": [
+                {
+                    "id": self.classes.names.index(name),
+                    "name": name,
+                    "pixels": pixels,
+                    "share": round(pixels / (height * width), 6),
+                }
+                for name, pixels in counts.items()
+            ],
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """:meth:`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+
+def save_image(image: Image.Image, path: str | Path, kind: str | None = None) -> None:
+    """Write a PIL image atomically; the format comes from the path's suffix unless ``kind`` says it."""
+    with write_errors(path):
+        try:
+            write_atomic(path, lambda p: image.save(p, format=kind))
+        except ValueError as error:  # an unknown suffix
+            raise UserError(f"{path}: can not be written ({error}); use .png or .jpg") from None
+
+
+class Segmenter(nn.Module):
+    """STDC-Seg for inference, as :func:`stdc_fast.load` returns it.
+
+    As a module it maps a normalised float ``[N, 3, H, W]`` to float32 logits ``[N, C, H, W]`` at the same
+    size. :meth:`label` and :meth:`predict` take raw RGB and give class ids.
+
+    Attributes:
+        network: the reference network; its state-dict keys are the canonical ones.
+        classes: names and colours of the classes.
+        input_size: what :meth:`label` and :meth:`predict` resize to by default.
+        backend: name of the backend in use.
+        name: name of the weights.
+        report: what loading mapped and dropped.
+    """
+
+    def __init__(
+        self,
+        network: STDCSeg,
+        classes: ClassSet,
+        input_size: InputSize | None = None,
+        backend: str = "eager",
+        name: str = "stdc",
+    ):
+        super().__init__()
+        if len(classes) != network.num_classes:
+            raise UserError(f"{len(classes)} class names for a network of {network.num_classes} classes")
+        self.network = network.to(memory_format=torch.channels_last)
+        self.classes = classes
+        self.input_size = input_size or InputSize()
+        self.backend = backend
+        self.name = name
+        self.report = ""
+        self.eval()
+
+    @property
+    def num_classes(self) -> int:
+        return self.network.num_classes
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def extra_repr(self) -> str:
+        return f"name={self.name}, classes={self.num_classes}, backend={self.backend}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised float ``[N, 3, H, W]``, H, W >= 32, to logits ``[N, C, H, W]``.
+
+        Logits are float32, or float64 if the model was loaded so.
+        """
+        if not x.is_floating_point():
+            raise UserError(
+                f"expected a normalised float tensor [N, 3, H, W], got {x.dtype}; raw frames go to label()"
+            )
+        logits = self.network(x.to(self.dtype).contiguous(memory_format=torch.channels_last))
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    @torch.inference_mode()
+    def label(
+        self,
+        frames: Tensor | np.ndarray,
+        *,
+        scale: float | None = None,
+        size: str | tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Raw uint8 RGB frames ``[N, H, W, 3]`` to class ids uint8 ``[N, H, W]``, on the model's device.
+
+        ``scale`` and ``size`` are as for :meth:`predict`.
+        """
+        if isinstance(frames, np.ndarray):
+            frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+            raise UserError(f"expected uint8 frames [N, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+        height, width = frames.shape[1:3]
+        images.check_size(height, width, f"frames {list(frames.shape)}")
+        target = self.input_size.resolve(height, width, scale, size)
+        x = normalise(frames.to(self.device), self._working_dtype())
+        return self._labels(x, target, (height, width), False)[0]
+
+    def predict(
+        self,
+        source: object,
+        *,
+        scale: float | None = None,
+        size: str | tuple[int, int] | None = None,
+        bgr: bool = False,
+        confidence: bool = False,
+        stream: bool = False,
+    ) -> Segmentation | list[Segmentation] | Iterator[Segmentation]:
+        """Label images, at their own size.
+
+        Args:
+            source: a path, folder or glob; a PIL image; a uint8 array ``[H, W, 3]`` or ``[N, H, W, 3]``
+                (RGB); a tensor (see :func:`stdc_fast.images.tensor_images`); or a list of these.
+            scale: the network sees the image times this factor, rounded down.
+            size: the network sees exactly (height, width), or "native" for the image's own size. With
+                neither, the weights' own default (:attr:`input_size`) holds.
+            bgr: arrays have their channels as OpenCV does.
+            confidence: also give the probability of each pixel's class.
+            stream: return an iterator, so that memory does not grow with the number of images.
+
+        Returns one :class:`Segmentation`, or a list of them (an iterator with ``stream``) for a folder,
+        glob, list or batch. EXIF orientation is applied to files and PIL images.
+
+        Raises UserError for one bad image; for several, :class:`BatchError` at the end, when all others
+        are done.
+        """
+        items, _, several = images.iterate(source, bgr)
+        results = self._stream(items, scale, size, bgr, confidence)
+        if stream:
+            return results
+        if not several:
+            name, item = next(items)
+            return self._one(name, item, scale, size, bgr, confidence)
+        done = []
+        try:
+            done.extend(results)
+        except BatchError as error:
+            error.results = done
+            raise
+        return done
+
+    def _stream(self, items, scale, size, bgr, confidence) -> Iterator[Segmentation]:
+        failures, total = [], 0
+        for name, item in items:
+            total += 1
+            try:
+                result = self._one(name, item, scale, size, bgr, confidence)
+            except UserError as error:
+                failures.append((name, str(error)))
+                continue
+            yield result
+        if failures:
+            raise BatchError([], failures, total)
+
+    @torch.inference_mode()
+    def _one(self, name, item, scale, size, bgr, confidence) -> Segmentation:
+        image = images.open_item(item, name, bgr)
+        start = time.perf_counter()
+        if isinstance(image, Tensor):
+            height, width = image.shape[1:]
+            target = self.input_size.resolve(height, width, scale, size)
+            x = image[None].to(self.device, self._working_dtype())
+            x = x.contiguous(memory_format=torch.channels_last)
+        else:
+            height, width = image.shape[:2]
+            target = self.input_size.resolve(height, width, scale, size)
+            x = self._reduced(image, target)
+        labels, chosen = self._labels(x, target, (height, width), confidence)
+        result = labels[0].cpu().numpy()
+        seconds = time.perf_counter() - start
+        return Segmentation(
+            result,
+            images.denormalise(image) if isinstance(image, Tensor) else image,
+            self.classes,
+            name,
+            seconds,
+            target,
+            None if chosen is None else chosen[0].cpu().numpy(),
+        )
+
+    def _reduced(self, image: np.ndarray, target: tuple[int, int]) -> Tensor:
+        """Normalised ``[1, 3, h, w]``; an image more than twice as large as ``target`` is averaged first.
+
+        Bilinear interpolation reads two neighbours only, so a larger step would skip pixels.
+        """
+        steps = [max(1, math.ceil(a / b) - 1) for a, b in zip(image.shape[:2], target, strict=True)]
+        if max(steps) > 1:
+            image = np.asarray(Image.fromarray(image).reduce((steps[1], steps[0])))
+        frame = torch.from_numpy(np.require(image, requirements=["C", "W"]))[None]
+        return normalise(frame.to(self.device), self._working_dtype())
+
+    def _labels(self, x: Tensor, target: tuple[int, int], size: tuple[int, int], confidence: bool):
+        """The official protocol: the normalised image is resized, then the logits to it and to ``size``."""
+        if x.shape[2:] != target:
+            x = upsample(x, target)
+        logits = self.network.logits8(x.to(self.dtype).contiguous(memory_format=torch.channels_last))
+        logits = logits.to(self._working_dtype())
+        if target != size:
+            logits = upsample(logits, target)
+        return resize_argmax(logits, size, confidence)
+
+    def _working_dtype(self) -> torch.dtype:
+        """Images and logits are float32 also where the network is smaller."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32

@@ -1,0 +1,115 @@
+"""Weights that come with the package, and :func:`load`."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from pathlib import Path
+
+import torch
+
+from stdc_fast import backends, checkpoints
+from stdc_fast.classes import ClassSet, class_set
+from stdc_fast.errors import UserError
+from stdc_fast.segmenter import InputSize, Segmenter
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = Path(__file__).parent / "weights"
+DEFAULT = "stdc1_camvid"
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def list_models() -> list[str]:
+    """Names of the embedded weights."""
+    return sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))
+
+
+def model_info(name: str = DEFAULT) -> dict[str, object]:
+    """What the embedded weights say of themselves: recipe, mIoU, classes, terms, ..."""
+    return checkpoints.read(_find(name)).metadata
+
+
+def load(
+    pretrained: str | Path = DEFAULT,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    backend: str = "auto",
+) -> Segmenter:
+    """Load STDC-Seg weights for inference.
+
+    Args:
+        pretrained: an embedded name (:func:`list_models`) or a checkpoint file of any family that
+            :func:`stdc_fast.checkpoints.read` knows, told apart by content.
+        device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", ...
+        dtype: "auto" (float32), or "float32", "float64", "float16", "bfloat16", or a torch dtype.
+        backend: "auto" or a name that ``stdc-fast info`` lists as available; the environment
+            variable STDC_FAST_BACKEND stands in for "auto".
+
+    Returns a :class:`Segmenter` in eval mode; its ``report`` says what was mapped and dropped.
+    Raises UserError for unknown names (with the nearest one), files that do not match exactly,
+    and devices, dtypes or backends that are not available here.
+    """
+    place, precision = _device(device), _dtype(dtype)
+    chosen = backends.choose(backend)
+    checkpoint = checkpoints.read(_find(pretrained))
+    log.info("%s: %s", pretrained, checkpoint.report)
+    meta = checkpoint.metadata
+    if "classes" in meta:
+        names = tuple(meta["classes"])
+        palette = tuple(tuple(c) for c in meta.get("palette", ()))
+        classes = ClassSet(names, palette) if palette else ClassSet.from_names(names)
+    else:
+        classes = class_set(checkpoint.num_classes)
+    size = InputSize(short_side=meta["short_side"]) if "short_side" in meta else InputSize()
+    network = checkpoint.network(precision)
+    model = Segmenter(network, classes, size, backend=chosen, name=Path(pretrained).stem)
+    model.report = checkpoint.report
+    return model.to(place)
+
+
+def _find(pretrained: str | Path) -> Path:
+    path = Path(pretrained)
+    embedded = WEIGHTS / f"{pretrained}.safetensors"
+    if path.name == str(pretrained) and embedded.is_file():
+        return embedded
+    if path.exists():
+        return path
+    text = str(pretrained)
+    known = list_models()
+    if "/" in text or "\\" in text or path.suffix in (".pth", ".pt", ".tar", ".safetensors"):
+        raise UserError(f"{text}: no such file; embedded weights are {', '.join(known) or 'none'}")
+    nearest = difflib.get_close_matches(text, known, 1, cutoff=0.4)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known) or 'none'}"
+    raise UserError(f"unknown model {text!r}, and no such file; {hint}")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
+    if place.type not in ("cpu", "cuda"):
+        raise UserError(f"device {place} is not supported; use auto, cpu, cuda or cuda:N")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {place}: torch sees {torch.cuda.device_count()} GPUs; use cpu")
+    return place
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, str):
+        if dtype == "auto":
+            return torch.float32
+        if dtype in _DTYPES:
+            return _DTYPES[dtype]
+    elif dtype in _DTYPES.values():
+        return dtype
+    raise UserError(f"unknown dtype {dtype!r}; use auto, {', '.join(_DTYPES)}")
