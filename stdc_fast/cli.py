@@ -300,9 +300,10 @@ def info(as_json: Json = False) -> None:
     cpu = found["cpu"]
     print(f"{'cpu':<12} {cpu['model']}, {cpu['cores']} cores, {cpu['threads']} threads")
     print(f"{'':<12} {' '.join(cpu['features']) or 'no vector extensions known to matter'}")
-    for gpu in found["gpus"] or [None]:
-        print(f"{'gpu':<12} " + ("none that torch sees" if gpu is None else
-              f"{gpu['name']}, sm_{gpu['capability'].replace('.', '')}, {gpu['memory_gib']} GiB"))  # fmt: skip
+    for gpu in found["gpus"]:
+        print(f"{'gpu':<12} {gpu['name']}, compute {gpu['capability']}, {gpu['memory_gib']} GiB")
+    if not found["gpus"]:
+        print(f"{'gpu':<12} none that torch sees")
     for status in found["backends"]:
         mark = "yes" if status["available"] else "no"
         chosen = " (default)" if status["name"] == found["default_backend"] else ""

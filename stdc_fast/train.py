@@ -31,6 +31,7 @@ from stdc_fast.data import Augmentation, TrainingStream, normalise, open_folder
 from stdc_fast.errors import UserError
 from stdc_fast.evaluate import Confusion, evaluate
 from stdc_fast.reference import OhemCrossEntropy, SegmentationLoss, STDCSeg
+from stdc_fast.reference.networks import STAGES
 from stdc_fast.segmenter import Segmenter
 
 
@@ -70,10 +71,14 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.variant not in STAGES:
+            raise UserError(f"unknown network {self.variant!r}; choose one of {', '.join(STAGES)}")
         positive = ("iterations", "batch", "lr", "val_every", "save_every", "loss_stride", "eval_scale")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.batch < 2:
+            raise UserError("batch must be at least 2: batch norm after global pooling needs two values")
         if self.optimizer not in ("sgd", "adamw"):
             raise UserError(f"unknown optimizer {self.optimizer!r}; choose sgd or adamw")
         if self.amp not in ("auto", "bf16", "fp16", "off"):
@@ -83,6 +88,11 @@ class TrainConfig:
         for crop in (self.crop, self.crop_start or self.crop):
             if min(crop) < 64 or crop[0] % 32 or crop[1] % 32:
                 raise UserError(f"a crop is at least 64x64 and a multiple of 32, not {crop}")
+        start = self.crop_start or self.crop
+        if start[0] > self.crop[0] or start[1] > self.crop[1]:
+            raise UserError(f"crop_start {start} is larger than crop {self.crop}")
+        if self.class_weights != 0 and self.class_weights <= 1:
+            raise UserError(f"class_weights must be 0 (off) or more than 1, not {self.class_weights}")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema must lie in [0, 1), not {self.ema}")
 

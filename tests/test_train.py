@@ -1,0 +1,233 @@
+"""The training loop: it learns, resumes exactly, survives a kill, and runs as two processes."""
+
+import csv
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import folders
+import pytest
+import torch
+
+from stdc_fast import checkpoints
+from stdc_fast.errors import UserError
+from stdc_fast.reference import STDCClassifier
+from stdc_fast.train import Average, TrainConfig, train
+
+SMALL = TrainConfig(
+    iterations=6,
+    batch=2,
+    crop=(64, 96),
+    scales=(0.8, 1.25),
+    lr=0.01,
+    warmup=2,
+    val_every=3,
+    save_every=2,
+    amp="off",
+    balance=0.5,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return folders.camvid(tmp_path_factory.mktemp("camvid"))
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    best = train(SMALL, data, out, device="cpu", quiet=True)
+    return out, best
+
+
+def test_run_leaves_its_results(whole_run, data):
+    out, best = whole_run
+    assert {p.name for p in out.iterdir()} == {
+        "last.pt",
+        "best.safetensors",
+        "train.csv",
+        "val.csv",
+        "config.json",
+    }
+    assert [int(r["iteration"]) for r in rows(out / "val.csv")] == [3, 6]
+    assert max(float(r["miou"]) for r in rows(out / "val.csv")) == pytest.approx(best, abs=1e-4)
+    checkpoint = checkpoints.read(out / "best.safetensors")
+    assert checkpoint.metadata["classes"] == ["Sky", "Wall", "Road"]
+    assert checkpoint.metadata["miou"] == pytest.approx(best, abs=1e-6)
+    assert checkpoint.metadata["short_side"] == 96
+    assert checkpoint.metadata["recipe"]["iterations"] == 6
+
+
+def test_resumed_run_equals_the_whole_one(whole_run, data, tmp_path, monkeypatch):
+    """Stop after four of six iterations, go on: the same weights, bit for bit, and the same log."""
+    from stdc_fast import train as module
+
+    step = module.Run._step
+
+    def interrupted(self, *args):
+        if self.iteration == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Run, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(SMALL, data, tmp_path, device="cpu", quiet=True)
+    assert torch.load(tmp_path / "last.pt")["iteration"] == 4
+    best = train(SMALL, data, tmp_path, resume=True, device="cpu", quiet=True)
+    out, expected = whole_run
+    assert best == expected
+    a, b = torch.load(out / "last.pt"), torch.load(tmp_path / "last.pt")
+    assert b["iteration"] == 6
+    for part in ("network", "average"):
+        for key, value in a[part].items():
+            assert torch.equal(value, b[part][key]), (part, key)
+    assert rows(out / "val.csv") == rows(tmp_path / "val.csv")
+    # A finished run that is resumed has nothing to do, and changes nothing.
+    assert train(SMALL, data, tmp_path, resume=True, device="cpu", quiet=True) == expected
+
+
+def test_killed_run_goes_on(data, tmp_path):
+    """SIGKILL at a random place: what is on disk is whole, and --resume reaches the end."""
+    config = dataclasses.replace(SMALL, iterations=400, val_every=400, save_every=2)
+    arguments = [f"--{k}={v}" for k, v in
+                 {"iterations": 400, "batch": 2, "crop": "64x96", "scales": "0.8,1.25", "warmup": 2,
+                  "val-every": 400, "save-every": 2, "amp": "off", "balance": 0.5}.items()]  # fmt: skip
+    command = [sys.executable, "-m", "stdc_fast", "train", str(data), f"--out={tmp_path}", "--device=cpu"]
+    process = subprocess.Popen([*command, *arguments, "--quiet"], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "last.pt").exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    done = torch.load(tmp_path / "last.pt")["iteration"]
+    assert 0 < done < 400
+    # The same schedule goes on: shorten what is left by moving the stored position to its end.
+    state = torch.load(tmp_path / "last.pt")
+    state["iteration"] = 398
+    torch.save(state, tmp_path / "last.pt")
+    train(config, data, tmp_path, resume=True, device="cpu", quiet=True)
+    last = rows(tmp_path / "train.csv")[-1]
+    assert int(last["iteration"]) == 400
+    assert float(last["lr"]) == pytest.approx(config.lr_at(399), rel=1e-3)
+
+
+def test_two_processes(data, tmp_path):
+    """Two gloo processes under torchrun agree and finish."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+               "-m", "stdc_fast", "train", str(data), f"--out={tmp_path}", "--device=cpu",
+               "--iterations=2", "--batch=2", "--crop=64x96", "--val-every=2", "--amp=off"]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best validation mIoU") == 1
+    state = torch.load(tmp_path / "last.pt")
+    assert state["world"] == 2 and state["iteration"] == 2
+    checkpoint = checkpoints.read(tmp_path / "best.safetensors")
+    assert checkpoint.metadata["recipe"]["processes"] == 2
+    # One process would take other steps: each has its own crops and batch norm statistics.
+    with pytest.raises(UserError, match="world was 2, is 1"):
+        train(TrainConfig(**state["config"]), data, tmp_path, resume=True, device="cpu", quiet=True)
+
+
+def test_learns(data, tmp_path):
+    """Three flat regions are learnt from four images in a few steps, with bf16 and AdamW."""
+    config = dataclasses.replace(
+        SMALL, iterations=30, batch=4, optimizer="adamw", lr=2e-3, val_every=40, amp="bf16", ema=0.8,
+        class_weights=1.1, loss_stride=2, crop_start=(64, 64),
+    )  # fmt: skip
+    assert train(config, data, tmp_path, device="cpu", quiet=True) > 0.5
+
+
+def test_refusals(whole_run, data, tmp_path):
+    out, _ = whole_run
+    with pytest.raises(UserError, match="holds a run already; add --resume"):
+        train(SMALL, data, out, device="cpu", quiet=True)
+    with pytest.raises(UserError, match=r"another recipe: lr was 0\.01, is 0\.5"):
+        train(dataclasses.replace(SMALL, lr=0.5), data, out, resume=True, device="cpu", quiet=True)
+    (tmp_path / "last.pt").write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(UserError, match=r"last\.pt: not a readable training state"):
+        train(SMALL, data, tmp_path, resume=True, device="cpu", quiet=True)
+    with pytest.raises(UserError, match="no such folder"):
+        train(SMALL, tmp_path / "none", tmp_path / "new", device="cpu", quiet=True)
+
+
+def test_diverging_run_stops_with_a_remedy(data, tmp_path):
+    config = dataclasses.replace(SMALL, lr=1e30, warmup=0)
+    with pytest.raises(UserError, match=r"not finite at iteration .* lower the learning rate"):
+        train(config, data, tmp_path, device="cpu", quiet=True)
+
+
+def test_starts_from_a_backbone(data, tmp_path):
+    from stdc_fast import train as module
+
+    torch.manual_seed(1)
+    classifier = STDCClassifier("stdc1")
+    torch.save({"state_dict": classifier.state_dict()}, tmp_path / "STDCNet813M.tar")
+    with module.processes("cpu") as process:
+        run = module.Run(SMALL, data, tmp_path / "run", False, process, 0, tmp_path / "STDCNet813M.tar")
+        run.close()
+    for key, value in run.network.cp.backbone.features.state_dict().items():
+        assert torch.equal(value, classifier.features.state_dict()[key]), key
+    wrong = dataclasses.replace(SMALL, variant="stdc2")
+    with pytest.raises(UserError, match="backbone is not stdc2's"), module.processes("cpu") as process:
+        module.Run(wrong, data, tmp_path / "run2", False, process, 0, tmp_path / "STDCNet813M.tar")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 1}, "batch must be at least 2"),
+        ({"iterations": 0}, "iterations must be positive, not 0"),
+        ({"optimizer": "adam"}, "unknown optimizer 'adam'"),
+        ({"amp": "half"}, "unknown amp 'half'"),
+        ({"scales": (2.0, 1.0)}, "two growing positive factors"),
+        ({"crop": (100, 128)}, "multiple of 32"),
+        ({"ema": 1.0}, r"ema must lie in \[0, 1\)"),
+        ({"variant": "stdc9"}, "unknown network 'stdc9'"),
+        ({"crop_start": (128, 128)}, "crop_start"),
+        ({"class_weights": 0.5}, "class_weights"),
+    ],
+)
+def test_bad_recipes(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_schedules():
+    config = dataclasses.replace(
+        SMALL, iterations=100, warmup=10, lr=1.0, crop=(128, 192), crop_start=(64, 128)
+    )
+    rates = [config.lr_at(i) for i in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert rates[10] == 1.0 and rates[55] == pytest.approx(0.5**0.9)
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] > 0
+    crops = [config.crop_at(i) for i in range(100)]
+    assert crops[0] == (64, 128) and crops[-1] == (128, 192)
+    assert crops == sorted(crops) and len(set(crops)) == 3
+    assert dataclasses.replace(config, crop_start=None).crop_at(0) == (128, 192)
+
+
+def test_average_has_no_bias_towards_its_start():
+    network = torch.nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(0.0)
+    average = Average(network, 0.5)
+    network.weight.data.fill_(1.0)
+    average.update(network, 0)
+    # The first step's decay is 1/10, not 0.5.
+    assert average.network.weight.item() == pytest.approx(0.9)
+    average.update(network, 1000)
+    assert average.network.weight.item() == pytest.approx(0.95)
