@@ -219,6 +219,8 @@ def train(
     ] = 0.0,
     aux_weight: Annotated[float, typer.Option(help="Weight of each auxiliary head.")] = 1.0,
     detail_weight: Annotated[float, typer.Option(help="Weight of the detail loss.")] = 1.0,
+    jaccard_weight: Annotated[float, typer.Option(help="Weight of a soft IoU loss.")] = 0.0,
+    jaccard_from: Annotated[int, typer.Option(help="Iteration at which the soft IoU loss joins.")] = 0,
     loss_stride: Annotated[int, typer.Option(help="Compare every N-th row and column only.")] = 1,
     ema: Annotated[float, typer.Option(help="Decay of the averaged weights; 0 is off.")] = 0.999,
     eval_scale: Annotated[float, typer.Option(help="Scale of the image in validation.")] = 1.0,

@@ -30,7 +30,7 @@ from stdc_fast import checkpoints
 from stdc_fast.data import Augmentation, TrainingStream, normalise, open_folder
 from stdc_fast.errors import UserError
 from stdc_fast.evaluate import Confusion, evaluate
-from stdc_fast.reference import OhemCrossEntropy, SegmentationLoss, STDCSeg
+from stdc_fast.reference import LossTerms, OhemCrossEntropy, SegmentationLoss, STDCSeg
 from stdc_fast.reference.networks import STAGES
 from stdc_fast.segmenter import Segmenter
 
@@ -62,6 +62,8 @@ class TrainConfig:
     class_weights: float = 0.0
     aux_weight: float = 1.0
     detail_weight: float = 1.0
+    jaccard_weight: float = 0.0
+    jaccard_from: int = 0
     loss_stride: int = 1
     ema: float = 0.999
     eval_scale: float = 1.0
@@ -315,7 +317,7 @@ class Run:
             raw = 1 / np.log(config.class_weights + share)
             weights = torch.tensor(raw / raw.mean(), dtype=torch.float32)
         ohem = OhemCrossEntropy(config.ohem_threshold, config.ohem_min_kept, weights)
-        loss = SegmentationLoss(ohem, config.aux_weight, config.detail_weight, config.loss_stride)
+        loss = SegmentationLoss(ohem, config.aux_weight, config.detail_weight, stride=config.loss_stride)
         self.loss = loss.to(process.device)
         per_step = config.batch * process.world
         self.stream = TrainingStream(
@@ -327,7 +329,7 @@ class Run:
         )
         self.logs: list[_Log] = []
         if process.main:
-            fields = ["iteration", "seconds", "lr", "total", "main", "aux16", "aux32", "bce", "dice"]
+            fields = ["iteration", "seconds", "lr", *LossTerms._fields]
             self.train_log = _Log(out / "train.csv", fields, self.iteration)
             self.val_log = _Log(out / "val.csv", ["iteration", "miou", *classes.names], self.iteration)
             self.logs = [self.train_log, self.val_log]
@@ -348,7 +350,7 @@ class Run:
         bar = tqdm(
             total=config.iterations, initial=self.iteration, unit="it", disable=quiet or not process.main
         )
-        started, sums, count = time.monotonic(), np.zeros(6), 0
+        started, sums, count = time.monotonic(), np.zeros(7), 0
         with bar, stop as requested:
             for images, labels in self._batches():
                 terms = self._step(model, images, labels)
@@ -365,7 +367,7 @@ class Run:
                 if self.iteration % 50 == 0 or done:
                     self._log(sums / count, time.monotonic() - started)
                     bar.set_postfix(loss=f"{sums[0] / count:.3f}", best=f"{self.best:.4f}")
-                    started, sums, count = time.monotonic(), np.zeros(6), 0
+                    started, sums, count = time.monotonic(), np.zeros(7), 0
                 if self.iteration % config.val_every == 0 or done:
                     self._validate()
                     model.train()
@@ -403,6 +405,8 @@ class Run:
             group["lr"] = rate
         with torch.autocast(self.process.device.type, self.amp, enabled=self.amp is not None):
             output = model(images)
+        late = self.iteration >= self.config.jaccard_from
+        self.loss.jaccard_weight = self.config.jaccard_weight if late else 0.0
         terms = self.loss(output, labels)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms.total).backward()
@@ -421,8 +425,7 @@ class Run:
 
     def _log(self, means: np.ndarray, seconds: float) -> None:
         if self.process.main:
-            names = ["total", "main", "aux16", "aux32", "bce", "dice"]
-            row = {n: f"{v:.5f}" for n, v in zip(names, means, strict=True)}
+            row = {n: f"{v:.5f}" for n, v in zip(LossTerms._fields, means, strict=True)}
             rate = f"{self.config.lr_at(self.iteration - 1):.3e}"
             self.train_log.add({"iteration": self.iteration, "seconds": f"{seconds:.1f}", "lr": rate, **row})
 

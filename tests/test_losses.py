@@ -13,6 +13,7 @@ from stdc_fast.reference import (
     TrainingOutput,
     detail_loss,
     dice_loss,
+    soft_jaccard_loss,
 )
 
 
@@ -147,6 +148,7 @@ def test_total_is_the_weighted_sum_of_full_size_terms():
     for term, logits in zip(terms[1:4], output[:3], strict=True):
         big = F.interpolate(logits, (64, 96), mode="bilinear", align_corners=True)
         torch.testing.assert_close(term, F.cross_entropy(big, labels))
+    assert terms.jaccard == 0
     expected = terms.main + 0.5 * (terms.aux16 + terms.aux32) + 2 * (terms.detail_bce + terms.detail_dice)
     torch.testing.assert_close(terms.total, expected)
     terms.total.backward()
@@ -161,3 +163,30 @@ def test_loss_stride_compares_the_same_places():
     big = F.interpolate(output.main, (65, 97), mode="bilinear", align_corners=True)
     expected = F.cross_entropy(big[:, :, ::2, ::2], labels[:, ::2, ::2])
     torch.testing.assert_close(terms.main, expected)
+
+
+def test_soft_jaccard_by_hand():
+    # Class 0 has p = 0.9, 0.4 on its two pixels and 0.3 on the other's: 1.3 / (1.6 + 2 - 1.3).
+    # Class 1 has p = 0.7 on its pixel: 0.7 / (1.4 + 1 - 0.7). The last pixel does not count.
+    logits = logits_for([0.9, 0.4, 0.3, 0.99])
+    labels = torch.tensor([[[0, 0, 1, 255]]])
+    expected = 1 - (1.3 / 2.3 + 0.7 / 1.7) / 2
+    assert soft_jaccard_loss(logits, labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_soft_jaccard_leaves_out_absent_classes():
+    logits = torch.randn(2, 4, 5, 6, requires_grad=True)
+    only = soft_jaccard_loss(logits, torch.full((2, 5, 6), 2))
+    p = logits.softmax(1)[:, 2]
+    torch.testing.assert_close(only, 1 - p.sum() / p.numel())
+    nothing = soft_jaccard_loss(logits, torch.full((2, 5, 6), 255))
+    nothing.backward()
+    assert nothing.item() == 0 and logits.grad.abs().sum() == 0
+
+
+def test_soft_jaccard_is_one_minus_iou_of_sure_predictions():
+    torch.manual_seed(0)
+    labels, guess = torch.randint(0, 3, (2, 2, 20, 20)).unbind()
+    logits = F.one_hot(guess, 3).permute(0, 3, 1, 2) * 100.0
+    iou = [((labels == c) & (guess == c)).sum() / ((labels == c) | (guess == c)).sum() for c in range(3)]
+    torch.testing.assert_close(soft_jaccard_loss(logits, labels), 1 - sum(iou) / 3)

@@ -15,6 +15,7 @@ from stdc_fast.reference.losses import (
     SegmentationLoss,
     detail_loss,
     dice_loss,
+    soft_jaccard_loss,
 )
 from stdc_fast.reference.networks import (
     ContextPath,
@@ -42,4 +43,5 @@ __all__ = [
     "TrainingOutput",
     "detail_loss",
     "dice_loss",
+    "soft_jaccard_loss",
 ]

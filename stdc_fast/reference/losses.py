@@ -119,6 +119,27 @@ class OhemCrossEntropy(nn.Module):
         return (losses * weights).sum() / weights.sum().clamp_min(1e-12)
 
 
+def soft_jaccard_loss(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
+    """One minus the soft intersection over union, averaged over the classes present in the batch.
+
+    ``sum(p t) / (sum(p) + sum(t) - sum(p t))`` by class over all labelled pixels of the batch, with p the
+    softmax. Cross-entropy weighs every pixel; this weighs every class as the metric does, so that thin
+    ones are not given up. A batch without a labelled pixel gives 0.
+
+    Shapes: ``[N, C, H, W]`` and ``[N, H, W]``; returns a scalar.
+    """
+    valid = (labels != ignore_index).unsqueeze(1)
+    p = logits.softmax(1) * valid
+    index = labels.unsqueeze(1).where(valid, 0)
+    hit = p.gather(1, index).flatten()
+    zeros = p.new_zeros(p.shape[1])
+    hits = zeros.index_add(0, index.flatten(), hit)
+    true = zeros.index_add(0, index.flatten(), valid.flatten().to(p.dtype))
+    iou = hits / (p.sum((0, 2, 3)) + true - hits).clamp_min(1e-6)
+    present = (true > 0).to(p.dtype)
+    return ((1 - iou) * present).sum() / present.sum().clamp_min(1)
+
+
 class LossTerms(NamedTuple):
     """Scalars of one batch; ``total`` is the weighted sum that is minimised."""
 
@@ -128,6 +149,7 @@ class LossTerms(NamedTuple):
     aux32: Tensor
     detail_bce: Tensor
     detail_dice: Tensor
+    jaccard: Tensor
 
 
 class SegmentationLoss(nn.Module):
@@ -137,6 +159,7 @@ class SegmentationLoss(nn.Module):
         ohem: the cross-entropy of main and auxiliary heads.
         aux_weight: weight of each auxiliary head (1 in the paper's code).
         detail_weight: weight of the detail terms.
+        jaccard_weight: weight of :func:`soft_jaccard_loss` on the main head; the paper has none.
         stride: compare the class heads on every stride-th row and column only. At 8x up-sampled logits
             neighbours say nearly the same, and on a CPU full size takes half of the training time.
     """
@@ -146,6 +169,7 @@ class SegmentationLoss(nn.Module):
         ohem: OhemCrossEntropy | None = None,
         aux_weight: float = 1.0,
         detail_weight: float = 1.0,
+        jaccard_weight: float = 0.0,
         stride: int = 1,
     ):
         super().__init__()
@@ -153,6 +177,7 @@ class SegmentationLoss(nn.Module):
         self.detail = DetailAggregation()
         self.aux_weight = aux_weight
         self.detail_weight = detail_weight
+        self.jaccard_weight = jaccard_weight
         self.stride = stride
 
     def forward(self, output: TrainingOutput, labels: Tensor) -> LossTerms:
@@ -162,7 +187,12 @@ class SegmentationLoss(nn.Module):
             # Where align_corners=True puts the n samples, to the nearest label.
             where = torch.linspace(0, labels.shape[dim] - 1, n, device=labels.device)
             picked = picked.index_select(dim, where.round().long())
-        main, aux16, aux32 = (self.ohem(upsample(x.float(), size), picked) for x in output[:3])
+        logits = [upsample(x.float(), size) for x in output[:3]]
+        main, aux16, aux32 = (self.ohem(x, picked) for x in logits)
         bce, dice = detail_loss(output.detail, self.detail(labels))
         total = main + self.aux_weight * (aux16 + aux32) + self.detail_weight * (bce + dice)
-        return LossTerms(total, main, aux16, aux32, bce, dice)
+        jaccard = torch.zeros_like(main)
+        if self.jaccard_weight:
+            jaccard = soft_jaccard_loss(logits[0], picked)
+            total = total + self.jaccard_weight * jaccard
+        return LossTerms(total, main, aux16, aux32, bce, dice, jaccard)
