@@ -84,7 +84,11 @@ def read_backbone(path: str | Path) -> State:
     """
     tensors, _, _ = _open(Path(path))
     if any(k.startswith("features.") for k in tensors):
-        return {k: v for k, v in tensors.items() if k.startswith("features.")}
+        state = {k: v for k, v in tensors.items() if k.startswith("features.")}
+        for key, tensor in state.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(f"{path}: {key} holds NaN or infinite values; copy the file again")
+        return state
     prefix = "cp.backbone."
     return {k.removeprefix(prefix): v for k, v in read(path).state.items() if k.startswith(prefix)}
 
@@ -102,7 +106,7 @@ def _open(path: Path) -> tuple[State, dict[str, object], str]:
         raise UserError(f"{path}: can not be read ({error.strerror})") from None
     if not head:
         raise UserError(f"{path}: is empty; download or copy it again")
-    metadata: dict[str, object] = {}
+    metadata: dict[str, object] | None = None
     if head[8:9] == b"{":
         container = "safetensors"
         tensors, metadata = _open_safetensors(path)
@@ -110,7 +114,7 @@ def _open(path: Path) -> tuple[State, dict[str, object], str]:
         container, tensors = _open_pickle(path)
     else:
         raise UserError(f"{path}: is neither a torch nor a safetensors file")
-    for prefix in ("module.", "_orig_mod."):
+    for prefix in ("module.", "_orig_mod.", "module."):
         if all(k.startswith(prefix) for k in tensors):
             tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
     return tensors, metadata, container
@@ -126,7 +130,7 @@ def _open_safetensors(path: Path) -> tuple[State, dict[str, object]]:
     if text.get("format") != FORMAT:
         if text.get("format", "").startswith("stdc_fast"):
             raise UserError(f"{path}: has format {text['format']!r}, this version reads {FORMAT!r}")
-        return tensors, {}
+        return tensors, None
     try:
         metadata = {k: json.loads(v) for k, v in text.items() if k != "format"}
     except json.JSONDecodeError as error:
@@ -136,17 +140,22 @@ def _open_safetensors(path: Path) -> tuple[State, dict[str, object]]:
 
 def _open_pickle(path: Path) -> tuple[str, State]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f" ({found[1]})" if found else ""
-        raise UserError(
-            f"{path}: holds Python objects{what} that could run code on loading; save the bare weights "
-            "where it came from: torch.save(model.state_dict(), file)"
-        ) from None
+        with open(path, "rb") as file:  # by path, torch would go by the suffix
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive raises many types
-        first = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}: damaged or not a torch checkpoint ({first})") from None
+        text = str(error).strip()
+        found = re.search(r"GLOBAL ([\w.]+) (was not|whose module)", text)
+        if found:
+            raise UserError(
+                f"{path}: holds Python objects ({found[1]}) that could run code on loading; save the bare "
+                "weights where it came from: torch.save(model.state_dict(), file)"
+            ) from None
+        if "TorchScript" in text:
+            raise UserError(f"{path}: is a TorchScript archive; give the state dict") from None
+        # What the unpickler says is advice to load without weights_only.
+        broken = isinstance(error, pickle.UnpicklingError) or not text
+        first = "broken pickle" if broken else text.split("\n")[0].split(". ")[0]
+        raise UserError(f"{path}: damaged or not a torch checkpoint ({first}); copy it again") from None
     container = "state dict"
     if isinstance(content, Mapping):
         for key in ("ema_net", "net", "state_dict", "model"):
@@ -154,13 +163,14 @@ def _open_pickle(path: Path) -> tuple[str, State]:
                 container, content = key, content[key]
                 break
     tensors = dict(content) if isinstance(content, Mapping) else {}
-    if not tensors or not all(isinstance(v, Tensor) for v in tensors.values()):
+    if not tensors or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
         raise UserError(f"{path}: holds no state dict (names and tensors)")
     return container, tensors
 
 
-def _canonical(tensors: State, metadata: dict[str, object], container: str) -> Checkpoint:
-    if metadata:
+def _canonical(tensors: State, metadata: dict[str, object] | None, container: str) -> Checkpoint:
+    ours, metadata = metadata is not None, metadata or {}
+    if ours:
         family, mapped, dropped = "stdc_fast", dict(tensors), 0
     else:
         family = _family(tensors)
@@ -174,12 +184,14 @@ def _canonical(tensors: State, metadata: dict[str, object], container: str) -> C
     if family == "official" and not has_counters:
         for key, value in state.items():
             if re.search(r"\.(bn|bn_atten)\.weight$", key) and not key.startswith("cp.backbone."):
-                state[key] = value.double().abs() + 1e-5
+                # Others stay as they are, for _check() to refuse.
+                state[key] = value.double().abs() + 1e-5 if value.is_floating_point() else value
         note = "; in-place batch norm of the decoder converted (|gamma| + 1e-5)"
+    classifier = state.get("conv_out.conv_out.weight")
     result = Checkpoint(
         state,
         str(metadata.get("variant") or _variant(state)),
-        len(state["conv_out.conv_out.weight"]) if "conv_out.conv_out.weight" in state else 1,
+        len(classifier) if classifier is not None and classifier.ndim and len(classifier) else 1,
         "add" if any(re.match(r"cp\.backbone\.features\.\d+\.skip\.", k) for k in state) else "cat",
         family,
         metadata,
@@ -200,7 +212,12 @@ def _family(tensors: State) -> str:
         return "mmseg"
     if has(r"cp\.backbone\.stages\.block_s"):
         return "super-gradients"
-    if has(r"(features|stages|backbone\.stages)\."):
+    if has(r"(stages|backbone\.stages)\."):
+        raise UserError(
+            "holds a classification backbone of another code base, whose layout is not read; "
+            "give the official backbone file or a segmentation checkpoint"
+        )
+    if has(r"features\."):
         raise UserError(
             "holds a classification backbone, not a segmentation network; "
             "use it to start a training: stdc-fast train --backbone FILE"
@@ -288,6 +305,8 @@ def _rename(tensors: State, stage: str, stages: list[str], rules: list[tuple[str
             name = f"cp.backbone.features.{index}.{key[found.end() :]}"
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
+        if name in state:
+            raise UserError(f"{key} stands for {name}, which is there already; the file mixes two layouts")
         state[name] = value
     return state
 
@@ -321,7 +340,7 @@ def _build(checkpoint: Checkpoint, count_include_pad: object = True) -> STDCSeg:
         checkpoint.num_classes,
         checkpoint.module,
         bool(count_include_pad),
-        classifier_bias="conv_out.conv_out.bias" in checkpoint.state,
+        classifier_bias=checkpoint.family == "mmseg" or "conv_out.conv_out.bias" in checkpoint.state,
     )
 
 
@@ -354,6 +373,8 @@ def _check(checkpoint: Checkpoint) -> None:
                 f"{key} holds NaN or infinite values; the file is damaged or its training diverged"
             )
     classes = checkpoint.metadata.get("classes")
+    if classes is not None and not isinstance(classes, list):
+        raise UserError(f"its classes are {classes!r}, not a list of names")
     if classes is not None and len(classes) != checkpoint.num_classes:
         raise UserError(f"names {len(classes)} classes but its classifier has {checkpoint.num_classes}")
 
@@ -383,7 +404,7 @@ def save(state: State, path: str | Path, metadata: dict[str, object], half: bool
         small = half and tensor.ndim == 4
         stored = tensor.detach().to("cpu", torch.float16 if small else torch.float32).contiguous()
         if small and not torch.isfinite(stored).all():
-            raise UserError(f"{name} exceeds the range of fp16; save it without half")
+            raise UserError(f"{path}: {name} exceeds the range of fp16; save it without half")
         tensors[name] = stored
     text = {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}}
     with write_errors(path):
