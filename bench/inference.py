@@ -21,7 +21,7 @@ from PIL import Image
 
 import stdc_fast
 from stdc_fast import checkpoints, info
-from stdc_fast.data import normalise
+from stdc_fast.images import normalise
 from stdc_fast.zoo import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent

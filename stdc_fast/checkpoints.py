@@ -372,11 +372,33 @@ def _check(checkpoint: Checkpoint) -> None:
             raise UserError(
                 f"{key} holds NaN or infinite values; the file is damaged or its training diverged"
             )
+    if checkpoint.num_classes > 256:
+        raise UserError(f"has {checkpoint.num_classes} classes; labels are bytes, so at most 256")
+    _check_metadata(checkpoint.metadata)
     classes = checkpoint.metadata.get("classes")
-    if classes is not None and not isinstance(classes, list):
-        raise UserError(f"its classes are {classes!r}, not a list of names")
     if classes is not None and len(classes) != checkpoint.num_classes:
         raise UserError(f"names {len(classes)} classes but its classifier has {checkpoint.num_classes}")
+
+
+def _check_metadata(metadata: dict[str, object]) -> None:
+    """What :func:`stdc_fast.load` builds on must have the right types."""
+    classes, palette = metadata.get("classes"), metadata.get("palette")
+    if classes is not None and not isinstance(classes, list):
+        raise UserError(f"its classes are {classes!r}, not a list of names")
+    if classes is not None and not (
+        all(isinstance(n, str) for n in classes) and len(set(classes)) == len(classes)
+    ):
+        raise UserError("its classes are not all different names")
+    if palette is not None and not (
+        classes
+        and isinstance(palette, list)
+        and len(palette) == len(classes)
+        and all(isinstance(c, list) and len(c) == 3 and all(v in range(256) for v in c) for c in palette)
+    ):
+        raise UserError("its metadata 'palette' is not one [R, G, B] of 0..255 for each class")
+    side = metadata.get("short_side")
+    if side is not None and not (isinstance(side, int) and side >= 32):
+        raise UserError(f"its metadata 'short_side' is not a number of pixels from 32 on, but {side!r}")
 
 
 def inference_state(network: nn.Module) -> State:

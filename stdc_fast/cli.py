@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -81,11 +82,12 @@ def predict(
     """
     import stdc_fast
     from stdc_fast import images
-    from stdc_fast.segmenter import save_image
+    from stdc_fast.segmenter import check_request, save_image
 
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha must lie between 0 and 1, not {alpha}")
     network_size = _parse_size(size)
+    check_request(scale, network_size)
     files, failures = [], []
     for source in sources:
         try:
@@ -96,8 +98,15 @@ def predict(
     _note(segmenter.report, quiet)
     results = []
     names = _output_names(files)
+    inputs = {os.path.realpath(f) for f in files}
     for path, name in _progress(list(zip(files, names, strict=True)), "predict", quiet, len(files) > 1):
         try:
+            for kind in ("overlay", "labels"):
+                if os.path.realpath(out / f"{name}_{kind}.png") in inputs:
+                    raise UserError(
+                        f"{path}: its {kind} would overwrite {out / f'{name}_{kind}.png'}, an input; "
+                        "choose another --out"
+                    )
             result = segmenter.predict(path, scale=scale, size=network_size)
             row = result.to_dict()
             if overlay:
@@ -319,7 +328,7 @@ def _parse_size(text: str | None, option: str = "--size") -> str | tuple[int, in
     if text is None or (text == "native" and option == "--size"):
         return text
     height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
+    if not (re.fullmatch(r"[0-9]{1,9}", height) and re.fullmatch(r"[0-9]{1,9}", width)):
         raise UserError(f"{option} must be HEIGHTxWIDTH, for example 512x1024, not {text!r}")
     return int(height), int(width)
 
@@ -336,11 +345,14 @@ def _note(text: str, quiet: bool) -> None:
 def _progress(items, what: str, quiet: bool, show: bool = True):
     from tqdm import tqdm
 
-    return tqdm(items, what, unit="img", disable=quiet or not show)
+    # A generator, so that the bar appears with the first item: an error before it has its own line.
+    yield from tqdm(items, what, unit="img", disable=quiet or not show)
 
 
 def main() -> None:
     """Entry point of ``stdc-fast``: a user's mistake is one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names may be no text
     try:
         app(prog_name="stdc-fast")
     except UserError as error:

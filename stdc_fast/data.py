@@ -17,22 +17,11 @@ from torch import Tensor
 
 from stdc_fast.classes import CAMVID, CITYSCAPES, ClassSet
 from stdc_fast.errors import UserError
+from stdc_fast.images import MEAN, is_image, read_image
 from stdc_fast.reference.losses import IGNORE
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 # Cityscapes' labelIds (34 of them) to trainIds, the 19 classes that count.
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-
-
-def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 RGB ``[N, H, W, 3]`` to normalised ``[N, 3, H, W]``, channels_last in memory."""
-    x = images.permute(0, 3, 1, 2).to(dtype)
-    mean = torch.tensor(MEAN, dtype=dtype, device=x.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, dtype=dtype, device=x.device).view(1, 3, 1, 1) * 255
-    return (x - mean) / std
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +51,7 @@ class SegmentationFolder:
 
     def load_image(self, index: int) -> np.ndarray:
         """RGB uint8 ``[H, W, 3]``."""
-        try:
-            with Image.open(self.images[index]) as im:
-                return np.asarray(im.convert("RGB"))
-        except OSError as error:
-            raise UserError(f"{self.images[index]}: not a readable image ({error})") from None
+        return read_image(self.images[index])
 
     def load_labels(self, index: int) -> np.ndarray:
         """Class ids uint8 ``[H, W]``, 255 where no class counts."""
@@ -76,7 +61,9 @@ class SegmentationFolder:
                 if im.mode not in ("L", "P"):
                     raise UserError(f"{path}: labels must be one 8-bit channel of class ids, not {im.mode}")
                 return self.remap[np.asarray(im)]
-        except OSError as error:
+        except UserError:
+            raise
+        except Exception as error:  # decoders raise many types on damaged files
             raise UserError(f"{path}: not a readable image ({error})") from None
 
     def histograms(self) -> np.ndarray:
@@ -178,11 +165,6 @@ def _open_cityscapes(root: Path, split: str) -> SegmentationFolder:
     remap = np.full(256, IGNORE, np.uint8)
     remap[list(range(19) if train_ids else _CITYSCAPES_IDS)] = np.arange(19)
     return SegmentationFolder(tuple(images), tuple(labels), CITYSCAPES, remap)
-
-
-def is_image(path: Path) -> bool:
-    """Whether a file's name says that it is an image (folders and globs skip the others)."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 @dataclasses.dataclass(frozen=True)

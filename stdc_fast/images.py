@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import warnings
@@ -13,10 +14,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from stdc_fast.data import MEAN, STD, is_image
 from stdc_fast.errors import UserError
 from stdc_fast.reference.networks import MIN_SIZE
 
+#: Mean and deviation of ImageNet, RGB in 0..1, which all families of weights normalise with.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 #: Images with more pixels are refused, so that a small file can not fill the memory.
 MAX_PIXELS = 64_000_000
 
@@ -27,30 +31,39 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises UserError for a file that is missing, empty, truncated, no image, too small or too large.
     """
     path = Path(path)
-    try:
-        if path.is_dir():
+    with decode_errors(path):
+        if os.path.isdir(path):
             raise UserError(f"{path}: is a folder, not an image")
         if path.stat().st_size == 0:
             raise UserError(f"{path}: is empty (0 bytes); copy it again")
+        with Image.open(path) as image:
+            check_size(image.height, image.width, str(path))
+            return pil_to_rgb(image)
+
+
+@contextlib.contextmanager
+def decode_errors(name: object) -> Iterator[None]:
+    """Turn whatever Pillow raises on a file into a UserError that names it; keep its warnings quiet."""
+    try:
         with warnings.catch_warnings():
-            # The limit below is ours; Pillow's own warning would come first.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                check_size(image.height, image.width, str(path))
-                return pil_to_rgb(image)
+            # Of damaged EXIF data, transparent palettes, and of a size that check_size() refuses.
+            warnings.filterwarnings("ignore", module="PIL")
+            yield
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{name}: no such file") from None
+    except PermissionError:
+        raise UserError(f"{name}: can not be read (permission denied)") from None
     except Image.DecompressionBombError:
         raise UserError(
-            f"{path}: has more than {MAX_PIXELS / 1e6:.0f} million pixels; scale it down"
+            f"{name}: has more than {MAX_PIXELS / 1e6:.0f} million pixels; scale it down"
         ) from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"{path}: is not an image that Pillow can read; convert it to PNG or JPEG") from None
+        raise UserError(f"{name}: is not an image that Pillow can read; convert it to PNG or JPEG") from None
     except Exception as error:  # decoders raise many types on damaged files
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: can not be decoded ({reason}); copy or convert it again") from None
+        raise UserError(f"{name}: can not be decoded ({reason}); copy or convert it again") from None
 
 
 def pil_to_rgb(image: Image.Image) -> np.ndarray:
@@ -113,11 +126,24 @@ def tensor_images(tensor: Tensor, bgr: bool = False) -> list[np.ndarray | Tensor
     )
 
 
+def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 RGB ``[N, H, W, 3]`` to normalised ``[N, 3, H, W]``, channels_last in memory."""
+    x = images.permute(0, 3, 1, 2).to(dtype)
+    mean = torch.tensor(MEAN, dtype=dtype, device=x.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(STD, dtype=dtype, device=x.device).view(1, 3, 1, 1) * 255
+    return (x - mean) / std
+
+
 def denormalise(image: Tensor) -> np.ndarray:
     """RGB uint8 ``[H, W, 3]`` of one normalised float image ``[3, H, W]``."""
     x = image.detach().double().cpu().numpy().transpose(1, 2, 0)
     x = (x * np.array(STD) + np.array(MEAN)) * 255
     return np.clip(np.round(np.nan_to_num(x)), 0, 255).astype(np.uint8)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name says that it is an image (folders and globs skip the others)."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
@@ -128,16 +154,20 @@ def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
     """
     text = os.fspath(source)
     path = Path(text)
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if is_image(p) and p.is_file())
-        if not files:
-            raise UserError(f"{text}: the folder holds no image files")
-        return files, True
-    if not path.exists() and glob.has_magic(text):
-        files = sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
-        if not files:
-            raise UserError(f"{text}: no file matches")
-        return files, True
+    try:
+        # os.path, unlike Path on Python < 3.14, answers False where the file system objects.
+        if os.path.isdir(path):
+            files = sorted(p for p in path.iterdir() if is_image(p) and p.is_file())
+            if not files:
+                raise UserError(f"{text}: the folder holds no image files")
+            return files, True
+        if not os.path.exists(path) and glob.has_magic(text):
+            files = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
+            if not files:
+                raise UserError(f"{text}: no file matches")
+            return files, True
+    except OSError as error:
+        raise UserError(f"{text}: can not be read ({error.strerror})") from None
     return [path], False
 
 
@@ -199,11 +229,12 @@ def open_item(item: object, name: str, bgr: bool = False) -> np.ndarray | Tensor
     if isinstance(item, Path):
         return read_image(item)
     if isinstance(item, Image.Image):
-        array = pil_to_rgb(item)
-        check_size(array.shape[0], array.shape[1], name)
-        return array
+        with decode_errors(name):
+            check_size(item.height, item.width, name)
+            return pil_to_rgb(item)
+    # Copies, for callers use their buffers again while they hold results.
     if isinstance(item, _Ready):
-        return item.array
+        return item.array.copy()
     if isinstance(item, np.ndarray):
-        return check_array(item, name, bgr)
+        return check_array(item, name, bgr).copy()
     return item

@@ -40,7 +40,7 @@ def resize_argmax(
     chosen = torch.empty((n, height, width), device=logits.device) if confidence else None
     rows = height
     if logits.device.type == "cpu":
-        rows = max(1, _BAND_BYTES // (n * c * width * logits.element_size()))
+        rows = max(1, _BAND_BYTES // (max(n, 1) * c * width * logits.element_size()))
     for start in range(0, height, rows):
         band = slice(start, start + rows)
         if h == height:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from stdc_fast import draw, images
 from stdc_fast.checkpoints import write_atomic, write_errors
 from stdc_fast.classes import ClassSet
-from stdc_fast.data import normalise
 from stdc_fast.errors import UserError
+from stdc_fast.images import normalise
 from stdc_fast.postprocess import resize_argmax
 from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, upsample
 
@@ -36,6 +36,10 @@ class BatchError(UserError):
         super().__init__(f"{len(failures)} of {total} images failed: {lines}{more}")
         self.results = results
         self.failures = failures
+        self.total = total
+
+    def __reduce__(self):
+        return type(self), (self.results, self.failures, self.total)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,21 +60,13 @@ class InputSize:
         size: str | tuple[int, int] | None = None,
     ) -> tuple[int, int]:
         """(H, W) for an image of that size; ``scale`` and ``size`` ("native" or (H, W)) go first."""
-        if scale is not None and size is not None:
-            raise UserError(f"give scale={scale} or size={size}, not both")
+        size = check_request(scale, size)
         if scale is not None:
-            if not (math.isfinite(scale) and scale > 0):
-                raise UserError(f"scale must be a positive number, not {scale}")
             result = (int(height * scale), int(width * scale))
         elif size == "native":
             result = (height, width)
         elif size is not None:
-            try:
-                result = (int(size[0]), int(size[1]))
-                if isinstance(size, str) or len(size) != 2:
-                    raise ValueError
-            except (TypeError, ValueError, IndexError):
-                raise UserError(f'size must be (height, width) or "native", not {size!r}') from None
+            result = size
         elif self.short_side is not None:
             factor = self.short_side / min(height, width)
             result = (round(height * factor), round(width * factor))
@@ -82,6 +78,23 @@ class InputSize:
                 f"and the pixels at most {images.MAX_PIXELS / 1e6:.0f} million; change scale or size"
             )
         return result
+
+
+def check_request(scale: float | None, size: object) -> str | tuple[int, int] | None:
+    """``size`` as None, "native" or two ints; UserError for what is neither, or both given."""
+    if scale is not None and size is not None:
+        raise UserError(f"give scale={scale} or size={size}, not both")
+    # The upper bound keeps height * scale finite.
+    if scale is not None and not 0 < scale <= 1e6:
+        raise UserError(f"scale must be a positive number, not {scale}")
+    if size is None or (isinstance(size, str) and size == "native"):
+        return size
+    try:
+        if isinstance(size, str) or len(size) != 2:
+            raise ValueError
+        return int(size[0]), int(size[1])
+    except (TypeError, ValueError, IndexError, OverflowError):
+        raise UserError(f'size must be (height, width) or "native", not {size!r}') from None
 
 
 class Segmentation:
@@ -239,10 +252,12 @@ class Segmenter(nn.Module):
             raise UserError(
                 f"expected a normalised float tensor [N, 3, H, W], got {x.dtype}; raw frames go to label()"
             )
+        if x.ndim != 4:
+            raise UserError(f"expected an input of shape [N, 3, H, W], got {list(x.shape)}")
         logits = self.network(x.to(self.dtype).contiguous(memory_format=torch.channels_last))
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: the labels are the caller's, to write to and to train with
     def label(
         self,
         frames: Tensor | np.ndarray,
@@ -254,10 +269,13 @@ class Segmenter(nn.Module):
 
         ``scale`` and ``size`` are as for :meth:`predict`.
         """
-        if isinstance(frames, np.ndarray):
+        if isinstance(frames, np.ndarray) and frames.dtype == np.uint8:
             frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
-        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            raise UserError(f"expected uint8 frames [N, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+        if not isinstance(frames, Tensor) or frames.dtype != torch.uint8 or frames.shape[3:] != (3,):
+            got = (
+                f"{frames.dtype} {list(frames.shape)}" if hasattr(frames, "dtype") else type(frames).__name__
+            )
+            raise UserError(f"expected uint8 frames [N, H, W, 3], got {got}")
         height, width = frames.shape[1:3]
         images.check_size(height, width, f"frames {list(frames.shape)}")
         target = self.input_size.resolve(height, width, scale, size)
@@ -292,6 +310,7 @@ class Segmenter(nn.Module):
         Raises UserError for one bad image; for several, :class:`BatchError` at the end, when all others
         are done.
         """
+        check_request(scale, size)
         items, _, several = images.iterate(source, bgr)
         results = self._stream(items, scale, size, bgr, confidence)
         if stream:
@@ -326,12 +345,12 @@ class Segmenter(nn.Module):
         start = time.perf_counter()
         if isinstance(image, Tensor):
             height, width = image.shape[1:]
-            target = self.input_size.resolve(height, width, scale, size)
+            target = self._target(name, height, width, scale, size)
             x = image[None].to(self.device, self._working_dtype())
             x = x.contiguous(memory_format=torch.channels_last)
         else:
             height, width = image.shape[:2]
-            target = self.input_size.resolve(height, width, scale, size)
+            target = self._target(name, height, width, scale, size)
             x = self._reduced(image, target)
         labels, chosen = self._labels(x, target, (height, width), confidence)
         result = labels[0].cpu().numpy()
@@ -345,6 +364,12 @@ class Segmenter(nn.Module):
             target,
             None if chosen is None else chosen[0].cpu().numpy(),
         )
+
+    def _target(self, name, height, width, scale, size) -> tuple[int, int]:
+        try:
+            return self.input_size.resolve(height, width, scale, size)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
 
     def _reduced(self, image: np.ndarray, target: tuple[int, int]) -> Tensor:
         """Normalised ``[1, 3, h, w]``; an image more than twice as large as ``target`` is averaged first.

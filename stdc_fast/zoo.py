@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -77,9 +78,9 @@ def load(
 def _find(pretrained: str | Path) -> Path:
     path = Path(pretrained)
     embedded = WEIGHTS / f"{pretrained}.safetensors"
-    if path.name == str(pretrained) and embedded.is_file():
+    if path.name == str(pretrained) and os.path.isfile(embedded):
         return embedded
-    if path.exists():
+    if os.path.exists(path):
         return path
     text = str(pretrained)
     known = list_models()

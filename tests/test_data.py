@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from stdc_fast.classes import CAMVID, CITYSCAPES, ClassSet, class_set
-from stdc_fast.data import MEAN, STD, Augmentation, TrainingStream, normalise, open_folder
+from stdc_fast.data import Augmentation, TrainingStream, open_folder
 from stdc_fast.errors import UserError
+from stdc_fast.images import MEAN, STD, normalise
 
 SHARED_CAMVID = Path(__file__).resolve().parents[2] / "shared" / "data" / "camvid"
 

@@ -1,0 +1,181 @@
+"""Fixtures of all tests: a small random model, pictures, the command line run in this process."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import struct
+import sys
+import traceback
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import stdc_fast
+from stdc_fast import checkpoints, cli
+from stdc_fast.classes import CAMVID
+from stdc_fast.reference.networks import STDCSeg
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """pytest's own, emptied afterwards: it would keep gigabytes of checkpoints of the last runs."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_network():
+    """STDC1 of the 11 CamVid classes with seeded random weights.
+
+    The last batch norm is calibrated on noise, so that labels vary from pixel to pixel: with its initial
+    statistics one class wins nearly everywhere and wrong labels would go unseen. The others are not,
+    for a random network with all of them calibrated enlarges rounding errors tenfold.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = STDCSeg("stdc1", len(CAMVID)).eval()
+        norm = network.conv_out.conv.bn
+        norm.momentum = None  # a plain average over the batches below
+        norm.train()
+        with torch.no_grad():
+            for _ in range(3):
+                contrast, brightness = 2 * torch.rand(4, 3, 1, 1), torch.randn(4, 3, 1, 1)
+                network(torch.randn(4, 3, 64, 96) * contrast + brightness)
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny_network, tmp_path_factory):
+    """Its weights as one of our safetensors files, with a short side of 64."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    metadata = {
+        "variant": "stdc1",
+        "classes": CAMVID.names,
+        "palette": CAMVID.palette,
+        "short_side": 64,
+    }
+    checkpoints.save(checkpoints.inference_state(tiny_network), path, metadata)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_weights):
+    """The loaded model, shared: tests that change it work on a copy."""
+    return stdc_fast.load(tiny_weights, device="cpu")
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model
+
+
+@pytest.fixture(scope="session")
+def model64(tiny_weights):
+    """The same weights in float64."""
+    return stdc_fast.load(tiny_weights, device="cpu", dtype="float64")
+
+
+@pytest.fixture
+def embedded():
+    """Name of the embedded weights."""
+    name = "stdc1_camvid"
+    if name not in stdc_fast.list_models():
+        pytest.skip(f"the weights of {name} are not part of the package yet")
+    return name
+
+
+@pytest.fixture(scope="session")
+def photo():
+    """Makes a smooth random picture, RGB uint8 [H, W, 3]; noise alone would survive no JPEG."""
+
+    def make(height=64, width=96, seed=0):
+        coarse = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+        return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def huge_png():
+    """Makes a PNG of a few bytes that claims any size; decoding it can only fail."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def make(path, width, height):
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def unprivileged():
+    """A context in which the permissions of files hold, also where the tests run as root."""
+
+    @contextlib.contextmanager
+    def context():
+        if os.name != "posix":
+            pytest.skip("POSIX permissions")
+        root = os.geteuid() == 0
+        if root:
+            try:
+                os.seteuid(65534)
+            except OSError as error:
+                pytest.skip(f"root that can not give up its rights ({error})")
+        try:
+            yield
+        finally:
+            if root:
+                os.seteuid(0)
+
+    return context
+
+
+@dataclasses.dataclass
+class Finished:
+    """What a run of the command line left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self):
+        """Lines of stderr, the states of a progress bar each on its own."""
+        return [line for line in self.err.replace("\r", "\n").split("\n") if line]
+
+    @property
+    def messages(self):
+        return [line for line in self.lines if line.startswith("stdc-fast: ")]
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys):
+    """Runs ``stdc-fast ARGS`` in this process, without the seconds that importing torch takes.
+
+    On the CPU, also where there is a GPU, as its labels are compared bit by bit with the CPU's.
+    """
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["stdc-fast", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        except Exception:  # what the interpreter would do with it
+            traceback.print_exc()
+            code = 1
+        captured = capsys.readouterr()
+        return Finished(code, captured.out, captured.err)
+
+    return run

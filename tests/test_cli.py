@@ -1,0 +1,482 @@
+"""The command line: what it writes and prints, and one line and exit code 2 for every mistake.
+
+Most tests run it in this process; importing torch takes a real one seconds.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from folders import camvid
+from PIL import Image
+from sklearn.metrics import jaccard_score
+
+import stdc_fast
+from stdc_fast import checkpoints
+from stdc_fast.classes import CAMVID
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def save(array, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def refused(run, *names, summary=False):
+    """Checks a failed run: exit code 2, one line for each of the names, no traceback."""
+    assert run.code == 2, run.err
+    assert "Traceback" not in run.err
+    messages = run.messages
+    if summary:
+        assert "failed" in messages[-1]
+        messages = messages[:-1]
+    assert len(messages) == len(names), run.err
+    for name, message in zip(names, messages, strict=True):
+        assert name in message
+    return messages
+
+
+def refused_quietly(run, name):
+    """The same for a run with --quiet: that one line is all that it says."""
+    (message,) = refused(run, name)
+    assert run.lines == [message]
+    assert run.out == ""
+    return message
+
+
+# ---------------------------------------------------------------- predict
+
+
+def test_predict_one_image(run_cli, tiny_weights, tiny_model, photo, workplace):
+    save(photo(80, 120), workplace / "street.png")
+    run = run_cli("predict", "street.png", "-m", tiny_weights)
+    assert run.code == 0
+    expected = tiny_model.predict("street.png")
+    with Image.open("out/street_labels.png") as labels:
+        assert labels.mode == "P"
+        assert np.array_equal(np.asarray(labels), expected.labels)
+    with Image.open("out/street_overlay.png") as overlay:
+        assert np.array_equal(np.asarray(overlay), np.asarray(expected.overlay(legend=True)))
+    assert sorted(os.listdir("out")) == ["street_labels.png", "street_overlay.png"]
+    assert "street.png: 120x80, network input 96x64, tiny" in run.out
+    for name, share in expected.shares().items():
+        assert any(name in line and f"{share:.2%}" in line for line in run.out.splitlines())
+    assert "out/street_overlay.png" in run.out
+    assert "193 of 193" in run.err  # what loading did is a message, not a result
+
+
+def test_predict_options(run_cli, tiny_weights, tiny_model, photo, workplace):
+    save(photo(80, 120), workplace / "a.png")
+    args = ("predict", "a.png", "-m", tiny_weights, "-q")
+    run = run_cli(*args, "--out", "x/y", "--no-labels", "--no-legend", "--alpha", "1", "--size", "80x100")
+    assert run.code == 0
+    assert run.err == ""
+    assert os.listdir("x/y") == ["a_overlay.png"]
+    expected = tiny_model.predict("a.png", size=(80, 100))
+    assert np.array_equal(np.asarray(Image.open("x/y/a_overlay.png")), expected.colours())
+    for i, (options, target) in enumerate(
+        [(("--scale", "0.75"), "90x60"), (("--size", "native"), "120x80"), (("--size", "64X100"), "100x64")]
+    ):
+        run = run_cli(*args, *options, "-o", f"o{i}", "--no-overlay")
+        assert f"network input {target}" in run.out
+        assert os.listdir(f"o{i}") == ["a_labels.png"]
+    assert run_cli(*args, "--no-overlay", "--no-labels", "-o", "none").code == 0
+    assert not os.path.exists("none")
+    run = run_cli(*args, "--dtype", "float64", "--device", "cpu", "--backend", "eager", "--json")
+    assert len(json.loads(run.out)["results"]) == 1
+
+
+def test_predict_folders_globs_and_equal_stems(run_cli, tiny_weights, tiny_model, photo, workplace):
+    pictures = ["in/a.jpg", "in/a.png", "in/b.png", "more/a.png", "x[1].png"]
+    for i, name in enumerate(pictures):
+        save(photo(64, 96, i), workplace / name)
+    run = run_cli("predict", "in", "more/*.png", "x[1].png", "-m", tiny_weights, "--json")
+    assert run.code == 0
+    found = json.loads(run.out)
+    assert found["model"] == "tiny"
+    assert found["failures"] == []
+    assert [r["name"] for r in found["results"]] == pictures
+    written = {r[key] for r in found["results"] for key in ("labels", "overlay")}
+    assert len(written) == 10
+    assert written == {f"out/{name}" for name in os.listdir("out")}
+    assert {"out/a_labels.png", "out/a_png_labels.png", "out/x[1]_labels.png"} < written
+    for entry in found["results"]:
+        expected = tiny_model.predict(entry["name"])
+        assert np.array_equal(np.asarray(Image.open(entry["labels"])), expected.labels)
+        timeless = {k: v for k, v in expected.to_dict().items() if k != "seconds"}
+        assert timeless.items() <= entry.items()
+
+
+def test_names_that_become_equal_by_their_suffix(run_cli, tiny_weights, photo, workplace):
+    for name in ("a.bmp", "a.png", "a_png.bmp", "sub/a.png"):
+        save(photo(), workplace / name)
+    run = run_cli(
+        "predict", "a.bmp", "a.png", "a_png.bmp", "sub", "-m", tiny_weights, "--no-overlay", "--json"
+    )
+    assert len({r["labels"] for r in json.loads(run.out)["results"]}) == 4
+    assert len(os.listdir("out")) == 4
+
+
+def test_progress_goes_to_stderr(run_cli, tiny_weights, photo, workplace):
+    for i in range(2):
+        save(photo(seed=i), workplace / "in" / f"{i}.png")
+    run = run_cli("predict", "in", "-m", tiny_weights)
+    assert run.code == 0
+    assert run.out.startswith("2 images labelled in out (")
+    assert "100%" in run.err
+    assert run_cli("predict", "in", "-m", tiny_weights, "-q").err == ""
+    json.loads(run_cli("predict", "in", "-m", tiny_weights, "--json").out)
+
+
+def bad_images(folder, photo, huge_png):
+    """Names of files that can not be labelled."""
+    folder.mkdir()
+    Image.fromarray(photo(200, 300)).save(folder / "truncated.jpg")
+    content = (folder / "truncated.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(content[: len(content) // 2])
+    (folder / "text.jpg").write_text("not an image\nat all\n")
+    (folder / "zero.png").write_bytes(b"")
+    save(photo(16, 16), folder / "small.png")
+    huge_png(folder / "huge.png", 60000, 60000)
+    huge_png(folder / "large.png", 9000, 9000)
+    return ["huge.png", "large.png", "small.png", "text.jpg", "truncated.jpg", "zero.png"]
+
+
+def test_bad_images_fail_alone_in_one_line(run_cli, tiny_weights, photo, huge_png, workplace):
+    for name in [*bad_images(workplace / "in", photo, huge_png), "missing.png"]:
+        start = time.perf_counter()
+        run = run_cli("predict", f"in/{name}", "-m", tiny_weights, "-q")
+        refused_quietly(run, f"in/{name}")
+        assert time.perf_counter() - start < 10  # nothing decodes 60000x60000
+    assert not os.path.exists("out")
+
+
+def test_bad_images_do_not_stop_a_batch(run_cli, tiny_weights, photo, huge_png, workplace):
+    bad = bad_images(workplace / "in", photo, huge_png)
+    for name in ("aaa.png", "middle.png", "zzz.png"):
+        save(photo(), workplace / "in" / name)
+    sources = ("nowhere/*.png", "empty", "in", "missing.png")
+    (workplace / "empty").mkdir()
+    failing = ["nowhere/*.png", "empty", *bad, "missing.png"]
+    run = run_cli("predict", *sources, "-m", tiny_weights)
+    refused(run, *failing, summary=True)
+    assert "9 of 12 failed" in run.messages[-1]
+    assert run.lines[-len(failing) - 1 :] == run.messages  # at the end, after the progress
+    assert run.out.startswith("3 images labelled")
+    assert len(os.listdir("out")) == 6
+    found = json.loads(run_cli("predict", *sources, "-m", tiny_weights, "--json").out)
+    assert [r["name"] for r in found["results"]] == ["in/aaa.png", "in/middle.png", "in/zzz.png"]
+    assert len(found["failures"]) == 9
+    for entry, name in zip(found["failures"], failing, strict=True):
+        assert name in entry["name"]
+        assert name in entry["error"]
+
+
+def test_a_size_error_names_the_file(run_cli, tiny_weights, photo, workplace):
+    save(photo(), workplace / "a.png")
+    save(photo(40, 50), workplace / "b.png")
+    run = run_cli("predict", "a.png", "b.png", "-m", tiny_weights, "--scale", "0.6")
+    refused(run, "b.png", summary=True)
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "x" * 5000], ids=["name", "path"])
+def test_names_too_long(name, run_cli, tiny_weights, photo, workplace):
+    save(photo(), workplace / "a.png")
+    refused(run_cli("predict", name, "a.png", "-m", tiny_weights), "xxx", summary=True)
+    assert len(os.listdir("out")) == 2
+    refused_quietly(run_cli("predict", "a.png", "-m", name, "-q"), "xxx")
+
+
+def test_a_name_that_is_no_text(run_cli, tiny_weights, photo, workplace):
+    name = os.fsdecode(b"\xff.png")
+    try:
+        save(photo(), workplace / name)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    run = run_cli("predict", name, "-m", tiny_weights, "-q")
+    assert run.code == 0, run.err
+    assert len(os.listdir("out")) == 2
+
+
+@pytest.mark.parametrize("place", ["file/out", "file"])
+def test_unwritable_output(place, run_cli, tiny_weights, photo, workplace):
+    (workplace / "file").write_text("keep")
+    save(photo(), workplace / "in" / "a.png")
+    save(photo(), workplace / "in" / "b.png")
+    run = run_cli("predict", "in/a.png", "-m", tiny_weights, "-o", place, "-q")
+    assert place in refused_quietly(run, "a_overlay.png")
+    refused(run_cli("predict", "in", "-m", tiny_weights, "-o", place), "a_ov", "b_ov", summary=True)
+    assert (workplace / "file").read_text() == "keep"
+
+
+def test_outputs_never_overwrite_inputs(run_cli, tiny_weights, photo, workplace):
+    """With the results beside the photos, x_overlay.png may be the user's own."""
+    pictures = {workplace / "in" / "x.png": photo(), workplace / "in" / "x_overlay.png": photo(seed=1)}
+    for path, array in pictures.items():
+        save(array, path)
+    run_cli("predict", "in", "-m", tiny_weights, "-o", "in")
+    for path, array in pictures.items():
+        assert np.array_equal(np.asarray(Image.open(path)), array), path
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (("--size", "64"), "--size"),
+        (("--size", "64x"), "64x"),
+        (("--size", "64x96x3"), "64x96x3"),
+        (("--size", "-64x96"), "-64x96"),
+        (("--size", "²x²"), "²x²"),  # digits for str.isdigit, not for int
+        (("--size", "natve"), "natve"),
+        (("--size", "8x8"), "8x8"),
+        (("--scale", "nan"), "nan"),
+        (("--scale", "-1"), "-1"),
+        (("--scale", "1e308"), "scale"),
+        (("--scale", "1", "--size", "native"), "not both"),
+        (("--alpha", "2"), "--alpha"),
+        (("--alpha", "nan"), "--alpha"),
+        (("--device", "gpu"), "gpu"),
+        (("--device", "cuda:99"), "cuda:99"),
+        (("--dtype", "half"), "half"),
+        (("--backend", "eagr"), "eager"),
+    ],
+    ids=str,
+)
+def test_wrong_options(options, name, run_cli, tiny_weights, photo, workplace):
+    save(photo(), workplace / "a.png")
+    refused_quietly(run_cli("predict", "a.png", "-m", tiny_weights, "-q", *options), name)
+    assert not os.path.exists("out")
+
+
+def test_wrong_options_are_said_once(run_cli, tiny_weights, photo, workplace):
+    """Not once for every image of a folder."""
+    for i in range(3):
+        save(photo(), workplace / "in" / f"{i}.png")
+    for options in (("--scale", "-1"), ("--scale", "1", "--size", "native")):
+        refused_quietly(run_cli("predict", "in", "-m", tiny_weights, "-q", *options), options[0][2:])
+
+
+def test_the_command_line_parser_refuses_too(run_cli, workplace):
+    for arguments in (("predict",), ("bogus",), ("predict", "a.png", "--scale", "x"), ("info", "--bogus")):
+        run = run_cli(*arguments)
+        assert run.code == 2
+        assert run.out == ""
+        assert arguments[-1] in run.err or "SRC" in run.err
+
+
+def test_bad_weights(run_cli, tiny_network, photo, workplace):
+    save(photo(), workplace / "a.png")
+    state = checkpoints.inference_state(tiny_network)
+    state["ffm.conv1.weight"] = torch.full_like(state["ffm.conv1.weight"], float("nan"))
+    checkpoints.save(state, workplace / "nan.safetensors", {}, half=False)
+    (workplace / "text.pth").write_text("hello")
+    (workplace / "zero.pth").write_bytes(b"")
+    content = (workplace / "nan.safetensors").read_bytes()
+    (workplace / "cut.safetensors").write_bytes(content[: len(content) // 2])
+    for name in ("nan.safetensors", "text.pth", "zero.pth", "cut.safetensors", "missing.pth", "in/"):
+        refused_quietly(run_cli("predict", "a.png", "-m", name, "-q"), name.rstrip("/"))
+    message = refused_quietly(run_cli("predict", "a.png", "-m", "nan.safetensors", "-q"), "nan.safetensors")
+    assert "ffm.conv1.weight holds NaN" in message
+    message = refused_quietly(run_cli("predict", "a.png", "-m", "stdc1_camvit", "-q"), "stdc1_camvit")
+    assert "unknown model" in message
+    assert not os.path.exists("out")
+
+
+def test_the_default_model(run_cli, embedded, photo, workplace):
+    save(photo(), workplace / "a.png")
+    run = run_cli("predict", "a.png")
+    assert run.code == 0
+    assert embedded in run.out
+    assert embedded in run_cli("info").out
+
+
+# ---------------------------------------------------------------- val
+
+
+def test_val_agrees_with_scikit_learn(run_cli, tiny_weights, tiny_model, workplace):
+    camvid(workplace / "data", classes="")
+    run = run_cli("val", "data", "-m", tiny_weights, "--json")
+    assert run.code == 0
+    found = json.loads(run.out)
+    assert run_cli("predict", "data/val", "-m", tiny_weights, "--no-overlay", "-o", "o").code == 0
+    true, guess = [], []
+    for i in range(2):
+        labels = np.asarray(Image.open(f"data/valannot/f{i}.png"))
+        predicted = np.asarray(Image.open(f"o/f{i}_labels.png"))
+        assert predicted.shape == labels.shape
+        true.append(labels[labels < 11])
+        guess.append(predicted[labels < 11])
+    true, guess = np.concatenate(true), np.concatenate(guess)
+    present = np.union1d(true, guess)
+    by_class = dict(
+        zip(present.tolist(), jaccard_score(true, guess, labels=present, average=None), strict=True)
+    )
+    assert found["miou"] == pytest.approx(np.mean(list(by_class.values())), abs=1e-9)
+    assert found["pixel_accuracy"] == pytest.approx((true == guess).mean(), abs=1e-9)
+    assert found["images"] == 2
+    assert found["default_short_side"] == 64
+    assert found["miou"] > 0
+    assert np.sum(found["confusion"]) == len(true)
+    for i, name in enumerate(CAMVID.names):
+        expected = by_class.get(i)
+        assert found["iou"][name] == (None if expected is None else pytest.approx(expected, abs=1e-9))
+
+    run = run_cli("val", "data", "-m", tiny_weights, "--limit", "1")
+    assert "tiny on data val, 1 images" in run.out
+    assert "mean IoU" in run.out
+    assert "100%" in run.err
+    text = run_cli("val", "data", "-m", tiny_weights, "-q")
+    assert f"{found['miou']:.2%}" in text.out
+    assert text.err == ""
+    scaled = json.loads(run_cli("val", "data", "-m", tiny_weights, "--scale", "1.5", "--json").out)
+    assert scaled["scale"] == 1.5
+    assert scaled["confusion"] != found["confusion"]
+    train = json.loads(run_cli("val", "data", "-m", tiny_weights, "--split", "train", "--json").out)
+    assert train["images"] == 4
+
+
+def test_val_refuses_other_classes(run_cli, tiny_weights, workplace):
+    camvid(workplace / "three")
+    for options in ((), ("-q",), ("--json",)):
+        run = run_cli("val", "three", "-m", tiny_weights, *options)
+        assert run.out == ""
+        (message,) = refused(run, "11 classes, the data 3 (Sky, Wall, Road)")
+        assert run.lines[-1] == message
+    names = "\n".join(f"{i} {n}" for i, n in enumerate([*CAMVID.names[:-1], "Rider"]))
+    camvid(workplace / "other", classes=names)
+    (message,) = refused(run_cli("val", "other", "-m", tiny_weights), "class")
+    assert "bicyclist" in message.lower()
+
+
+def test_val_matches_classes_by_name(run_cli, tiny_weights, workplace):
+    """The same classes in another order: the matrix is in the data's order, the score the same."""
+    camvid(workplace / "plain", classes="")
+    plain = json.loads(run_cli("val", "plain", "-m", tiny_weights, "--json").out)
+    order = list(reversed(range(11)))
+    camvid(workplace / "turned", classes="\n".join(f"{i} {CAMVID.names[i].upper()}" for i in order))
+    turned = json.loads(run_cli("val", "turned", "-m", tiny_weights, "--json").out)
+    assert turned["miou"] == pytest.approx(plain["miou"])
+    assert list(turned["iou"]) == [CAMVID.names[i].upper() for i in order]
+    assert np.array_equal(turned["confusion"], np.array(plain["confusion"])[::-1, ::-1])
+
+
+def test_val_names_what_is_wrong(run_cli, tiny_weights, workplace):
+    val = ("val", "data", "-m", tiny_weights, "-q")
+    refused_quietly(run_cli(*val), "data")
+    camvid(workplace / "data", classes="")
+    refused_quietly(run_cli(*val, "--split", "test"), "test")
+    refused_quietly(run_cli(*val, "--size", "8"), "--size")
+    whole = (workplace / "data/val/f1.png").read_bytes()
+    (workplace / "data/val/f1.png").write_bytes(whole[: len(whole) // 2])
+    refused_quietly(run_cli(*val), "data/val/f1.png")
+    (workplace / "data/val/f1.png").write_bytes(b"")
+    refused_quietly(run_cli(*val), "data/val/f1.png")
+    (workplace / "data/val/f1.png").unlink()
+    (workplace / "data/valannot/f0.png").unlink()
+    refused_quietly(run_cli(*val), "f0")
+
+
+@pytest.mark.parametrize("part", ["val", "valannot"])
+def test_val_refuses_huge_images(part, run_cli, tiny_weights, huge_png, workplace):
+    camvid(workplace / "data", classes="")
+    huge_png(workplace / "data" / part / "f1.png", 60000, 60000)
+    refused_quietly(run_cli("val", "data", "-m", tiny_weights, "-q"), f"data/{part}/f1.png")
+
+
+def test_val_names_an_image_that_is_too_small(run_cli, tiny_weights, photo, workplace):
+    camvid(workplace / "data", classes="")
+    save(photo(20, 20), workplace / "data/val/f1.png")
+    save(np.zeros((20, 20), np.uint8), workplace / "data/valannot/f1.png")
+    refused_quietly(run_cli("val", "data", "-m", tiny_weights, "-q"), "f1.png")
+
+
+# ---------------------------------------------------------------- info, help
+
+
+def test_info(run_cli):
+    run = run_cli("info")
+    assert run.code == 0
+    assert run.err == ""
+    found = json.loads(run_cli("info", "--json").out)
+    for name, version in (("stdc_fast", stdc_fast.__version__), ("torch", torch.__version__)):
+        assert found["versions"][name] == version
+        assert version in run.out
+    assert found["cpu"]["threads"] == torch.get_num_threads()
+    backends = {b["name"]: b for b in found["backends"]}
+    assert backends["eager"]["available"]
+    assert backends[found["default_backend"]]["available"]
+    for name, backend in backends.items():
+        assert backend["reason"]
+        assert any(name in line and backend["reason"] in line for line in run.out.splitlines())
+    assert [m["name"] for m in found["models"]] == stdc_fast.list_models()
+
+
+def test_the_environment_chooses_the_backend(run_cli, monkeypatch, tiny_weights, photo, workplace):
+    save(photo(), workplace / "a.png")
+    monkeypatch.setenv("STDC_FAST_BACKEND", "eager")
+    assert json.loads(run_cli("info", "--json").out)["default_backend"] == "eager"
+    monkeypatch.setenv("STDC_FAST_BACKEND", "bogus")
+    refused_quietly(run_cli("predict", "a.png", "-m", tiny_weights, "-q"), "STDC_FAST_BACKEND")
+    refused_quietly(run_cli("info"), "STDC_FAST_BACKEND")
+
+
+def test_version_and_help(run_cli):
+    assert run_cli("--version").out == f"stdc-fast {stdc_fast.__version__}\n"
+    for option in ("--help", "-h"):
+        run = run_cli(option)
+        assert run.code == 0
+        assert all(command in run.out for command in ("predict", "val", "train", "convert", "info"))
+    for command in ("predict", "val", "train", "convert", "info"):
+        run = run_cli(command, "--help")
+        assert run.code == 0
+        assert run.err == ""
+
+
+def start(*arguments, **options):
+    environment = {**os.environ, "COLUMNS": "100"}
+    command = [sys.executable, "-m", "stdc_fast", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )
+
+
+def test_as_a_program(tiny_weights, photo, workplace):
+    """One real process: stdout holds the JSON and nothing else, whatever else happens."""
+    for i in range(2):
+        save(photo(seed=i), workplace / "in" / f"{i}.png")
+    (workplace / "in" / "bad.jpg").write_text("no image")
+    process = start("predict", "in", "-m", tiny_weights, "--json")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    found = json.loads(out)
+    assert len(found["results"]) == 2
+    assert [f["name"] for f in found["failures"]] == [os.path.join("in", "bad.jpg")]
+    assert "100%" in err
+    messages = [line for line in err.splitlines() if line.startswith("stdc-fast: ")]
+    assert len(messages) == 2
+    assert os.path.join("in", "bad.jpg") in messages[0]
+    assert messages[1] == "stdc-fast: 1 of 3 failed"
+    assert "Traceback" not in err
+    assert len(os.listdir("out")) == 4
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes break otherwise elsewhere")
+def test_a_reader_that_leaves(workplace):
+    """``stdc-fast info | head -0``"""
+    process = start("info")
+    process.stdout.close()
+    err = process.stderr.read()
+    process.wait(timeout=120)
+    process.stderr.close()
+    assert process.returncode != 0
+    assert err == ""
