@@ -39,11 +39,12 @@ def _depthwise_bn(channels: int) -> list[nn.Module]:
     return [conv, nn.BatchNorm2d(channels)]
 
 
-def _block_widths(out_channels: int, blocks: int) -> list[int]:
-    """Output channels of a module's convolutions: C/2, C/4, ..., the last one repeated to sum to C."""
-    widths = [out_channels >> (i + 1) for i in range(blocks)]
-    widths[-1] = out_channels - sum(widths[:-1])
-    return widths
+def _conv_list(in_channels: int, out_channels: int, blocks: int) -> nn.ModuleList:
+    """A 1x1 to C/2, then 3x3 to C/4, C/8, ...; the last width is repeated, so that they sum to C."""
+    widths = [out_channels >> (i + 1) for i in range(blocks - 1)]
+    widths.append(widths[-1])
+    convs = [ConvBNReLU(in_channels, widths[0], 1)]
+    return nn.ModuleList(convs + [ConvBNReLU(a, b) for a, b in pairwise(widths)])
 
 
 def _check_module(out_channels: int, blocks: int, stride: int) -> None:
@@ -85,12 +86,10 @@ class STDCModule(nn.Module):
     ):
         super().__init__()
         _check_module(out_channels, blocks, stride)
-        widths = _block_widths(out_channels, blocks)
         self.stride = stride
-        self.conv_list = nn.ModuleList([ConvBNReLU(in_channels, widths[0], 1)])
-        self.conv_list.extend(ConvBNReLU(a, b) for a, b in pairwise(widths))
+        self.conv_list = _conv_list(in_channels, out_channels, blocks)
         if stride == 2:
-            self.avd_layer = nn.Sequential(*_depthwise_bn(widths[0]))
+            self.avd_layer = nn.Sequential(*_depthwise_bn(out_channels // 2))
             self.skip = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=count_include_pad)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,12 +118,10 @@ class STDCAddModule(nn.Module):
         _check_module(out_channels, blocks, stride)
         if stride == 1 and in_channels != out_channels:
             raise ValueError(f"an add module of stride 1 keeps its channels: {in_channels} != {out_channels}")
-        widths = _block_widths(out_channels, blocks)
         self.stride = stride
-        self.conv_list = nn.ModuleList([ConvBNReLU(in_channels, widths[0], 1)])
-        self.conv_list.extend(ConvBNReLU(a, b) for a, b in pairwise(widths))
+        self.conv_list = _conv_list(in_channels, out_channels, blocks)
         if stride == 2:
-            self.avd_layer = nn.Sequential(*_depthwise_bn(widths[0]))
+            self.avd_layer = nn.Sequential(*_depthwise_bn(out_channels // 2))
             self.skip = nn.Sequential(
                 *_depthwise_bn(in_channels),
                 nn.Conv2d(in_channels, out_channels, 1, bias=False),
