@@ -75,7 +75,7 @@ def main() -> None:
     model = stdc_fast.load(arguments.model, device="cpu")
     path = WEIGHTS / f"{arguments.model}.safetensors"
     reference = checkpoints.read(path).network().to(memory_format=torch.channels_last)
-    photo = Image.open(ROOT / "assets" / "street.png")
+    photo = Image.open(ROOT / "assets" / "street.jpg")
     rows = []
     for size in SIZES:
         rows.append(measure(model, reference, size, arguments.rounds, photo))

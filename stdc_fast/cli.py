@@ -319,6 +319,8 @@ def info(as_json: Json = False) -> None:
         mark = "yes" if status["available"] else "no"
         chosen = " (default)" if status["name"] == found["default_backend"] else ""
         print(f"{'backend':<12} {status['name']:<7} {mark:<3} {status['reason']}{chosen}")
+    if found["default_backend"].startswith("none"):
+        print(f"{'backend':<12} default {found['default_backend']}")
     for model in found["models"]:
         score = f"mIoU {model['miou']:.2%} ({model['miou_split']})" if model["miou"] else ""
         print(f"{'model':<12} {model['name']}: {model['variant']}, {score}")

@@ -142,7 +142,7 @@ def denormalise(image: Tensor) -> np.ndarray:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file's name says that it is an image (folders and globs skip the others)."""
+    """Whether a file's name says that it is an image (folders skip the others)."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
@@ -153,6 +153,8 @@ def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
     matches, ``**`` included. UserError if there are none.
     """
     text = os.fspath(source)
+    if not text:
+        raise UserError("the source is an empty name; give a file, a folder or a glob")
     path = Path(text)
     try:
         # os.path, unlike Path on Python < 3.14, answers False where the file system objects.

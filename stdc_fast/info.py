@@ -11,6 +11,7 @@ import torch
 
 import stdc_fast
 from stdc_fast import backends
+from stdc_fast.errors import UserError
 
 _CPU_FLAGS = (
     "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
@@ -74,6 +75,14 @@ def versions() -> dict[str, str | None]:
     return result
 
 
+def _default_backend() -> str:
+    """What "auto" would take, or why it would fail: this is where one looks when it does."""
+    try:
+        return backends.choose()
+    except UserError as error:
+        return f"none: {error}"
+
+
 def collect() -> dict[str, object]:
     """All of the above, the backends with their reasons, and the embedded models."""
     models = []
@@ -87,6 +96,6 @@ def collect() -> dict[str, object]:
         "backends": [
             {"name": s.name, "available": s.available, "reason": s.reason} for s in backends.statuses()
         ],
-        "default_backend": backends.choose(),
+        "default_backend": _default_backend(),
         "models": models,
     }

@@ -156,6 +156,8 @@ class Segmentation:
 
         The file appears whole or not at all. UserError if it can not be written.
         """
+        if Path(path).suffix.lower() != ".png":
+            raise UserError(f"{path}: labels are written as PNG, since JPEG would change them; use .png")
         save_image(draw.label_image(self.labels, self.classes), path, "PNG")
 
     def to_dict(self) -> dict[str, object]:

@@ -182,12 +182,12 @@ def damaged(folder, photo, huge_png):
 
 def test_damaged_files_are_refused_in_one_line(photo, huge_png, tmp_path):
     for name, reason in damaged(tmp_path, photo, huge_png).items():
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(UserError, match=reason) as error:
             images.read_image(tmp_path / name)
         assert name in one_line(error)
         # Decoding 60000x60000 would take ten gigabytes and minutes.
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

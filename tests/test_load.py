@@ -117,3 +117,8 @@ def test_embedded_weights(embedded, photo):
     facts = stdc_fast.model_info(embedded)
     assert facts["variant"] == "stdc1"
     assert facts["miou"] > 0.5
+
+
+def test_an_empty_variable_is_no_choice(tiny_weights, monkeypatch):
+    monkeypatch.setenv("STDC_FAST_BACKEND", "")
+    assert stdc_fast.load(tiny_weights, device="cpu").backend == "eager"

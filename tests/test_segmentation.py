@@ -178,3 +178,9 @@ def test_read_only_arrays_make_no_warning(model, photo):
         model.predict(np.asarray(Image.fromarray(photo())))
         labels = model.label(array[None])
     assert same(result, labels[0].numpy())
+
+
+def test_labels_are_never_written_with_losses(result, tmp_path):
+    with pytest.raises(UserError, match=r"x\.jpg: labels are written as PNG"):
+        result.save(tmp_path / "x.jpg")
+    assert list(tmp_path.iterdir()) == []

@@ -37,7 +37,7 @@ def choose(backend: str = "auto") -> str:
     known = {s.name: s for s in statuses()}
     origin = ""
     if backend == "auto":
-        backend = os.environ.get("STDC_FAST_BACKEND", "auto")
+        backend = os.environ.get("STDC_FAST_BACKEND") or "auto"
         origin = " (from STDC_FAST_BACKEND)"
     if backend == "auto":
         return next(s.name for s in known.values() if s.available)
