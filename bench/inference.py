@@ -84,6 +84,7 @@ def main() -> None:
         "what": "uint8 frame to uint8 labels, float32, batch 1, in turns; speedup = reference / ours",
         "rounds": arguments.rounds,
         "model": arguments.model,
+        "commit": info.commit(),
         "versions": info.versions(),
         "cpu": info.cpu(),
         "rows": rows,

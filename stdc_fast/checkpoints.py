@@ -36,6 +36,31 @@ _TRAINING_ONLY = {
 }
 
 
+class _StandIn:
+    """Takes the place of what training code pickles beside the weights, such as logs; does nothing."""
+
+    def __init__(self, *_: object):
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_STAND_INS = [
+    (_StandIn, name)
+    for name in (
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "numpy.core.multiarray._reconstruct",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
+        "numpy.ndarray",
+        "numpy.dtype",
+        "_codecs.encode",
+    )
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint in canonical form.
@@ -56,6 +81,9 @@ class Checkpoint:
         """The reference network with these weights, in eval mode, on the CPU."""
         network = _build(self, self.metadata.get("count_include_pad", True)).to(dtype)
         network.load_state_dict(self.state, strict=False)  # strictness was checked by read()
+        for key, value in network.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise UserError(f"{key} exceeds the range of {dtype}; load it as bfloat16 or float32")
         return network.eval()
 
 
@@ -140,7 +168,8 @@ def _open_safetensors(path: Path) -> tuple[State, dict[str, object]]:
 
 def _open_pickle(path: Path) -> tuple[str, State]:
     try:
-        with open(path, "rb") as file:  # by path, torch would go by the suffix
+        # By path, torch would go by the suffix.
+        with open(path, "rb") as file, torch.serialization.safe_globals(_STAND_INS):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive raises many types
         text = str(error).strip()
@@ -374,15 +403,13 @@ def _check(checkpoint: Checkpoint) -> None:
             )
     if checkpoint.num_classes > 256:
         raise UserError(f"has {checkpoint.num_classes} classes; labels are bytes, so at most 256")
-    _check_metadata(checkpoint.metadata)
-    classes = checkpoint.metadata.get("classes")
-    if classes is not None and len(classes) != checkpoint.num_classes:
-        raise UserError(f"names {len(classes)} classes but its classifier has {checkpoint.num_classes}")
+    check_metadata(checkpoint.metadata, state)
 
 
-def _check_metadata(metadata: dict[str, object]) -> None:
+def check_metadata(metadata: dict[str, object], state: State) -> None:
     """What :func:`stdc_fast.load` builds on must have the right types."""
-    classes, palette = metadata.get("classes"), metadata.get("palette")
+    plain = json.loads(json.dumps({k: metadata.get(k) for k in ("classes", "palette")}))
+    classes, palette = plain["classes"], plain["palette"]
     if classes is not None and not isinstance(classes, list):
         raise UserError(f"its classes are {classes!r}, not a list of names")
     if classes is not None and not (
@@ -396,6 +423,9 @@ def _check_metadata(metadata: dict[str, object]) -> None:
         and all(isinstance(c, list) and len(c) == 3 and all(v in range(256) for v in c) for c in palette)
     ):
         raise UserError("its metadata 'palette' is not one [R, G, B] of 0..255 for each class")
+    count = len(state["conv_out.conv_out.weight"])
+    if classes is not None and len(classes) != count:
+        raise UserError(f"names {len(classes)} classes but its classifier has {count}")
     side = metadata.get("short_side")
     if side is not None and not (isinstance(side, int) and side >= 32):
         raise UserError(f"its metadata 'short_side' is not a number of pixels from 32 on, but {side!r}")
@@ -429,8 +459,7 @@ def save(state: State, path: str | Path, metadata: dict[str, object], half: bool
             raise UserError(f"{path}: {name} exceeds the range of fp16; save it without half")
         tensors[name] = stored
     text = {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}}
-    with write_errors(path):
-        write_atomic(path, lambda p: safetensors.torch.save_file(tensors, p, metadata=text))
+    write_atomic(path, lambda p: safetensors.torch.save_file(tensors, p, metadata=text))
 
 
 @contextlib.contextmanager
@@ -447,8 +476,13 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path in the same folder, then rename it to ``path``.
 
     Whatever happens, ``path`` is either the old file or the whole new one. Missing folders are made.
+    UserError, naming ``path``, if the file system refuses.
     """
-    path = Path(path)
+    with write_errors(path):
+        _write_atomic(Path(path), write)
+
+
+def _write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays, for writers that go by it.
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.tmp", suffix=path.suffix, dir=path.parent)

@@ -7,6 +7,7 @@ Results go to stdout, progress and messages to stderr.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -99,9 +100,10 @@ def predict(
     results = []
     names = _output_names(files)
     inputs = {os.path.realpath(f) for f in files}
+    kinds = [kind for kind, wanted in (("overlay", overlay), ("labels", labels)) if wanted]
     for path, name in _progress(list(zip(files, names, strict=True)), "predict", quiet, len(files) > 1):
         try:
-            for kind in ("overlay", "labels"):
+            for kind in kinds:
                 if os.path.realpath(out / f"{name}_{kind}.png") in inputs:
                     raise UserError(
                         f"{path}: its {kind} would overwrite {out / f'{name}_{kind}.png'}, an input; "
@@ -141,8 +143,8 @@ def _output_names(files: list[Path]) -> list[str]:
     taken: set[str] = set()
     names = []
     for path in files:
-        options = [path.stem, f"{path.stem}_{path.suffix.lstrip('.')}"]
-        options += [f"{path.stem}_{i}" for i in range(2, len(files) + 2)]
+        numbered = (f"{path.stem}_{i}" for i in itertools.count(2))
+        options = itertools.chain([path.stem, f"{path.stem}_{path.suffix.lstrip('.')}"], numbered)
         name = next(o for o in options if o not in taken)
         taken.add(name)
         names.append(name)
@@ -293,6 +295,7 @@ def convert(
             metadata[key] = json.loads(value)
         except json.JSONDecodeError:
             metadata[key] = value
+    checkpoints.check_metadata(metadata, checkpoint.state)
     checkpoints.save(checkpoint.state, target, metadata, half)
     print(f"{checkpoint.report}\n{target}: {target.stat().st_size / 1e6:.1f} MB")
 

@@ -138,6 +138,9 @@ def _read_classes(path: Path) -> dict[int, str]:
             names[int(match[1])] = match[2]
     if not names:
         raise UserError(f"{path}: names no class")
+    repeated = [n for n in names.values() if list(names.values()).count(n) > 1]
+    if repeated:
+        raise UserError(f"{path}: names {repeated[0]!r} twice; each class needs a name of its own")
     return names
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
@@ -81,6 +83,17 @@ def _default_backend() -> str:
         return backends.choose()
     except UserError as error:
         return f"none: {error}"
+
+
+def commit() -> str:
+    """Commit of the source tree this runs from, or "unknown" outside of one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return "unknown"
 
 
 def collect() -> dict[str, object]:

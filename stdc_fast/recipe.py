@@ -15,7 +15,7 @@ from stdc_fast.reference.networks import STAGES
 class TrainConfig:
     """A training recipe. Sizes are (H, W) in pixels; ``batch`` is per process.
 
-    The defaults are the paper's (section 4.2) where it gives them: SGD, poly 0.9, OHEM at 0.7.
+    The defaults follow the paper (section 4.2): SGD at 0.01 with momentum, poly 0.9, OHEM at 0.7.
     """
 
     variant: str = "stdc1"
@@ -71,6 +71,11 @@ class TrainConfig:
             raise UserError(f"crop_start {start} is larger than crop {self.crop}")
         if self.class_weights != 0 and self.class_weights <= 1:
             raise UserError(f"class_weights must be 0 (off) or more than 1, not {self.class_weights}")
+        if not 0 <= self.warmup < self.iterations:
+            raise UserError(f"warmup {self.warmup} must be shorter than the {self.iterations} iterations")
+        for name, most in (("jitter", 1), ("aspect", 1), ("balance", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f"{name} must lie between 0 and {most}, not {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema must lie in [0, 1), not {self.ema}")
 
@@ -92,7 +97,7 @@ class TrainConfig:
         return self.lr * (1 - done) ** self.poly
 
 
-def optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+def optimizer(config: TrainConfig, network: nn.Module, fused: bool = True) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW; norms and biases are not decayed."""
     decayed = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
@@ -101,8 +106,8 @@ def optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
         {"params": plain, "weight_decay": 0.0},
     ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
 
 
 def amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
@@ -111,6 +116,8 @@ def amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
         return None
     if config.amp == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            return (
+                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+            )
         return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
     return torch.bfloat16 if config.amp == "bf16" else torch.float16

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stdc_fast import draw, images
-from stdc_fast.checkpoints import write_atomic, write_errors
+from stdc_fast.checkpoints import write_atomic
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.images import normalise
 from stdc_fast.postprocess import resize_argmax
-from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, upsample
+from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, upsample
 
 
 class BatchError(UserError):
@@ -189,11 +189,9 @@ class Segmentation:
 
 def save_image(image: Image.Image, path: str | Path, kind: str | None = None) -> None:
     """Write a PIL image atomically; the format comes from the path's suffix unless ``kind`` says it."""
-    with write_errors(path):
-        try:
-            write_atomic(path, lambda p: image.save(p, format=kind))
-        except ValueError as error:  # an unknown suffix
-            raise UserError(f"{path}: can not be written ({error}); use .png or .jpg") from None
+    if kind is None and Path(path).suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"{path}: unknown kind of image; use .png or .jpg")
+    write_atomic(path, lambda p: image.save(p, format=kind))
 
 
 class Segmenter(nn.Module):
@@ -254,10 +252,9 @@ class Segmenter(nn.Module):
             raise UserError(
                 f"expected a normalised float tensor [N, 3, H, W], got {x.dtype}; raw frames go to label()"
             )
-        if x.ndim != 4:
-            raise UserError(f"expected an input of shape [N, 3, H, W], got {list(x.shape)}")
-        logits = self.network(x.to(self.dtype).contiguous(memory_format=torch.channels_last))
-        return logits if logits.dtype == torch.float64 else logits.float()
+        check_input(x)
+        logits = self.network.logits8(x.to(self.dtype).contiguous(memory_format=torch.channels_last))
+        return upsample(logits.to(self._working_dtype()), x.shape[2:])
 
     @torch.no_grad()  # not inference_mode: the labels are the caller's, to write to and to train with
     def label(
@@ -341,8 +338,16 @@ class Segmenter(nn.Module):
         if failures:
             raise BatchError([], failures, total)
 
-    @torch.inference_mode()
     def _one(self, name, item, scale, size, bgr, confidence) -> Segmentation:
+        try:
+            return self._segment(name, item, scale, size, bgr, confidence)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            raise UserError(f"{name}: not enough memory; use a smaller scale or size") from None
+
+    @torch.inference_mode()
+    def _segment(self, name, item, scale, size, bgr, confidence) -> Segmentation:
         image = images.open_item(item, name, bgr)
         start = time.perf_counter()
         if isinstance(image, Tensor):

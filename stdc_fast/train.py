@@ -11,10 +11,11 @@ import contextlib
 import copy
 import csv
 import dataclasses
+import functools
 import json
 import os
 import signal
-import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stdc_fast import checkpoints
+from stdc_fast import backends, checkpoints, info
 from stdc_fast.data import Augmentation, TrainingStream, open_folder
 from stdc_fast.errors import UserError
 from stdc_fast.evaluate import Confusion, evaluate
@@ -53,19 +54,17 @@ class Process:
 def processes(device: str) -> Iterator[Process]:
     """Join the group that torchrun started, if any: gloo on CPU, NCCL on GPUs."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if kind.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("device cuda: torch sees no GPU; use --device cpu")
+    place = backends.resolve_device(device)
     if world == 1:
-        yield Process(0, 1, torch.device(kind))
+        yield Process(0, 1, place)
         return
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
-    if kind.startswith("cuda"):
-        torch.cuda.set_device(local)
-        kind = f"cuda:{local}"
-    dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
+    if place.type == "cuda":
+        place = backends.resolve_device(f"cuda:{local}")
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield Process(rank, world, torch.device(kind))
+        yield Process(rank, world, place)
     finally:
         dist.destroy_process_group()
 
@@ -106,7 +105,7 @@ def _load_backbone(network: STDCSeg, path: str | Path) -> None:
 
 
 class _Log:
-    """A CSV file that a resumed run continues: rows at or after its iteration are dropped."""
+    """A CSV file that a resumed run continues: rows after its iteration are dropped."""
 
     def __init__(self, path: Path, fields: list[str], iteration: int):
         rows = []
@@ -121,7 +120,8 @@ class _Log:
                 writer.writerows(rows)
 
         checkpoints.write_atomic(path, write)
-        self._file = open(path, "a", newline="")  # noqa: SIM115, closed by close()
+        with checkpoints.write_errors(path):
+            self._file = open(path, "a", newline="")  # noqa: SIM115, closed by close()
         self._writer = csv.DictWriter(self._file, fields)
 
     def add(self, row: dict[str, object]) -> None:
@@ -166,6 +166,28 @@ def train(
             run.close()
 
 
+def _crop_of_sample(config: TrainConfig, per_iteration: int, k: int) -> tuple[int, int]:
+    return config.crop_at(k // per_iteration)
+
+
+class _Caught(torch.utils.data.Dataset):
+    """Hands a UserError over as a value: raised in a worker, it would come wrapped in a traceback."""
+
+    def __init__(self, dataset: TrainingStream):
+        self.dataset = dataset
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Tensor] | UserError:
+        try:
+            return self.dataset[k]
+        except UserError as error:
+            return error
+
+
+def _collate(samples: list) -> list[Tensor] | UserError:
+    bad = next((s for s in samples if isinstance(s, UserError)), None)
+    return bad or torch.utils.data.default_collate(samples)
+
+
 class Run:
     """The state of one training run."""
 
@@ -193,10 +215,12 @@ class Run:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network
         self.average = Average(network, config.ema)
-        self.optimizer = optimizer(config, network)
         self.amp = amp_dtype(config, process.device)
+        # Fused SGD starts with undefined momentum where the scaler skips the first step.
+        self.optimizer = optimizer(config, network, fused=self.amp != torch.float16)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=self.amp == torch.float16)
         self.iteration, self.best = 0, -1.0
+        self.backbone = Path(backbone).name if backbone is not None else None
 
         last = out / "last.pt"
         if last.is_file():
@@ -204,7 +228,6 @@ class Run:
                 raise UserError(f"{out}: holds a run already; add --resume, or choose another folder")
             self._load(last)
         if process.main:
-            out.mkdir(parents=True, exist_ok=True)
             text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
             checkpoints.write_atomic(out / "config.json", lambda p: p.write_text(text))
 
@@ -217,12 +240,11 @@ class Run:
         ohem = OhemCrossEntropy(config.ohem_threshold, config.ohem_min_kept, weights)
         loss = SegmentationLoss(ohem, config.aux_weight, config.detail_weight, stride=config.loss_stride)
         self.loss = loss.to(process.device)
-        per_step = config.batch * process.world
         self.stream = TrainingStream(
             self.folder,
             histograms,
             Augmentation(config.scales, config.aspect, config.balance, config.jitter),
-            lambda k: config.crop_at(k // per_step),
+            functools.partial(_crop_of_sample, config, config.batch * process.world),
             config.seed,
         )
         self.logs: list[_Log] = []
@@ -257,24 +279,30 @@ class Run:
                 sums += [float(t.detach()) for t in terms]
                 count += 1
                 if not np.isfinite(sums).all():
-                    raise UserError(
-                        f"the loss is not finite at iteration {self.iteration} (lr {config.lr}); "
-                        "lower the learning rate or lengthen the warm-up, then --resume"
-                    )
+                    self._diverged("the loss is")
                 done = self.iteration == config.iterations
                 if self.iteration % 50 == 0 or done:
                     self._log(sums / count, time.monotonic() - started)
                     bar.set_postfix(loss=f"{sums[0] / count:.3f}", best=f"{self.best:.4f}")
                     started, sums, count = time.monotonic(), np.zeros(7), 0
                 if self.iteration % config.val_every == 0 or done:
+                    self._save()  # so that a bad validation image costs nothing
                     self._validate()
                     model.train()
                 stopping = self._any(bool(requested))
                 if self.iteration % config.save_every == 0 or done or stopping:
                     self._save()
                 if stopping:
+                    if process.main:
+                        bar.write(f"stopped at iteration {self.iteration}; go on with --resume", sys.stderr)
                     raise KeyboardInterrupt
         return self.best
+
+    def _diverged(self, what: str) -> None:
+        raise UserError(
+            f"{what} not finite at iteration {self.iteration}; start a new run with a lower learning rate "
+            f"than {self.config.lr} or a longer warm-up than {self.config.warmup}"
+        )
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         config, process = self.config, self.process
@@ -284,14 +312,18 @@ class Run:
             for j in range(config.batch)
         ]
         loader = torch.utils.data.DataLoader(
-            self.stream,
+            _Caught(self.stream),
             config.batch,
             sampler=order,
+            collate_fn=_collate,
             num_workers=self.workers,
             pin_memory=process.device.type == "cuda",
             persistent_workers=self.workers > 0,
         )
-        for images, labels in loader:
+        for item in loader:
+            if isinstance(item, UserError):
+                raise item
+            images, labels = item
             yield (
                 normalise(images.to(process.device, non_blocking=True)),
                 labels.to(process.device, torch.int64, non_blocking=True),
@@ -329,6 +361,10 @@ class Run:
 
     def _validate(self) -> None:
         network, process = self.average.network, self.process
+        if process.world > 1:
+            # On CPUs each process has norm statistics of its own; score the ones that are saved.
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
         model = Segmenter(network, self.folder.classes)
         mine = range(process.rank, len(self.val), process.world)
         with torch.autocast(process.device.type, self.amp, enabled=self.amp is not None):
@@ -358,7 +394,8 @@ class Run:
             "miou_split": f"val, {len(self.val)} images",
             "iteration": self.iteration,
             "recipe": dataclasses.asdict(config) | {"processes": self.process.world},
-            "commit": _commit(),
+            "backbone": self.backbone,
+            "commit": info.commit(),
             "torch": torch.__version__,
         }
 
@@ -373,9 +410,12 @@ class Run:
     def _save(self) -> None:
         if not self.process.main:
             return
+        if not all(torch.isfinite(p).all() for p in self.network.parameters()):
+            self._diverged("the weights are")
         state = {
             "config": dataclasses.asdict(self.config),
             "world": self.process.world,
+            "classes": list(self.folder.classes.names),
             "iteration": self.iteration,
             "best": self.best,
             "network": self.network.state_dict(),
@@ -383,15 +423,21 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        checkpoints.write_atomic(self.out / "last.pt", lambda p: torch.save(state, p))
+
+        def write(path: Path) -> None:
+            with open(path, "wb") as file:  # a file's errors are the system's; torch has others
+                torch.save(state, file)
+
+        checkpoints.write_atomic(self.out / "last.pt", write)
 
     def _load(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location=self.process.device, weights_only=True)
         except Exception as error:  # torch.load raises many types on a damaged file
             raise UserError(f"{path}: not a readable training state ({error})") from None
-        mine = dataclasses.asdict(self.config) | {"world": self.process.world}
-        theirs = state["config"] | {"world": state["world"]}
+        mine = dataclasses.asdict(self.config)
+        mine |= {"world": self.process.world, "classes": list(self.folder.classes.names)}
+        theirs = state["config"] | {k: state.get(k) for k in ("world", "classes")}
         different = [k for k in mine if mine[k] != theirs.get(k)]
         if different:
             values = ", ".join(f"{k} was {theirs.get(k)}, is {mine[k]}" for k in different)
@@ -408,22 +454,16 @@ def _stop_requests() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying in the middle of an iteration."""
     received: list[int] = []
     previous = {}
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])  # a second one ends the process at once
+
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
-            previous[number] = signal.signal(number, lambda n, _: received.append(n))
+            previous[number] = signal.signal(number, stop)
     try:
         yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _commit() -> str:
-    """Commit of the source tree this runs from, or "unknown" outside of one."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return "unknown"
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    return "unknown"

@@ -57,7 +57,7 @@ def load(
     Raises UserError for unknown names (with the nearest one), files that do not match exactly,
     and devices, dtypes or backends that are not available here.
     """
-    place, precision = _device(device), _dtype(dtype)
+    place, precision = backends.resolve_device(device), _dtype(dtype)
     chosen = backends.choose(backend)
     checkpoint = checkpoints.read(_find(pretrained))
     log.info("%s: %s", pretrained, checkpoint.report)
@@ -69,7 +69,10 @@ def load(
     else:
         classes = class_set(checkpoint.num_classes)
     size = InputSize(short_side=meta["short_side"]) if "short_side" in meta else InputSize()
-    network = checkpoint.network(precision)
+    try:
+        network = checkpoint.network(precision)
+    except UserError as error:
+        raise UserError(f"{pretrained}: {error}") from None
     model = Segmenter(network, classes, size, backend=chosen, name=Path(pretrained).stem)
     model.report = checkpoint.report
     return model.to(place)
@@ -89,20 +92,6 @@ def _find(pretrained: str | Path) -> Path:
     nearest = difflib.get_close_matches(text, known, 1, cutoff=0.4)
     hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known) or 'none'}"
     raise UserError(f"unknown model {text!r}, and no such file; {hint}")
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
-    if place.type not in ("cpu", "cuda"):
-        raise UserError(f"device {place} is not supported; use auto, cpu, cuda or cuda:N")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {place}: torch sees {torch.cuda.device_count()} GPUs; use cpu")
-    return place
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

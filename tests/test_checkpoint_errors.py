@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -290,3 +292,30 @@ def test_the_format_on_disk(tmp_path):
         assert torch.equal(file.get_tensor("a"), torch.ones(3))
     assert text.pop("format") == "stdc_fast 1"
     assert {k: json.loads(v) for k, v in text.items()} == METADATA
+
+
+def test_training_logs_beside_the_weights_do_no_harm(tmp_path, monkeypatch):
+    """mmengine pickles its own objects and NumPy scalars beside the weights: read past, never made."""
+    made = []
+
+    class HistoryBuffer:
+        def __init__(self):
+            self.values = np.arange(3.0)
+
+        def __setstate__(self, state):
+            made.append(state)
+
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
+    module.HistoryBuffer = HistoryBuffer
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    content = {
+        "meta": {"best": np.float64(0.7)},
+        "message_hub": {"log": HistoryBuffer()},
+        "state_dict": thin("mmseg"),
+    }
+    path = write(tmp_path / "iter_80000.pth", content)
+    assert checkpoints.read(path).family == "mmseg"
+    assert made == []

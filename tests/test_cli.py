@@ -427,7 +427,8 @@ def test_the_environment_chooses_the_backend(run_cli, monkeypatch, tiny_weights,
     assert json.loads(run_cli("info", "--json").out)["default_backend"] == "eager"
     monkeypatch.setenv("STDC_FAST_BACKEND", "bogus")
     refused_quietly(run_cli("predict", "a.png", "-m", tiny_weights, "-q"), "STDC_FAST_BACKEND")
-    refused_quietly(run_cli("info"), "STDC_FAST_BACKEND")
+    # info is where one looks then: it explains instead of failing.
+    assert "STDC_FAST_BACKEND" in run_cli("info").out
 
 
 def test_version_and_help(run_cli):

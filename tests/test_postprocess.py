@@ -69,7 +69,7 @@ def test_bands_do_not_show(monkeypatch):
     logits = random_logits(2, 5, 13, 17)
     whole, whole_confidence = resize_argmax(logits, (101, 77), confidence=True)
     for size in (1, 30000, 100000):  # one row; 4 and 16 rows, which do not divide the height
-        monkeypatch.setattr(postprocess, "_BAND_BYTES", size)
+        monkeypatch.setitem(postprocess._BAND_BYTES, "cpu", size)
         labels, confidence = resize_argmax(logits, (101, 77), confidence=True)
         assert torch.equal(labels, whole)
         torch.testing.assert_close(confidence, whole_confidence)

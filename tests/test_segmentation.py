@@ -103,12 +103,13 @@ def test_saved_labels_come_back(result, tmp_path):
 
 def test_unwritable_places_are_said(result, tmp_path):
     (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "file" / "labels.png", tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    for path in (tmp_path / "file" / "labels.png", tmp_path / "folder.png"):
         with pytest.raises(UserError, match="can not be written") as error:
             result.save(path)
         assert str(path) in str(error.value)
         assert "\n" not in str(error.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder.png"}
 
 
 def test_results_are_fresh(model, photo):

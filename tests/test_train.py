@@ -12,8 +12,11 @@ import folders
 import pytest
 import torch
 
+import stdc_fast
 from stdc_fast import checkpoints
+from stdc_fast.data import open_folder
 from stdc_fast.errors import UserError
+from stdc_fast.evaluate import evaluate
 from stdc_fast.reference import STDCClassifier
 from stdc_fast.train import Average, TrainConfig, train
 
@@ -128,7 +131,8 @@ def test_two_processes(data, tmp_path):
     """Two gloo processes under torchrun agree and finish."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
                "-m", "stdc_fast", "train", str(data), f"--out={tmp_path}", "--device=cpu",
-               "--iterations=2", "--batch=2", "--crop=64x96", "--val-every=2", "--amp=off"]  # fmt: skip
+               "--iterations=2", "--batch=2", "--crop=64x96", "--val-every=2", "--amp=off",
+               "--warmup=0"]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -138,6 +142,10 @@ def test_two_processes(data, tmp_path):
     assert state["world"] == 2 and state["iteration"] == 2
     checkpoint = checkpoints.read(tmp_path / "best.safetensors")
     assert checkpoint.metadata["recipe"]["processes"] == 2
+    # What was scored is what was saved: one network, though each process has its own norm statistics.
+    model = stdc_fast.load(tmp_path / "best.safetensors", device="cpu")
+    miou = evaluate(model, open_folder(data, "val"), scale=1.0).miou()
+    assert checkpoint.metadata["miou"] == pytest.approx(miou, abs=1e-6)
     # One process would take other steps: each has its own crops and batch norm statistics.
     with pytest.raises(UserError, match="world was 2, is 1"):
         train(TrainConfig(**state["config"]), data, tmp_path, resume=True, device="cpu", quiet=True)
@@ -165,9 +173,31 @@ def test_refusals(whole_run, data, tmp_path):
         train(SMALL, tmp_path / "none", tmp_path / "new", device="cpu", quiet=True)
 
 
+def test_other_classes_are_not_resumed(data, whole_run, tmp_path):
+    out, _ = whole_run
+    other = folders.camvid(tmp_path / "other", classes="0 Sky\n1 Wall\n2 River\n")
+    with pytest.raises(UserError, match=r"classes was .*'Road'\], is .*'River'\]"):
+        train(SMALL, other, out, resume=True, device="cpu", quiet=True)
+
+
+def test_unwritable_folder(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/config\.json: can not be written"):
+        train(SMALL, data, tmp_path / "file", device="cpu", quiet=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_is_named(tmp_path, workers):
+    broken = folders.camvid(tmp_path / "data")
+    for path in (broken / "train").iterdir():
+        path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(UserError, match=r"^\S+train/f\d\.png: can not be decoded"):
+        train(SMALL, broken, tmp_path / "run", device="cpu", quiet=True, workers=workers)
+
+
 def test_diverging_run_stops_with_a_remedy(data, tmp_path):
     config = dataclasses.replace(SMALL, lr=1e30, warmup=0)
-    with pytest.raises(UserError, match=r"not finite at iteration .* lower the learning rate"):
+    with pytest.raises(UserError, match=r"not finite at iteration .* with a lower learning rate"):
         train(config, data, tmp_path, device="cpu", quiet=True)
 
 
@@ -200,6 +230,8 @@ def test_starts_from_a_backbone(data, tmp_path):
         ({"variant": "stdc9"}, "unknown network 'stdc9'"),
         ({"crop_start": (128, 128)}, "crop_start"),
         ({"class_weights": 0.5}, "class_weights"),
+        ({"warmup": 6}, "warmup 6 must be shorter than the 6 iterations"),
+        ({"balance": 1.5}, "balance must lie between 0 and 1"),
     ],
 )
 def test_bad_recipes(change, message):

@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import os
 
+import torch
+
 from stdc_fast.errors import UserError
 
 
@@ -51,3 +53,18 @@ def choose(backend: str = "auto") -> str:
             f"backend {backend}{origin} is not available: {known[backend].reason}; available here: {usable}"
         )
     return backend
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """ "auto" is the GPU if there is one, else the CPU. UserError for what torch does not see here."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
+    if place.type not in ("cpu", "cuda"):
+        raise UserError(f"device {place} is not supported; use auto, cpu, cuda or cuda:N")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {place}: torch sees {torch.cuda.device_count()} GPUs; use cpu")
+    return place

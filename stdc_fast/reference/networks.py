@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stdc_fast.errors import UserError
 from stdc_fast.reference.layers import (
     AttentionRefinement,
     ConvBNReLU,
@@ -29,6 +30,15 @@ MIN_SIZE = 32
 def check_variant(variant: str) -> None:
     if variant not in STAGES:
         raise ValueError(f"unknown network {variant!r}; choose one of {', '.join(STAGES)}")
+
+
+def check_input(x: Tensor) -> None:
+    """UserError unless ``x`` is ``[N, 3, H, W]`` with H, W >= 32."""
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise UserError(f"expected an input of shape [N, 3, H, W], got {list(x.shape)}")
+    height, width = x.shape[2:]
+    if min(height, width) < MIN_SIZE:
+        raise UserError(f"input of {height}x{width} (HxW) is too small; both must be at least {MIN_SIZE}")
 
 
 class STDCBackbone(nn.Module):
@@ -204,13 +214,8 @@ class STDCSeg(nn.Module):
         return self.conv_out(self.ffm(feat8, context8))
 
     def forward(self, x: Tensor) -> Tensor | TrainingOutput:
-        if x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f"expected an input of shape [N, 3, H, W], got {list(x.shape)}")
+        check_input(x)
         size = x.shape[2:]
-        if min(size) < MIN_SIZE:
-            raise ValueError(
-                f"input of {size[0]}x{size[1]} (HxW) is too small; both must be at least {MIN_SIZE}"
-            )
         if not (self.training and self.training_heads):
             return upsample(self.logits8(x), size)
         feat8, context8, context16 = self.cp(x)
