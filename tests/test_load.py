@@ -1,5 +1,7 @@
 """load(): names, files, options, and metadata that does not fit."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,11 @@ import torch
 import stdc_fast
 from stdc_fast import UserError, checkpoints, zoo
 from stdc_fast.classes import CAMVID
+from stdc_fast.data import open_folder
+from stdc_fast.evaluate import evaluate
+
+ROOT = Path(__file__).resolve().parents[1]
+CAMVID_DATA = ROOT.parent / "shared" / "data" / "camvid"
 
 
 def test_load_reads_names_colours_and_size(tiny_weights):
@@ -122,3 +129,23 @@ def test_embedded_weights(embedded, photo):
 def test_an_empty_variable_is_no_choice(tiny_weights, monkeypatch):
     monkeypatch.setenv("STDC_FAST_BACKEND", "")
     assert stdc_fast.load(tiny_weights, device="cpu").backend == "eager"
+
+
+def test_embedded_weights_see_the_street(embedded):
+    """On the bundled photo: sky above, road below, trees and cars in between."""
+    model = stdc_fast.load(embedded, device="cpu")
+    result = model.predict(ROOT / "assets" / "street.jpg")
+    ids = {name: i for i, name in enumerate(model.classes.names)}
+    road, sky = result.labels[600:1000, 800:1300], result.labels[20:200, 850:1000]
+    assert (road == ids["Road"]).mean() > 0.9
+    assert (sky == ids["Sky"]).mean() > 0.9
+    assert set(result.shares()) >= {"Road", "Sky", "Tree", "Car", "Pavement"}
+
+
+@pytest.mark.skipif(not CAMVID_DATA.is_dir(), reason="CamVid is not at ../shared/data/camvid")
+def test_embedded_weights_label_camvid(embedded):
+    """A tenth of val: within a few points of what the metadata says of the whole."""
+    model = stdc_fast.load(embedded, device="cpu")
+    folder = open_folder(CAMVID_DATA, "val")
+    confusion = evaluate(model, folder, indices=range(0, len(folder), 10))
+    assert abs(confusion.miou() - stdc_fast.model_info(embedded)["miou"]) < 0.05
