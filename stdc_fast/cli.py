@@ -363,9 +363,6 @@ def main() -> None:
     except UserError as error:
         print(f"stdc-fast: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stdc-fast: interrupted", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe left (head); the interpreter must not try to flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

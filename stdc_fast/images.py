@@ -173,21 +173,21 @@ def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
     return [path], False
 
 
-def iterate(source: object, bgr: bool = False) -> tuple[Iterator[tuple[str, object]], int | None, bool]:
-    """(name, image or path) pairs of anything ``predict`` takes, their number, whether it is a batch.
+def iterate(source: object, bgr: bool = False) -> tuple[Iterator[tuple[str, object]], bool]:
+    """(name, image or path) pairs of anything ``predict`` takes, and whether it is a batch.
 
     Files are not opened here, so that one bad file does not stop the others.
     """
     if isinstance(source, (str, os.PathLike)):
         files, several = expand(source)
-        return ((str(f), f) for f in files), len(files), several
+        return ((str(f), f) for f in files), several
     if isinstance(source, Image.Image):
-        return iter([(getattr(source, "filename", "") or "image", source)]), 1, False
+        return iter([(getattr(source, "filename", "") or "image", source)]), False
     if isinstance(source, np.ndarray):
         several = source.ndim == 4
         arrays = list(source) if several else [source]
         names = [f"array[{i}]" for i in range(len(arrays))] if several else ["array"]
-        return iter(zip(names, arrays, strict=True)), len(arrays), several
+        return iter(zip(names, arrays, strict=True)), several
     if isinstance(source, Tensor):
         images = tensor_images(source, bgr)
         several = source.ndim == 4
@@ -196,11 +196,11 @@ def iterate(source: object, bgr: bool = False) -> tuple[Iterator[tuple[str, obje
         pairs = [
             (n, _Ready(i) if isinstance(i, np.ndarray) else i) for n, i in zip(names, images, strict=True)
         ]
-        return iter(pairs), len(images), several
+        return iter(pairs), several
     if isinstance(source, (list, tuple)):
-        return _chain(source, bgr), None, True
+        return _chain(source, bgr), True
     if isinstance(source, Iterator):
-        return _chain(source, bgr), None, True
+        return _chain(source, bgr), True
     raise UserError(
         "expected a path, PIL image, uint8 array, tensor, or a list of these, got " + type(source).__name__
     )
@@ -209,7 +209,7 @@ def iterate(source: object, bgr: bool = False) -> tuple[Iterator[tuple[str, obje
 def _chain(sources, bgr: bool) -> Iterator[tuple[str, object]]:
     for i, item in enumerate(sources):
         try:
-            pairs, _, _ = iterate(item, bgr)
+            pairs, _ = iterate(item, bgr)
         except UserError as error:
             yield f"item {i}", error
             continue

@@ -310,7 +310,7 @@ class Segmenter(nn.Module):
         are done.
         """
         check_request(scale, size)
-        items, _, several = images.iterate(source, bgr)
+        items, several = images.iterate(source, bgr)
         results = self._stream(items, scale, size, bgr, confidence)
         if stream:
             return results

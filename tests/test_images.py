@@ -363,7 +363,7 @@ def test_nothing_found_is_an_error(source, folder):
 
 def test_names_of_items(folder, photo):
     def found(source):
-        items, _, several = images.iterate(source)
+        items, several = images.iterate(source)
         return [name for name, _ in items], several
 
     array, path = photo(), folder / "b.png"
