@@ -1,4 +1,4 @@
-"""From the network's logits to labels at the photo's size, in bands that stay in cache."""
+"""From the network's logits to labels at the photo's size, in bounded memory."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from stdc_fast.reference.networks import upsample
 
-# A band of logits fits a core's cache, or on a GPU keeps it busy without filling its memory.
-_BAND_BYTES = {"cpu": 3 << 20, "cuda": 64 << 20}
+# Logits at full size that are stored at once; what is larger comes in bands of rows.
+_BAND_BYTES = 256 << 20
 
 
 def resize_argmax(
     logits: Tensor, size: tuple[int, int], confidence: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Bilinear resize (align_corners=True) and argmax, without storing the resized logits.
+    """Bilinear resize (align_corners=True) and argmax, storing at most 256 MB of resized logits.
 
     Equal to ``upsample(logits, size).argmax(1)`` up to the rounding of the interpolation, but the
     memory it takes does not grow with classes times output pixels. Ties take the lowest class.
@@ -29,24 +29,24 @@ def resize_argmax(
     """
     n, c, h, _ = logits.shape
     height, width = size
-    wide = logits if logits.shape[3] == width else upsample(logits, (h, width))
-    wide = wide.contiguous()
+    labels = torch.empty((n, height, width), dtype=torch.uint8, device=logits.device)
+    chosen = torch.empty((n, height, width), device=logits.device) if confidence else None
+    rows = max(1, _BAND_BYTES // max(1, n * c * width * logits.element_size()))
+    logits = logits.contiguous()  # NCHW: one plane per class
+    wide = logits if rows >= height else upsample(logits, (h, width))
     where = torch.arange(height, device=logits.device, dtype=torch.float64)
     where = where * ((h - 1) / max(height - 1, 1))
     top = where.long().clamp_(max=h - 1)
     bottom = (top + 1).clamp_(max=h - 1)
     weight = (where - top).to(logits.dtype).view(-1, 1)
-    labels = torch.empty((n, height, width), dtype=torch.uint8, device=logits.device)
-    chosen = torch.empty((n, height, width), device=logits.device) if confidence else None
-    room = _BAND_BYTES[logits.device.type]
-    rows = max(1, room // (max(n, 1) * c * width * logits.element_size()))
     for start in range(0, height, rows):
         band = slice(start, start + rows)
-        if h == height:
-            values = wide[:, :, band]
+        if rows >= height:
+            values = upsample(logits, size)
         else:
             values = torch.lerp(wide[:, :, top[band]], wide[:, :, bottom[band]], weight[band])
-        # A running maximum: argmax over a dimension that is not the innermost takes ten times as long.
+        # A running maximum: argmax() takes ten times as long here, and the indices of max() are not always
+        # the lowest of a tie.
         best, found = values[:, 0].clone(), labels[:, band].zero_()
         for i in range(1, c):
             found.masked_fill_(values[:, i] > best, i)

@@ -256,7 +256,6 @@ class Segmenter(nn.Module):
         logits = self.network.logits8(x.to(self.dtype).contiguous(memory_format=torch.channels_last))
         return upsample(logits.to(self._working_dtype()), x.shape[2:])
 
-    @torch.no_grad()  # not inference_mode: the labels are the caller's, to write to and to train with
     def label(
         self,
         frames: Tensor | np.ndarray,
@@ -278,8 +277,11 @@ class Segmenter(nn.Module):
         height, width = frames.shape[1:3]
         images.check_size(height, width, f"frames {list(frames.shape)}")
         target = self.input_size.resolve(height, width, scale, size)
-        x = normalise(frames.to(self.device), self._working_dtype())
-        return self._labels(x, target, (height, width), False)[0]
+        with torch.inference_mode():
+            x = normalise(frames.to(self.device), self._working_dtype())
+            labels = self._labels(x, target, (height, width), False)[0]
+        # An ordinary tensor again: it is the caller's, to write to and to train with.
+        return labels.clone()
 
     def predict(
         self,

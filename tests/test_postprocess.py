@@ -69,7 +69,7 @@ def test_bands_do_not_show(monkeypatch):
     logits = random_logits(2, 5, 13, 17)
     whole, whole_confidence = resize_argmax(logits, (101, 77), confidence=True)
     for size in (1, 30000, 100000):  # one row; 4 and 16 rows, which do not divide the height
-        monkeypatch.setitem(postprocess._BAND_BYTES, "cpu", size)
+        monkeypatch.setattr(postprocess, "_BAND_BYTES", size)
         labels, confidence = resize_argmax(logits, (101, 77), confidence=True)
         assert torch.equal(labels, whole)
         torch.testing.assert_close(confidence, whole_confidence)
@@ -78,8 +78,14 @@ def test_bands_do_not_show(monkeypatch):
 @pytest.mark.parametrize("target", [(8, 12), (61, 95), (64, 12), (8, 95), (5, 7)])
 def test_ties_take_the_lowest_class(target):
     logits = random_logits(1, 4, 8, 12, dtype=torch.float32)
-    twice = torch.cat([logits, logits, logits], 1)
-    assert torch.equal(resize_argmax(twice, target)[0], resize_argmax(logits, target)[0])
+    # Without a resize any logits tie with their copies. With one, torch may round the planes of two equal
+    # classes differently, so there the tie is between zeros, which every rounding keeps.
+    if target == (8, 12):
+        twice = torch.cat([logits, logits, logits], 1)
+        assert torch.equal(resize_argmax(twice, target)[0], resize_argmax(logits, target)[0])
+    some = torch.full((1, 5, 8, 12), -1.0)
+    some[:, [1, 3]] = 0
+    assert (resize_argmax(some, target)[0] == 1).all()
     flat = torch.zeros(1, 11, 8, 12)
     labels, confidence = resize_argmax(flat, target, confidence=True)
     assert labels.count_nonzero() == 0
