@@ -1,4 +1,4 @@
-"""STDC-Seg real-time segmentation: load any checkpoint, label images fast.
+"""STDC-Seg real-time segmentation: load a checkpoint of any known family, label images.
 
 import stdc_fast
 model = stdc_fast.load("stdc1_camvid")
