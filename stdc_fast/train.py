@@ -270,7 +270,7 @@ class Run:
         bar = tqdm(
             total=config.iterations, initial=self.iteration, unit="it", disable=quiet or not process.main
         )
-        started, sums, count = time.monotonic(), np.zeros(7), 0
+        started, sums, count = time.monotonic(), np.zeros(len(LossTerms._fields)), 0
         with bar, stop as requested:
             for images, labels in self._batches():
                 terms = self._step(model, images, labels)
@@ -284,9 +284,8 @@ class Run:
                 if self.iteration % 50 == 0 or done:
                     self._log(sums / count, time.monotonic() - started)
                     bar.set_postfix(loss=f"{sums[0] / count:.3f}", best=f"{self.best:.4f}")
-                    started, sums, count = time.monotonic(), np.zeros(7), 0
+                    started, sums, count = time.monotonic(), np.zeros(len(LossTerms._fields)), 0
                 if self.iteration % config.val_every == 0 or done:
-                    self._save()  # so that a bad validation image costs nothing
                     self._validate()
                     model.train()
                 stopping = self._any(bool(requested))
