@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -14,51 +13,7 @@ import torch
 import stdc_fast
 from stdc_fast import backends
 from stdc_fast.errors import UserError
-
-_CPU_FLAGS = (
-    "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
-    "amx_tile", "amx_bf16", "amx_int8",
-)  # fmt: skip
-
-
-def cpu() -> dict[str, object]:
-    """Model, cores and instruction sets of the processor, as the system tells them."""
-    model, flags = platform.processor() or platform.machine(), []
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        fields = dict(
-            (part.strip() for part in line.split(":", 1))
-            for line in path.read_text().splitlines()
-            if ":" in line
-        )
-        model = fields.get("model name", model)
-        present = fields.get("flags", "").split()
-        flags = [f for f in _CPU_FLAGS if f in present]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "model": model,
-        "machine": platform.machine(),
-        "cores": cores,
-        "threads": torch.get_num_threads(),
-        "features": flags,
-    }
-
-
-def gpus() -> list[dict[str, object]]:
-    """Name, compute capability and memory of each GPU that torch sees."""
-    if not torch.cuda.is_available():
-        return []
-    found = []
-    for i in range(torch.cuda.device_count()):
-        p = torch.cuda.get_device_properties(i)
-        found.append(
-            {
-                "name": p.name,
-                "capability": f"{p.major}.{p.minor}",
-                "memory_gib": round(p.total_memory / 2**30, 1),
-            }
-        )
-    return found
+from stdc_fast.hardware import cpu, gpus
 
 
 def versions() -> dict[str, str | None]:
@@ -80,7 +35,7 @@ def versions() -> dict[str, str | None]:
 def _default_backend() -> str:
     """What "auto" would take, or why it would fail: this is where one looks when it does."""
     try:
-        return backends.choose()
+        return backends.choose().name
     except UserError as error:
         return f"none: {error}"
 

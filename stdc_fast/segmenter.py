@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stdc_fast import draw, images
+from stdc_fast import backends, draw, images
 from stdc_fast.checkpoints import write_atomic
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.images import normalise
+from stdc_fast.packing import Packed, asks_for_grad
+from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import resize_argmax
 from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, upsample
 
@@ -205,8 +207,14 @@ class Segmenter(nn.Module):
         classes: names and colours of the classes.
         input_size: what :meth:`label` and :meth:`predict` resize to by default.
         backend: name of the backend in use.
+        dtype: what the network runs in. Its own parameters stay float32 below that, unless they are cast
+            (``model.half()``): weights are folded in float64 and rounded once.
         name: name of the weights.
         report: what loading mapped and dropped.
+        reason: why this backend and this dtype.
+
+    Where a gradient is asked for, in training, and with hooks inside of the network, the reference network
+    runs instead of the backend, in the dtype of its parameters.
     """
 
     def __init__(
@@ -216,6 +224,7 @@ class Segmenter(nn.Module):
         input_size: InputSize | None = None,
         backend: str = "eager",
         name: str = "stdc",
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         if len(classes) != network.num_classes:
@@ -225,8 +234,10 @@ class Segmenter(nn.Module):
         self.input_size = input_size or InputSize()
         self.backend = backend
         self.name = name
-        self.report = ""
+        self.report = self.reason = ""
         self.eval()
+        self.dtype = dtype or next(network.parameters()).dtype
+        self._packed = Packed(self.network)
 
     @property
     def num_classes(self) -> int:
@@ -236,12 +247,26 @@ class Segmenter(nn.Module):
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.network.parameters()).dtype
-
     def extra_repr(self) -> str:
-        return f"name={self.name}, classes={self.num_classes}, backend={self.backend}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"name={self.name}, classes={self.num_classes}, backend={self.backend}, dtype={dtype}"
+
+    def plan(self, frames: bool = True) -> Plan:
+        """The network as the backend gets it, for raw frames or for normalised images."""
+        return optimise(build(self.network, frames=frames))
+
+    def repack(self) -> None:
+        """Forget packed weights; needed only after writing to ``tensor.data``, which torch does not count."""
+        self._packed.clear()
+
+    def _apply(self, fn, recurse: bool = True):
+        # half(), double(), to(dtype) and so on: what gives two dtypes the same one asks for it.
+        probes = (torch.empty(0, dtype=d, device=self.device) for d in (torch.float32, torch.float64))
+        asked = {fn(probe).dtype for probe in probes}
+        super()._apply(fn, recurse)
+        if len(asked) == 1:
+            self.dtype = asked.pop()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised float ``[N, 3, H, W]``, H, W >= 32, to logits ``[N, C, H, W]``.
@@ -253,8 +278,30 @@ class Segmenter(nn.Module):
                 f"expected a normalised float tensor [N, 3, H, W], got {x.dtype}; raw frames go to label()"
             )
         check_input(x)
-        logits = self.network.logits8(x.to(self.dtype).contiguous(memory_format=torch.channels_last))
-        return upsample(logits.to(self._working_dtype()), x.shape[2:])
+        return upsample(self._logits8(x), x.shape[2:])
+
+    def _logits8(self, image: Tensor) -> Tensor:
+        """Logits at 1/8, in the working dtype, of raw frames or of a normalised image."""
+        frames = image.dtype == torch.uint8
+        if torch.compiler.is_compiling():
+            # Left to the compiler as it is: what the eager backend does by hand, it does itself.
+            low = self.dtype in (torch.float16, torch.bfloat16)
+            with torch.autocast(image.device.type, self.dtype if low else None, enabled=low):
+                return self._reference(image)
+        state = None if self.training else self._packed.snapshot(self.network)
+        if state is None or asks_for_grad((image,), state.parameters):
+            return self._reference(image)
+        executable = state.executables.get((self.dtype, frames))
+        if executable is None:
+            executable = backends.compile(self.plan(frames), self.dtype, self.device, self.backend)
+            state.executables[self.dtype, frames] = executable
+        return executable(image)
+
+    def _reference(self, image: Tensor) -> Tensor:
+        x = normalise(image, self._working_dtype()) if image.dtype == torch.uint8 else image
+        dtype = next(self.network.parameters()).dtype
+        logits = self.network.logits8(x.to(dtype).contiguous(memory_format=torch.channels_last))
+        return logits.to(self._working_dtype())
 
     def label(
         self,
@@ -278,8 +325,7 @@ class Segmenter(nn.Module):
         images.check_size(height, width, f"frames {list(frames.shape)}")
         target = self.input_size.resolve(height, width, scale, size)
         with torch.inference_mode():
-            x = normalise(frames.to(self.device), self._working_dtype())
-            labels = self._labels(x, target, (height, width), False)[0]
+            labels = self._labels(frames.to(self.device), target, (height, width), False)[0]
         # An ordinary tensor again: it is the caller's, to write to and to train with.
         return labels.clone()
 
@@ -381,22 +427,24 @@ class Segmenter(nn.Module):
             raise UserError(f"{name}: {error}") from None
 
     def _reduced(self, image: np.ndarray, target: tuple[int, int]) -> Tensor:
-        """Normalised ``[1, 3, h, w]``; an image more than twice as large as ``target`` is averaged first.
+        """Frame uint8 ``[1, h, w, 3]``; an image more than twice as large as ``target`` is averaged first.
 
         Bilinear interpolation reads two neighbours only, so a larger step would skip pixels.
         """
         steps = [max(1, math.ceil(a / b) - 1) for a, b in zip(image.shape[:2], target, strict=True)]
         if max(steps) > 1:
             image = np.asarray(Image.fromarray(image).reduce((steps[1], steps[0])))
-        frame = torch.from_numpy(np.require(image, requirements=["C", "W"]))[None]
-        return normalise(frame.to(self.device), self._working_dtype())
+        return torch.from_numpy(np.require(image, requirements=["C", "W"]))[None].to(self.device)
 
-    def _labels(self, x: Tensor, target: tuple[int, int], size: tuple[int, int], confidence: bool):
-        """The official protocol: the normalised image is resized, then the logits to it and to ``size``."""
-        if x.shape[2:] != target:
-            x = upsample(x, target)
-        logits = self.network.logits8(x.to(self.dtype).contiguous(memory_format=torch.channels_last))
-        logits = logits.to(self._working_dtype())
+    def _labels(self, image: Tensor, target: tuple[int, int], size: tuple[int, int], confidence: bool):
+        """The official protocol: the normalised image is resized, then the logits to it and to ``size``.
+
+        ``image`` is a frame uint8 ``[N, h, w, 3]`` or normalised ``[N, 3, h, w]``.
+        """
+        frames = image.dtype == torch.uint8
+        if (image.shape[1:3] if frames else image.shape[2:]) != target:
+            image = upsample(normalise(image, self._working_dtype()) if frames else image, target)
+        logits = self._logits8(image)
         if target != size:
             logits = upsample(logits, target)
         return resize_argmax(logits, size, confidence)

@@ -10,20 +10,17 @@ from pathlib import Path
 import torch
 
 from stdc_fast import backends, checkpoints
+from stdc_fast.backends.precision import Precision, fp16_overflow
+from stdc_fast.backends.precision import choose as choose_precision
 from stdc_fast.classes import ClassSet, class_set
 from stdc_fast.errors import UserError
+from stdc_fast.plan import build, optimise
 from stdc_fast.segmenter import InputSize, Segmenter
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "stdc1_camvid"
-_DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 
 
 def list_models() -> list[str]:
@@ -49,16 +46,19 @@ def load(
         pretrained: an embedded name (:func:`list_models`) or a checkpoint file of any family that
             :func:`stdc_fast.checkpoints.read` knows, told apart by content.
         device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", ...
-        dtype: "auto" (float32), or "float32", "float64", "float16", "bfloat16", or a torch dtype.
+        dtype: "auto" (float16 on a GPU with tensor cores, bfloat16 on a CPU with instructions for it, else
+            float32), or "float32", "float64", "float16", "bfloat16", or a torch dtype. A network whose values
+            float16 can not hold runs in bfloat16 instead, and a warning says so.
         backend: "auto" or a name that ``stdc-fast info`` lists as available; the environment
             variable STDC_FAST_BACKEND stands in for "auto".
 
-    Returns a :class:`Segmenter` in eval mode; its ``report`` says what was mapped and dropped.
+    Returns a :class:`Segmenter` in eval mode, parameters frozen (``model.requires_grad_()`` to train them);
+    ``report`` says what was mapped and dropped, ``reason`` why it runs in this dtype on this backend.
     Raises UserError for unknown names (with the nearest one), files that do not match exactly,
     and devices, dtypes or backends that are not available here.
     """
-    place, precision = backends.resolve_device(device), _dtype(dtype)
-    chosen = backends.choose(backend)
+    place = backends.resolve_device(device)
+    precision, chosen = choose_precision(dtype, place), backends.choose(backend)
     checkpoint = checkpoints.read(_find(pretrained))
     log.info("%s: %s", pretrained, checkpoint.report)
     meta = checkpoint.metadata
@@ -70,11 +70,19 @@ def load(
         classes = class_set(checkpoint.num_classes)
     size = InputSize(short_side=meta["short_side"]) if "short_side" in meta else InputSize()
     try:
-        network = checkpoint.network(precision)
+        network = checkpoint.network(torch.float64 if precision.dtype == torch.float64 else torch.float32)
     except UserError as error:
         raise UserError(f"{pretrained}: {error}") from None
-    model = Segmenter(network, classes, size, backend=chosen, name=Path(pretrained).stem)
+    network.requires_grad_(False)
+    if precision.dtype == torch.float16:
+        problem = fp16_overflow(optimise(build(network)), place)
+        if problem is not None:
+            precision = Precision(torch.bfloat16, f"float16 would overflow: {problem}")
+            log.warning("%s: runs in bfloat16: %s", pretrained, precision.reason)
+    model = Segmenter(network, classes, size, chosen.name, Path(pretrained).stem, precision.dtype)
     model.report = checkpoint.report
+    model.reason = f"{chosen.name}: {chosen.reason}; {precision.name}: {precision.reason}"
+    log.info("%s: %s", pretrained, model.reason)
     return model.to(place)
 
 
@@ -92,14 +100,3 @@ def _find(pretrained: str | Path) -> Path:
     nearest = difflib.get_close_matches(text, known, 1, cutoff=0.4)
     hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known) or 'none'}"
     raise UserError(f"unknown model {text!r}, and no such file; {hint}")
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    if isinstance(dtype, str):
-        if dtype == "auto":
-            return torch.float32
-        if dtype in _DTYPES:
-            return _DTYPES[dtype]
-    elif dtype in _DTYPES.values():
-        return dtype
-    raise UserError(f"unknown dtype {dtype!r}; use auto, {', '.join(_DTYPES)}")

@@ -64,7 +64,13 @@ def tiny_weights(tiny_network, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_weights):
-    """The loaded model, shared: tests that change it work on a copy."""
+    """The loaded model in float32, shared: tests that change it work on a copy."""
+    return stdc_fast.load(tiny_weights, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def auto_model(tiny_weights):
+    """The same weights in the dtype that the command line takes here."""
     return stdc_fast.load(tiny_weights, device="cpu")
 
 

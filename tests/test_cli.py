@@ -57,11 +57,11 @@ def refused_quietly(run, name):
 # ---------------------------------------------------------------- predict
 
 
-def test_predict_one_image(run_cli, tiny_weights, tiny_model, photo, workplace):
+def test_predict_one_image(run_cli, tiny_weights, auto_model, photo, workplace):
     save(photo(80, 120), workplace / "street.png")
     run = run_cli("predict", "street.png", "-m", tiny_weights)
     assert run.code == 0
-    expected = tiny_model.predict("street.png")
+    expected = auto_model.predict("street.png")
     with Image.open("out/street_labels.png") as labels:
         assert labels.mode == "P"
         assert np.array_equal(np.asarray(labels), expected.labels)
@@ -75,14 +75,14 @@ def test_predict_one_image(run_cli, tiny_weights, tiny_model, photo, workplace):
     assert "193 of 193" in run.err  # what loading did is a message, not a result
 
 
-def test_predict_options(run_cli, tiny_weights, tiny_model, photo, workplace):
+def test_predict_options(run_cli, tiny_weights, auto_model, photo, workplace):
     save(photo(80, 120), workplace / "a.png")
     args = ("predict", "a.png", "-m", tiny_weights, "-q")
     run = run_cli(*args, "--out", "x/y", "--no-labels", "--no-legend", "--alpha", "1", "--size", "80x100")
     assert run.code == 0
     assert run.err == ""
     assert os.listdir("x/y") == ["a_overlay.png"]
-    expected = tiny_model.predict("a.png", size=(80, 100))
+    expected = auto_model.predict("a.png", size=(80, 100))
     assert np.array_equal(np.asarray(Image.open("x/y/a_overlay.png")), expected.colours())
     for i, (options, target) in enumerate(
         [(("--scale", "0.75"), "90x60"), (("--size", "native"), "120x80"), (("--size", "64X100"), "100x64")]
@@ -96,7 +96,7 @@ def test_predict_options(run_cli, tiny_weights, tiny_model, photo, workplace):
     assert len(json.loads(run.out)["results"]) == 1
 
 
-def test_predict_folders_globs_and_equal_stems(run_cli, tiny_weights, tiny_model, photo, workplace):
+def test_predict_folders_globs_and_equal_stems(run_cli, tiny_weights, auto_model, photo, workplace):
     pictures = ["in/a.jpg", "in/a.png", "in/b.png", "more/a.png", "x[1].png"]
     for i, name in enumerate(pictures):
         save(photo(64, 96, i), workplace / name)
@@ -111,7 +111,7 @@ def test_predict_folders_globs_and_equal_stems(run_cli, tiny_weights, tiny_model
     assert written == {f"out/{name}" for name in os.listdir("out")}
     assert {"out/a_labels.png", "out/a_png_labels.png", "out/x[1]_labels.png"} < written
     for entry in found["results"]:
-        expected = tiny_model.predict(entry["name"])
+        expected = auto_model.predict(entry["name"])
         assert np.array_equal(np.asarray(Image.open(entry["labels"])), expected.labels)
         timeless = {k: v for k, v in expected.to_dict().items() if k != "seconds"}
         assert timeless.items() <= entry.items()
@@ -303,7 +303,7 @@ def test_the_default_model(run_cli, embedded, photo, workplace):
 # ---------------------------------------------------------------- val
 
 
-def test_val_agrees_with_scikit_learn(run_cli, tiny_weights, tiny_model, workplace):
+def test_val_agrees_with_scikit_learn(run_cli, tiny_weights, auto_model, workplace):
     camvid(workplace / "data", classes="")
     run = run_cli("val", "data", "-m", tiny_weights, "--json")
     assert run.code == 0

@@ -461,9 +461,14 @@ def test_small_dtypes(dtype, limit, tiny_weights, model, photo):
 
 
 def test_gradients_and_inference_mode(model, photo):
-    trained = copy.deepcopy(model)
-    trained(torch.randn(1, 3, 64, 96)).square().mean().backward()
+    x = torch.randn(1, 3, 64, 96)
+    assert not model(x).requires_grad  # frozen: for inference without no_grad()
+    trained = copy.deepcopy(model).requires_grad_()
+    trained(x).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.parameters())
+    x.requires_grad_()
+    model(x).square().mean().backward()
+    assert x.grad.isfinite().all() and x.grad.any()
     expected = model.predict(photo()).labels
     with torch.inference_mode():
         assert same(model.predict(photo()), expected)

@@ -143,7 +143,7 @@ def test_two_processes(data, tmp_path):
     checkpoint = checkpoints.read(tmp_path / "best.safetensors")
     assert checkpoint.metadata["recipe"]["processes"] == 2
     # What was scored is what was saved: one network, though each process has its own norm statistics.
-    model = stdc_fast.load(tmp_path / "best.safetensors", device="cpu")
+    model = stdc_fast.load(tmp_path / "best.safetensors", device="cpu", dtype="float32")
     miou = evaluate(model, open_folder(data, "val"), scale=1.0).miou()
     assert checkpoint.metadata["miou"] == pytest.approx(miou, abs=1e-6)
     # One process would take other steps: each has its own crops and batch norm statistics.

@@ -1,14 +1,27 @@
-"""What can run a network here, and the one function that chooses, with its reason."""
+"""What can run a plan here, and the one function that chooses, with its reason.
+
+A backend is a module with ``compile(plan, dtype, device)``, which packs weights and returns an executable:
+``executable(image)`` gives logits at 1/8 in float32, or a block's map; ``executable.labels(image, size)``
+gives labels.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import os
+from typing import TYPE_CHECKING
 
 import torch
 
 from stdc_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from stdc_fast.backends.eager import Executable
+    from stdc_fast.plan import Plan
+
+ENVIRONMENT = "STDC_FAST_BACKEND"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +30,14 @@ class Status:
 
     name: str
     available: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The backend that runs something, and why no other does."""
+
+    name: str
     reason: str
 
 
@@ -31,18 +52,23 @@ def statuses() -> list[Status]:
     ]
 
 
-def choose(backend: str = "auto") -> str:
-    """Name of the backend to use for a request; "auto" is STDC_FAST_BACKEND or the best available.
+def choose(backend: str = "auto") -> Choice:
+    """The backend to use for a request; "auto" is STDC_FAST_BACKEND or the best available.
 
     Raises UserError if it is unknown (with the nearest name) or not available (with the reason).
     """
     known = {s.name: s for s in statuses()}
     origin = ""
     if backend == "auto":
-        backend = os.environ.get("STDC_FAST_BACKEND") or "auto"
-        origin = " (from STDC_FAST_BACKEND)"
+        backend = os.environ.get(ENVIRONMENT) or "auto"
+        origin = f" (from {ENVIRONMENT})"
     if backend == "auto":
-        return next(s.name for s in known.values() if s.available)
+        better = []
+        for status in known.values():
+            if status.available:
+                passed = f" ({'; '.join(better)})" if better else ""
+                return Choice(status.name, f"{status.reason}{passed}")
+            better.append(f"{status.name}: {status.reason}")
     usable = ", ".join(s.name for s in known.values() if s.available)
     if backend not in known:
         nearest = difflib.get_close_matches(backend, known, 1)
@@ -52,7 +78,12 @@ def choose(backend: str = "auto") -> str:
         raise UserError(
             f"backend {backend}{origin} is not available: {known[backend].reason}; available here: {usable}"
         )
-    return backend
+    return Choice(backend, f"asked for{origin}")
+
+
+def compile(plan: Plan, dtype: torch.dtype, device: torch.device, backend: str = "auto") -> Executable:
+    """The plan's executable on the backend that :func:`choose` takes."""
+    return importlib.import_module(f"stdc_fast.backends.{choose(backend).name}").compile(plan, dtype, device)
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:

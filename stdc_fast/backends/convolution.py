@@ -50,13 +50,18 @@ class Convolution:
             and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         )
         self.packed: Tensor | None = None
+        self.plain: Tensor | None = None  # for NCHW maps: weights in channels_last would make the result so
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float64 and x.device.type == "cpu" and self.groups == 1:
             return activate(self._taps(x), self.act)
-        if self.onednn and x.numel():
+        nchw = x.is_contiguous() and not x.is_contiguous(memory_format=_NHWC)
+        if self.onednn and x.numel() and not nchw:
             return self._onednn(x)
-        y = F.conv2d(x, self.weight, self.rounded_bias, self.stride, self.padding, 1, self.groups)
+        if nchw and self.plain is None:
+            self.plain = self.weight.contiguous()
+        weight = self.plain if nchw else self.weight
+        y = F.conv2d(x, weight, self.rounded_bias, self.stride, self.padding, 1, self.groups)
         return activate(y, self.act)
 
     def _onednn(self, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Runs any plan with torch ops: the oracle of every other backend, and what runs where none other does.
 
-Maps are channels_last. On a CPU, oneDNN gets its weights in its own layout and applies the ReLU itself.
+Maps are channels_last, except in a block whose input is not. On a CPU, oneDNN gets its weights in its own
+layout and applies the ReLU itself.
 """
 
 from __future__ import annotations
@@ -132,7 +133,9 @@ class Executable:
             raise ValueError(
                 f"expected a float input [N, {buffer.channels}, H, W], got {x.dtype} {list(x.shape)}"
             )
-        return self._store(name, x.to(self.dtype).contiguous(memory_format=_NHWC))
+        # A block keeps the layout it is given: turning maps around takes as long as a convolution.
+        layout = torch.contiguous_format if buffer.store == "act" and x.is_contiguous() else _NHWC
+        return self._store(name, x.to(self.dtype).contiguous(memory_format=layout))
 
     def _memory(self, batch: int, height: int, width: int):
         if not self.poisoned:

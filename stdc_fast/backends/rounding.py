@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stdc_fast.plan.ops import Conv, Down, Op
+from stdc_fast.plan.plan import Plan
 
 
 class Rounding:
@@ -80,12 +81,14 @@ def _quantise(x: Tensor, scale: Tensor | float, low: int, high: int) -> Tensor:
     return (x / scale).round().clamp(low, high) * scale
 
 
-def observe(plan, batches: Iterable[Tensor]) -> dict[str, tuple[float, float]]:
+def observe(
+    plan: Plan, batches: Iterable[Tensor], device: torch.device | str = "cpu"
+) -> dict[str, tuple[float, float]]:
     """Ranges of everything that the plan stores, but its inputs, in float32 over these inputs."""
-    from stdc_fast.backends import eager
+    from stdc_fast.backends import eager  # which imports this module
 
     observer = Observer()
-    executable = eager.compile(plan, rounding=observer)
+    executable = eager.compile(plan, device=device, rounding=observer)
     for batch in batches:
         executable(batch)
     return {key: value for key, value in observer.ranges.items() if key not in plan.inputs}

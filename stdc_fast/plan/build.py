@@ -176,14 +176,13 @@ class _Builder:
         image = x = self.buffer("image", 3, 1, "uint8" if frames else "float32")
         if frames:
             x = self.emit(ops.Normalise, "normalise", 3, 1, "float32", input=x, mean=MEAN, std=STD)
-        adders = {
-            layers.ConvBNReLU: self.conv_bn_relu,
-            layers.STDCModule: self.stdc,
-            layers.STDCAddModule: self.stdc_add,
-        }
         context, features = net.cp, []
         for i, layer in enumerate(context.backbone.features):
-            x = adders[type(layer)](layer, f"cp.backbone.features.{i}.", x)
+            if isinstance(layer, layers.ConvBNReLU):
+                add = self.conv_bn_relu
+            else:
+                add = self.stdc if isinstance(layer, layers.STDCModule) else self.stdc_add
+            x = add(layer, f"cp.backbone.features.{i}.", x)
             features.append(x)
         ends = [1 + sum(context.backbone.stages[: n + 1]) for n in range(3)]
         feat8, feat16, feat32 = (features[i] for i in ends)

@@ -1,0 +1,250 @@
+"""``torch.ops.stdc_fast``: blocks, the network and its labels as torch operators.
+
+One coarse op a block. Its weights are tensors in the order of the module's state dict, without
+``num_batches_tracked``; it packs them once for the best backend. Ops are for inference: they have no
+gradient. They have fake kernels, so ``torch.compile`` and ``torch.export`` take them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stdc_fast import backends
+from stdc_fast.packing import Cache
+from stdc_fast.plan import build, optimise
+from stdc_fast.postprocess import resize_argmax
+from stdc_fast.reference import layers
+from stdc_fast.reference.networks import STDCSeg
+
+SCHEMAS = {
+    "conv_bn_relu": "(Tensor x, Tensor[] weights, int stride=1, float eps=1e-05) -> Tensor",
+    "stdc_module": (
+        "(Tensor x, Tensor[] weights, int stride=1, bool count_include_pad=True, float eps=1e-05) -> Tensor"
+    ),
+    "attention_refinement": "(Tensor x, Tensor[] weights, float eps=1e-05) -> Tensor",
+    "feature_fusion": "(Tensor spatial, Tensor context, Tensor[] weights, float eps=1e-05) -> Tensor",
+    "seg_head": "(Tensor x, Tensor[] weights, float eps=1e-05) -> Tensor",
+    "stdc_seg": (
+        "(Tensor image, Tensor[] weights, str variant, str module='cat', bool count_include_pad=True, "
+        "float eps=1e-05, ScalarType? dtype=None) -> Tensor"
+    ),
+    "labels": "(Tensor logits, SymInt[] size) -> Tensor",
+}
+
+
+# The module that a list of weights belongs to, with its shapes but without its numbers.
+
+
+def _conv_bn_relu(weights: Sequence[Tensor], stride: int = 1) -> nn.Module:
+    out, width, kernel, _ = weights[0].shape
+    return layers.ConvBNReLU(width, out, kernel, stride)
+
+
+def _stdc_module(weights: Sequence[Tensor], stride: int = 1, count_include_pad: bool = True) -> nn.Module:
+    half, width = weights[0].shape[:2]
+    blocks = len(weights) // 5 - (stride == 2)
+    return layers.STDCModule(width, 2 * half, blocks, stride, count_include_pad)
+
+
+def _attention_refinement(weights: Sequence[Tensor]) -> nn.Module:
+    return layers.AttentionRefinement(weights[0].shape[1], weights[0].shape[0])
+
+
+def _feature_fusion(weights: Sequence[Tensor]) -> nn.Module:
+    return layers.FeatureFusion(weights[0].shape[1], weights[0].shape[0])
+
+
+def _seg_head(weights: Sequence[Tensor]) -> nn.Module:
+    out, width = weights[0].shape[:2]
+    return layers.SegHead(width, out, weights[5].shape[0], bias=len(weights) > 6)
+
+
+def _stdc_seg(
+    weights: Sequence[Tensor], variant: str, module: str = "cat", count_include_pad: bool = True
+) -> nn.Module:
+    bias = weights[-1].ndim == 1
+    return STDCSeg(variant, len(weights[-1]), module, count_include_pad, classifier_bias=bias)
+
+
+_SKELETONS: dict[str, Callable[..., nn.Module]] = {
+    "conv_bn_relu": _conv_bn_relu,
+    "stdc_module": _stdc_module,
+    "attention_refinement": _attention_refinement,
+    "feature_fusion": _feature_fusion,
+    "seg_head": _seg_head,
+    "stdc_seg": _stdc_seg,
+}
+
+
+def weight_names(module: nn.Module) -> list[str]:
+    """Names of the tensors of ``weights``, in order."""
+    return [name for name in module.state_dict() if not name.endswith("num_batches_tracked")]
+
+
+def compiled(
+    name: str,
+    weights: Sequence[Tensor],
+    settings: tuple,
+    eps: float,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    channels: tuple[int, ...] | None = None,
+    frames: bool = False,
+    backend: str = "auto",
+):
+    """The executable of an op's plan.
+
+    Args:
+        name: of the op, see :data:`SCHEMAS`.
+        weights: of the module, in order.
+        settings: what the op's schema has between weights and eps.
+        eps: of all batch norms.
+        dtype, device, backend: what to run in and on.
+        channels: of each input of a block.
+        frames: whether the network reads raw frames.
+
+    Raises ValueError if the weights are not those of such a module.
+    """
+    try:
+        with torch.device("meta"):
+            module = _SKELETONS[name](weights, *settings)
+        names = weight_names(module)
+        state = dict(zip(names, weights, strict=True))
+        for key, tensor in module.state_dict().items():
+            if key in state and tensor.shape != state[key].shape:
+                raise ValueError(f"{key} is {list(state[key].shape)}, not {list(tensor.shape)}")
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"stdc_fast::{name}: {len(weights)} weights do not fit: {error}") from None
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eps = eps
+    plan = optimise(build(module, state, frames=frames, channels=channels))
+    return backends.compile(plan, dtype, device, backend)
+
+
+def run_block(executable, inputs: tuple[Tensor, ...]) -> Tensor:
+    """A block's output, in dtype and memory format of its (first) input."""
+    x = inputs[0]
+    return _as(executable(*inputs).to(x.dtype), _format(x))
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    """channels_last for what is that and nothing else, as torch's own convolutions have it."""
+    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if nhwc else torch.contiguous_format
+
+
+def _as(y: Tensor, layout: torch.memory_format) -> Tensor:
+    """``y`` in that memory format, with the very strides that a new tensor has."""
+    fresh = torch.empty(y.shape, dtype=y.dtype, device="meta").to(memory_format=layout)
+    return y if y.stride() == fresh.stride() else torch.empty_like(y, memory_format=layout).copy_(y)
+
+
+_CACHE = Cache()
+# Of what follows a block's weights: the dispatcher leaves out what is at its default.
+_DEFAULTS = {"conv_bn_relu": (1, 1e-5), "stdc_module": (1, True, 1e-5)}
+
+
+def _settings(name: str, given: tuple) -> tuple[tuple, float]:
+    """(settings, eps) of a block's op."""
+    defaults = _DEFAULTS.get(name, (1e-5,))
+    *settings, eps = (*given, *defaults[len(given) :])
+    return tuple(settings), eps
+
+
+def _real_block(name: str, maps: int):
+    def run(*arguments) -> Tensor:
+        inputs, weights = arguments[:maps], arguments[maps]
+        x = inputs[0]
+        for other in (*inputs, *weights):
+            if other.device != x.device:
+                raise ValueError(f"stdc_fast::{name}: input on {x.device}, another tensor on {other.device}")
+        if any(y.dtype != x.dtype or not y.is_floating_point() for y in inputs):
+            dtypes = ", ".join(str(y.dtype) for y in inputs)
+            raise ValueError(f"stdc_fast::{name}: inputs of {dtypes}; all must be of one float dtype")
+        settings, eps = _settings(name, arguments[maps + 1 :])
+        channels = tuple(y.shape[1] for y in inputs)
+        executable = _CACHE.get(
+            (name, settings, eps, x.dtype, channels),
+            weights,
+            lambda: compiled(name, weights, settings, eps, x.dtype, x.device, channels=channels),
+        )
+        return run_block(executable, inputs)
+
+    return run
+
+
+def _real_network(
+    image, weights, variant, module="cat", count_include_pad=True, eps=1e-5, dtype=None
+) -> Tensor:
+    frames = image.dtype == torch.uint8
+    if dtype is None:
+        dtype = weights[0].dtype if frames else image.dtype
+    settings = (variant, module, count_include_pad)
+    executable = _CACHE.get(
+        ("stdc_seg", settings, eps, dtype, frames),
+        weights,
+        lambda: compiled("stdc_seg", weights, settings, eps, dtype, image.device, frames=frames),
+    )
+    return _as(executable(image), torch.channels_last)
+
+
+def _real_labels(logits: Tensor, size: Sequence[int]) -> Tensor:
+    return resize_argmax(logits, tuple(size))[0]
+
+
+def _fake_block(name: str, maps: int):
+    def fake(*arguments) -> Tensor:
+        x, weights = arguments[0], arguments[maps]
+        settings, _ = _settings(name, arguments[maps + 1 :])
+        stride = settings[0] if settings else 1
+        width = weights[0].shape[0]
+        width = {"stdc_module": 2 * width, "seg_head": weights[-1].shape[0]}.get(name, width)
+        height, columns = ((n + stride - 1) // stride for n in x.shape[2:])
+        return torch.empty(
+            (x.shape[0], width, height, columns), dtype=x.dtype, device=x.device, memory_format=_format(x)
+        )
+
+    return fake
+
+
+def _fake_network(
+    image, weights, variant, module="cat", count_include_pad=True, eps=1e-5, dtype=None
+) -> Tensor:
+    height, width = image.shape[1:3] if image.dtype == torch.uint8 else image.shape[2:]
+    dtype = dtype or (weights[0].dtype if image.dtype == torch.uint8 else image.dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    shape = (image.shape[0], weights[-1].shape[0], (height + 7) // 8, (width + 7) // 8)
+    return torch.empty(shape, dtype=wide, device=image.device, memory_format=torch.channels_last)
+
+
+def _fake_labels(logits: Tensor, size) -> Tensor:
+    return torch.empty((logits.shape[0], *size), dtype=torch.uint8, device=logits.device)
+
+
+def _refuse(ctx, *gradients):
+    raise RuntimeError("ops of stdc_fast are for inference; train with the reference modules")
+
+
+def _register() -> None:
+    """Define every op, once. One Python implementation serves CPU and CUDA: backends choose by device."""
+    for name, schema in SCHEMAS.items():
+        qualified = f"stdc_fast::{name}"
+        maps = 2 if name == "feature_fusion" else 1
+        torch.library.define(qualified, schema)
+        if name == "labels":
+            real, fake = _real_labels, _fake_labels
+        elif name == "stdc_seg":
+            real, fake = _real_network, _fake_network
+        else:
+            real, fake = _real_block(name, maps), _fake_block(name, maps)
+        torch.library.impl(qualified, ("CPU", "CUDA"), real)
+        torch.library.register_fake(qualified, fake)
+        torch.library.register_autograd(qualified, _refuse)
+
+
+_register()
