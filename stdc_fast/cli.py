@@ -301,8 +301,40 @@ def convert(
 
 
 @app.command()
-def info(as_json: Json = False) -> None:
-    """Versions, processor, GPUs, backends (and why each is or is not available), models."""
+def info(
+    as_json: Json = False,
+    plan: Annotated[
+        Optional[str],
+        typer.Option(metavar="MODEL", help="Show how this embedded name or checkpoint file is computed."),
+    ] = None,
+    size: Annotated[
+        Optional[str], typer.Option(help="With --plan: HEIGHTxWIDTH of the input. Default: 512x1024.")
+    ] = None,
+    batch: Annotated[
+        Optional[int], typer.Option(min=1, max=1024, help="With --plan: images at a time. Default: 1.")
+    ] = None,
+    dtype: Annotated[
+        Optional[str], typer.Option(help="With --plan: float32, bfloat16 or float16. Default: float32.")
+    ] = None,
+    written: Annotated[
+        bool, typer.Option("--written", help="With --plan: the network as written, before all rewrites.")
+    ] = False,
+    draw: Annotated[
+        Optional[Path], typer.Option(help="With --plan: write a figure, .svg or .png.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Versions, processor, GPUs, backends (and why each is or is not available), models.
+
+    With --plan what a network computes, op by op: shapes, multiply-adds, bytes moved, memory.
+
+    Example: stdc-fast info --plan stdc1_camvid --size 720x960 --draw plan.svg
+    """
+    if plan is not None:
+        _print_plan(plan, size, batch or 1, dtype, written, draw, as_json)
+        return
+    given = {"size": size, "batch": batch, "dtype": dtype, "written": written or None, "draw": draw}
+    for option in (name for name, value in given.items() if value is not None):
+        raise UserError(f"--{option} is about a plan; add --plan MODEL, for example --plan stdc1_camvid")
     from stdc_fast import info as facts
 
     found = facts.collect()
@@ -327,6 +359,49 @@ def info(as_json: Json = False) -> None:
     for model in found["models"]:
         score = f"mIoU {model['miou']:.2%} ({model['miou_split']})" if model["miou"] else ""
         print(f"{'model':<12} {model['name']}: {model['variant']}, {score}")
+
+
+def _print_plan(
+    model: str,
+    size: str | None,
+    batch: int,
+    dtype: str | None,
+    written: bool,
+    figure: Path | None,
+    as_json: bool,
+) -> None:
+    from stdc_fast import checkpoints, images, zoo
+    from stdc_fast.plan import build, optimise, show
+
+    size, dtype = "512x1024" if size is None else size, "float32" if dtype is None else dtype
+    itemsizes = {"float32": 4, "bfloat16": 2, "float16": 2}
+    if dtype not in itemsizes:
+        raise UserError(f"--dtype must be one of {', '.join(itemsizes)} for a plan, not {dtype!r}")
+    if size == "native":
+        raise UserError("--size must be HEIGHTxWIDTH for a plan, for example 512x1024, not 'native'")
+    height, width = _parse_size(size)
+    if min(height, width) < images.MIN_SIZE or height * width > images.MAX_PIXELS:
+        raise UserError(
+            f"--size {size}: both sides must be at least {images.MIN_SIZE} and the pixels at most "
+            f"{images.MAX_PIXELS / 1e6:.0f} million; choose another size"
+        )
+    path = zoo._find(model)
+    checkpoint = checkpoints.read(path)
+    try:
+        network = checkpoint.network()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    plan = build(network) if written else optimise(build(network))
+    form = (batch, height, width, itemsizes[dtype])
+    title = f"{Path(model).stem}: {plan.name}{' as written' if written else ''}, {dtype}"
+    if figure is not None:
+        show.draw(plan, figure, *form, title=title)
+        _note(f"{figure}: written", as_json)
+    if as_json:
+        facts = {"model": Path(model).stem, "dtype": dtype, "written": written}
+        print(json.dumps(facts | show.to_dict(plan, *form), indent=1))
+    else:
+        print(show.table(plan, *form, title=title))
 
 
 def _parse_size(text: str | None, option: str = "--size") -> str | tuple[int, int] | None:

@@ -55,8 +55,8 @@ def layout(
     shapes = {b: torch.Size((batch, *plan.size(b, height, width), plan.buffers[b].channels)) for b in lives}
     sizes = {}
     for name, shape in shapes.items():
-        per = {"act": itemsize, "float32": max(4, itemsize), "uint8": 1}[plan.buffers[name].store]
-        sizes[name] = -(-shape.numel() * per // alignment) * alignment
+        taken = shape.numel() * plan.buffers[name].itemsize(itemsize)
+        sizes[name] = -(-taken // alignment) * alignment
     for name in sorted(sizes, key=lambda b: (-sizes[b], lives[b])):
         first, last = lives[name]
         start = 0

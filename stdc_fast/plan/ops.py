@@ -36,6 +36,10 @@ class Buffer:
     stride: int
     store: str = "act"
 
+    def itemsize(self, act: int) -> int:
+        """Bytes a number, where maps have ``act``."""
+        return {"act": act, "float32": max(4, act), "uint8": 1}[self.store]
+
 
 @dataclass(frozen=True)
 class View:

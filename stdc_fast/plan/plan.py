@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from stdc_fast.plan.ops import ACTIVATIONS, CORE, Buffer, Conv, Down, Gate, Op, View
+from stdc_fast.plan.check import problems
+from stdc_fast.plan.ops import CORE, Buffer, Op, View
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,53 +59,11 @@ class Plan:
                     raise ValueError(f"{op.name}: there is no weight {name}")
                 if owners.setdefault(name, op.name) != op.name:
                     raise ValueError(f"{op.name}: weight {name} is also of {owners[name]}")
-            self._check(op)
+            for problem in problems(op, self.buffers, self.weights):
+                raise ValueError(f"{op.kind} {op.name}: {problem}")
         for view in self.outputs:
             if view.mask & ~written[view.buffer]:
                 raise ValueError(f"output {view} has not been written")
-
-    def _check(self, op: Op) -> None:
-        """Strides, channels and weights of one op against each other."""
-
-        def need(true: bool, what: str) -> None:
-            if not true:
-                raise ValueError(f"{op.kind} {op.name}: {what}")
-
-        acts = {"gate": getattr(op, "acts", ())}.get(op.kind, (getattr(op, "act", "none"),))
-        need(set(acts) <= set(ACTIVATIONS), f"unknown activation in {acts}")
-        stride = {view: self.buffers[view.buffer].stride for view in [*op.reads, *op.writes]}
-        if isinstance(op, Conv):
-            source, width = op.inputs[0], sum(v.channels for v in op.inputs)
-            need(all(stride[v] == stride[source] for v in op.inputs), "inputs of several strides")
-            factor = op.stride / 2 if op.up else op.stride
-            need(stride[op.output] == stride[source] * factor, f"output {op.output} has the wrong stride")
-            out = op.output.channels
-            expected = {
-                1: (out, width, 1, 1),
-                2: (3, 3, out, width, 2, 2),
-                3: (out, 1 if op.depthwise else width, 3, 3),
-            }[op.kernel]
-            got = tuple(self.weights[op.weight].shape)
-            need(got == expected, f"weights {list(got)}, expected {list(expected)}")
-            need(not op.depthwise or out == width, f"{width} channels to {out}")
-            if op.scale:
-                need(stride[op.scale] == 0 and op.scale.channels == width, f"scale {op.scale} does not fit")
-            if op.add:
-                fits = stride[op.add] in (0, stride[source]) and op.add.channels == width
-                need(fits, f"add {op.add} does not fit")
-            if op.mean:
-                need(stride[op.mean] == 0 and op.mean.channels == out, f"mean {op.mean} does not fit")
-        elif isinstance(op, Down):
-            need(stride[op.output] == 2 * stride[op.input], f"output {op.output} has the wrong stride")
-            for view in op.writes:
-                need(view.channels == self.weights[op.weight].shape[0], f"{view} has the wrong channels")
-        elif isinstance(op, Gate):
-            need(len(op.layers) == len(op.biases) == len(op.acts), "layers, biases and acts differ in length")
-            need(set(stride.values()) == {0}, "reads or writes a map")
-        else:
-            outputs = sum(v.channels for v in op.writes)
-            same = {"concat": sum(v.channels for v in op.reads), "stem": outputs, "upsample": outputs}
-            need(same.get(op.kind, op.reads[0].channels) == outputs, "channels of input and output differ")
 
     # Looking things up.
 

@@ -1,0 +1,109 @@
+"""What each op of a plan computes and moves at one input size."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from stdc_fast.plan.ops import Conv, Down, Gate, Op, Stem, View
+from stdc_fast.plan.plan import Plan
+
+Shape = tuple[int, int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """One op at one input size.
+
+    Attributes:
+        op: its name.
+        inputs: ``[N, H, W, C]`` of the views that it reads; the small map where it doubles one.
+        outputs: ``[N, H, W, C]`` of the views that it writes.
+        macs: multiply-adds of its convolutions and matrix-vector products, taps in the padding too.
+        read: bytes of what it reads, each channel of a buffer once.
+        written: bytes of what it writes.
+        weights: bytes of its weights and biases that this size needs.
+    """
+
+    op: str
+    inputs: tuple[Shape, ...]
+    outputs: tuple[Shape, ...]
+    macs: int
+    read: int
+    written: int
+    weights: int
+
+    @property
+    def bytes(self) -> int:
+        """Read, written, and of weights."""
+        return self.read + self.written + self.weights
+
+    @property
+    def intensity(self) -> float:
+        """Floating-point operations, two a multiply-add, over the bytes."""
+        return 2 * self.macs / self.bytes
+
+
+def costs(plan: Plan, batch: int, height: int, width: int, itemsize: int) -> list[Cost]:
+    """The cost of each op, in order.
+
+    Args:
+        batch, height, width: of the input.
+        itemsize: bytes a number of stored maps and of weights; vectors, logits and biases have at least 4.
+    """
+
+    def shape(view: View) -> Shape:
+        return (batch, *plan.size(view.buffer, height, width), view.channels)
+
+    def moved(views: list[View]) -> int:
+        masks: dict[str, int] = {}
+        for view in views:
+            masks[view.buffer] = masks.get(view.buffer, 0) | view.mask
+        total = 0
+        for buffer, mask in masks.items():
+            rows, columns = plan.size(buffer, height, width)
+            total += batch * rows * columns * mask.bit_count() * plan.buffers[buffer].itemsize(itemsize)
+        return total
+
+    return [
+        Cost(
+            op=op.name,
+            inputs=tuple(map(shape, op.reads)),
+            outputs=tuple(map(shape, op.writes)),
+            macs=batch * _macs(plan, op, height, width),
+            read=moved(op.reads),
+            written=moved(op.writes),
+            weights=_weights(plan, op, height, width, itemsize),
+        )
+        for op in plan.ops
+    ]
+
+
+def _macs(plan: Plan, op: Op, height: int, width: int) -> int:
+    """Multiply-adds for one image."""
+    if isinstance(op, Gate):
+        return sum(plan.weights[name].numel() for name in op.layers)
+    if not isinstance(op, (Conv, Stem, Down)):
+        return 0
+    rows, columns = plan.size(op.output.buffer, height, width)
+    if isinstance(op, Down):
+        full_rows, full_columns = plan.size(op.input.buffer, height, width)
+        depthwise = rows * columns * plan.weights[op.depthwise_weight].numel()
+        return full_rows * full_columns * plan.weights[op.weight].numel() + depthwise
+    weight = plan.weights[op.weight]
+    if isinstance(op, Conv) and op.kernel == 2:
+        weight = weight[0, 0]  # every pixel belongs to one of the sets
+    return rows * columns * weight.numel()
+
+
+def _weights(plan: Plan, op: Op, height: int, width: int, itemsize: int) -> int:
+    total = 0
+    for name in op.weights:
+        weight = plan.weights[name]
+        size = itemsize if weight.ndim > 1 else max(4, itemsize)  # biases and batch norm are float32
+        count = weight.numel()
+        if isinstance(op, Conv) and name == op.weight and op.kernel == 2:
+            # Even and odd rows; those of an odd height end in a row with a set of its own. Columns alike.
+            rows, columns = (min(n, 2 + n % 2) for n in plan.size(op.output.buffer, height, width))
+            count = rows * columns * weight[0, 0].numel()
+        total += count * size
+    return total

@@ -1,0 +1,282 @@
+"""A plan to look at: a dict for scripts, a table of text, a figure. KB and MB are 10^3 and 10^6 bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from stdc_fast import checkpoints
+from stdc_fast.errors import UserError
+from stdc_fast.plan.arena import Arena, layout
+from stdc_fast.plan.cost import Cost, costs
+from stdc_fast.plan.ops import Conv, Op, Stem, View
+from stdc_fast.plan.plan import Plan
+
+#: Columns that a table has at most.
+COLUMNS = 120
+
+
+def short(name: str) -> str:
+    """Name of an op without what its neighbours have too: ``features.2.conv_list.0``, ``arm32.conv``."""
+    for prefix in ("cp.backbone.", "cp."):
+        name = name.removeprefix(prefix)
+    return name.removesuffix(".conv")
+
+
+def describe(plan: Plan, op: Op) -> str:
+    """What an op does, in a few words: ``3x3 s2 relu``, ``2x2 up relu, *scale +map``."""
+    return _WORDS[op.kind](plan, op)
+
+
+def _conv(plan: Plan, op: Conv) -> str:
+    flags = {"dw": op.depthwise, "s2": op.stride == 2, "up": op.up}
+    does = _join(f"{op.kernel}x{op.kernel}", *(word for word, on in flags.items() if on), _act(op.act))
+    prologue = _join("*scale" if op.scale else "", f"+{_sort(plan, op.add)}" if op.add else "")
+    several = f"{len(op.inputs)} inputs" if len(op.inputs) > 1 else ""
+    return _join(does, prologue, several, "mean" if op.mean else "", by=", ")
+
+
+def _stem(plan: Plan, op: Stem) -> str:
+    return _join("" if op.offset is None else "image - mean,", "3x3 s2", _act(op.act))
+
+
+def _join(*words: str, by: str = " ") -> str:
+    return by.join(filter(None, words))
+
+
+def _act(act: str) -> str:
+    return "" if act == "none" else act
+
+
+def _sort(plan: Plan, view: View) -> str:
+    return "map" if plan.buffers[view.buffer].stride else "vector"
+
+
+_WORDS: dict[str, Callable[[Plan, Op], str]] = {
+    "conv": _conv,
+    "stem": _stem,
+    "down": lambda plan, op: "1x1 relu, 3x3 dw s2" + (" + pool" if op.pooled else ""),
+    "gate": lambda plan, op: ", ".join(_join("matvec", _act(act)) for act in op.acts),
+    "upsample": lambda plan, op: f"bilinear x{plan.buffers[op.input.buffer].stride}, argmax",
+    "normalise": lambda plan, op: "(x / 255 - mean) / std",
+    "norm": lambda plan, op: _join("batch norm", _act(op.act)),
+    "pool": lambda plan, op: "average 3x3 s2",
+    "mean": lambda plan, op: "mean over the image",
+    "concat": lambda plan, op: f"{len(op.inputs)} inputs",
+    "scale": lambda plan, op: "map * vector",
+    "add": lambda plan, op: f"map + {_sort(plan, op.other)}",
+    "resize": lambda plan, op: "nearest x2",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """A plan at one input size, as all three forms show it. Sizes in bytes."""
+
+    plan: Plan
+    batch: int
+    height: int
+    width: int
+    itemsize: int
+    title: str
+    costs: list[Cost]
+    arena: Arena
+
+    @property
+    def macs(self) -> int:
+        return sum(cost.macs for cost in self.costs)
+
+    @property
+    def bytes(self) -> int:
+        return sum(cost.bytes for cost in self.costs)
+
+    @property
+    def intensity(self) -> float:
+        return 2 * self.macs / self.bytes
+
+    @property
+    def weights(self) -> int:
+        return sum(weight.numel() for weight in self.plan.weights.values())
+
+    @property
+    def unshared(self) -> int:
+        return sum(span.stop - span.start for span in self.arena.spans.values())
+
+    def shape(self, buffer: str) -> list[int]:
+        size = self.plan.size(buffer, self.height, self.width)
+        return [self.batch, *size, self.plan.buffers[buffer].channels]
+
+
+def survey(plan: Plan, batch: int, height: int, width: int, itemsize: int, title: str | None) -> Facts:
+    """Gather them; ``title`` takes the place of the plan's name and the item size in the heading."""
+    # Names of files may hold anything, also what a terminal would obey.
+    title = ascii(title or f"{plan.name}, {8 * itemsize}-bit maps")[1:-1]
+    end = f", {height}x{width}, batch {batch}"
+    return Facts(
+        plan, batch, height, width, itemsize, title[: COLUMNS - len(end)] + end,
+        costs(plan, batch, height, width, itemsize), layout(plan, batch, height, width, itemsize),
+    )  # fmt: skip
+
+
+def to_dict(plan: Plan, batch: int, height: int, width: int, itemsize: int) -> dict[str, object]:
+    """Everything that :func:`table` and :func:`draw` show, for ``json.dumps``.
+
+    Shapes are ``[N, H, W, C]``, sizes bytes, offsets and channels of views numbers of channels. Buffers that
+    belong to the caller have no ``arena`` and no ``lifetime`` (first op that writes, last that reads).
+
+    Args:
+        batch, height, width: of the input.
+        itemsize: bytes a number of stored maps.
+    """
+    facts = survey(plan, batch, height, width, itemsize, None)
+    buffers = {}
+    for name, buffer in plan.buffers.items():
+        shape = facts.shape(name)
+        span, life = facts.arena.spans.get(name), facts.arena.lifetimes.get(name)
+        buffers[name] = {
+            "shape": shape,
+            "stride": buffer.stride,
+            "store": buffer.store,
+            "bytes": shape[0] * shape[1] * shape[2] * shape[3] * plan.buffers[name].itemsize(itemsize),
+            "arena": span and {"offset": span.start, "bytes": span.stop - span.start},
+            "lifetime": life and list(life),
+        }
+    return {
+        "name": plan.name,
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "itemsize": itemsize,
+        "inputs": list(plan.inputs),
+        "outputs": [dataclasses.asdict(view) for view in plan.outputs],
+        "buffers": buffers,
+        "ops": [_op(facts, op, cost) for op, cost in zip(plan.ops, facts.costs, strict=True)],
+        "totals": {
+            "macs": facts.macs,
+            "weights": facts.weights,
+            "bytes": facts.bytes,
+            "intensity": facts.intensity,
+            "arena": facts.arena.size,
+            "live": facts.arena.live,
+            "unshared": facts.unshared,
+        },
+    }
+
+
+def _op(facts: Facts, op: Op, cost: Cost) -> dict[str, object]:
+    settings: dict[str, object] = {}
+    views: dict[str, list] = {"read": [], "write": []}
+    for field in dataclasses.fields(op):
+        role, value = field.metadata.get("role"), getattr(op, field.name)
+        if role is None and field.name != "name":
+            settings[field.name] = list(value) if isinstance(value, tuple) else value
+        elif role in views and value is not None:
+            views[role] += [
+                {
+                    "as": field.name,
+                    **dataclasses.asdict(view),
+                    "shape": [*facts.shape(view.buffer)[:3], view.channels],
+                }
+                for view in (value if isinstance(value, tuple) else (value,))
+            ]
+    return {
+        "kind": op.kind,
+        "name": op.name,
+        "settings": settings,
+        "reads": views["read"],
+        "writes": views["write"],
+        "weights": {name: list(facts.plan.weights[name].shape) for name in op.weights},
+        "macs": cost.macs,
+        "bytes": cost.bytes,
+        "bytes_read": cost.read,
+        "bytes_written": cost.written,
+        "bytes_weights": cost.weights,
+        "intensity": cost.intensity,
+    }
+
+
+def table(plan: Plan, batch: int, height: int, width: int, itemsize: int, *, title: str | None = None) -> str:
+    """The ops one a line, plain ASCII of at most 120 columns.
+
+    Columns: number, kind, name, what it does, height x width x channels of its (first) output, millions of
+    multiply-adds, KB moved (read, written and of weights), floating-point operations a byte.
+
+    Args:
+        batch, height, width: of the input.
+        itemsize: bytes a number of stored maps.
+        title: in place of the plan's name and the item size.
+    """
+    facts = survey(plan, batch, height, width, itemsize, title)
+    rows = [["#", "kind", "op", "what", "output", "MMAC", "KB", "FLOP/B"]]
+    for i, (op, cost) in enumerate(zip(plan.ops, facts.costs, strict=True)):
+        shape = "x".join(map(str, cost.outputs[0][1:]))
+        rows.append([str(i), op.kind, short(op.name), describe(plan, op), shape, *_numbers(cost)])
+    rows.append(["", "", "", "", "", *_numbers(facts)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[2] = max(6, widths[2] - max(0, sum(widths) + 2 * (len(widths) - 1) - COLUMNS))
+    lines = []
+    for row in rows:
+        row[2] = row[2] if len(row[2]) <= widths[2] else row[2][: widths[2] - 2] + ".."
+        cells = zip("><<<>>>>", row, widths, strict=True)
+        lines.append("  ".join(f"{text:{side}{width}}" for side, text, width in cells))
+    rule = "-" * len(lines[0])
+    total = f"total: {2 * facts.macs / 1e9:.2f} GFLOP, {facts.weights / 1e6:.2f} million weights"
+    lines[-1] = total + lines[-1][len(total) :]
+    arena = facts.arena
+    end = (
+        f"arena: {kilo(arena.size)} KB, lower bound (most alive at one time) {kilo(arena.live)} KB, "
+        f"unshared {kilo(facts.unshared)} KB"
+    )
+    return "\n".join([facts.title, "", lines[0], rule, *lines[1:-1], rule, lines[-1], end])
+
+
+def _numbers(cost: Cost | Facts) -> list[str]:
+    return [f"{cost.macs / 1e6:.1f}", kilo(cost.bytes), f"{cost.intensity:.1f}"]
+
+
+def kilo(size: float) -> str:
+    return f"{size / 1e3:.1f}"
+
+
+def draw(
+    plan: Plan,
+    path: str | Path,
+    batch: int,
+    height: int,
+    width: int,
+    itemsize: int,
+    *,
+    title: str | None = None,
+) -> None:
+    """Write a figure, SVG or PNG by the suffix of ``path``: data flow above, memory below.
+
+    Above, each op is a box at the resolution of its output, as high as the square root of its
+    multiply-adds; lines are what it reads, thick ones buffers that several ops write (concatenations) or that
+    wait for a later op. Below, each buffer is a rectangle from the first op that writes it to the last that
+    reads it, at its place in the arena.
+
+    The same plan gives the same bytes, with the same matplotlib.
+
+    Args:
+        batch, height, width: of the input.
+        itemsize: bytes a number of stored maps.
+        title: in place of the plan's name and the item size.
+
+    Raises UserError without matplotlib, for another suffix, and where ``path`` can not be written.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()[1:]
+    if kind not in ("svg", "png"):
+        raise UserError(f"{path}: figures are written as .svg or .png; choose such a name")
+    try:
+        import matplotlib.style
+    except ImportError:
+        raise UserError(f'{path}: figures need matplotlib; pip install "stdc-fast[plot]"') from None
+    from stdc_fast.plan.figure import FIXED, figure
+
+    # Neither the day nor the version: a committed figure changes with the plan only.
+    metadata = {"Date": None, "Creator": "stdc-fast"} if kind == "svg" else {"Software": "stdc-fast"}
+    with matplotlib.style.context(["default", FIXED]):
+        drawn = figure(survey(plan, batch, height, width, itemsize, title))
+        checkpoints.write_atomic(path, lambda p: drawn.savefig(p, format=kind, dpi=130, metadata=metadata))
