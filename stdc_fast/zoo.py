@@ -33,6 +33,7 @@ def model_info(name: str = DEFAULT) -> dict[str, object]:
     return checkpoints.read(_find(name)).metadata
 
 
+@torch.inference_mode(False)  # tensors made in that mode do not count their changes
 def load(
     pretrained: str | Path = DEFAULT,
     *,
