@@ -79,7 +79,9 @@ class Checkpoint:
 
     def network(self, dtype: torch.dtype = torch.float32) -> STDCSeg:
         """The reference network with these weights, in eval mode, on the CPU."""
-        network = _build(self, self.metadata.get("count_include_pad", True)).to(dtype)
+        network = _build(self, self.metadata.get("count_include_pad", True)).to(dtype).to_empty(device="cpu")
+        for buffer in network.buffers():  # not all of them are in the state
+            buffer.zero_()
         network.load_state_dict(self.state, strict=False)  # strictness was checked by read()
         for key, value in network.state_dict().items():
             if not torch.isfinite(value).all():
@@ -364,13 +366,11 @@ def _variant(state: State) -> str:
 
 
 def _build(checkpoint: Checkpoint, count_include_pad: object = True) -> STDCSeg:
-    return STDCSeg(
-        checkpoint.variant,
-        checkpoint.num_classes,
-        checkpoint.module,
-        bool(count_include_pad),
-        classifier_bias=checkpoint.family == "mmseg" or "conv_out.conv_out.bias" in checkpoint.state,
-    )
+    """On "meta": its weights are about to be replaced."""
+    bias = checkpoint.family == "mmseg" or "conv_out.conv_out.bias" in checkpoint.state
+    form = (checkpoint.variant, checkpoint.num_classes, checkpoint.module, bool(count_include_pad))
+    with torch.device("meta"):
+        return STDCSeg(*form, classifier_bias=bias)
 
 
 def _check(checkpoint: Checkpoint) -> None:
@@ -378,8 +378,7 @@ def _check(checkpoint: Checkpoint) -> None:
     state = checkpoint.state
     if checkpoint.variant not in STAGES:
         raise UserError(f"says it is a {checkpoint.variant!r}; known are {', '.join(STAGES)}")
-    with torch.device("meta"):
-        expected = inference_state(_build(checkpoint))
+    expected = inference_state(_build(checkpoint))
     missing = [k for k in expected if k not in state]
     unexpected = [k for k in state if k not in expected]
     if missing or unexpected:

@@ -356,6 +356,8 @@ def info(
         print(f"{'backend':<12} {status['name']:<7} {mark:<3} {status['reason']}{chosen}")
     if found["default_backend"].startswith("none"):
         print(f"{'backend':<12} default {found['default_backend']}")
+    dtype = found["default_dtype"]
+    print(f"{'dtype':<12} {dtype['name']} (default): {dtype['reason']}")
     for model in found["models"]:
         score = f"mIoU {model['miou']:.2%} ({model['miou_split']})" if model["miou"] else ""
         print(f"{'model':<12} {model['name']}: {model['variant']}, {score}")

@@ -12,6 +12,7 @@ import torch
 
 import stdc_fast
 from stdc_fast import backends
+from stdc_fast.backends import precision
 from stdc_fast.errors import UserError
 from stdc_fast.hardware import cpu, gpus
 
@@ -53,6 +54,7 @@ def commit() -> str:
 
 def collect() -> dict[str, object]:
     """All of the above, the backends with their reasons, and the embedded models."""
+    default = precision.choose("auto", backends.resolve_device())
     models = []
     for name in stdc_fast.list_models():
         meta = stdc_fast.model_info(name)
@@ -65,5 +67,6 @@ def collect() -> dict[str, object]:
             {"name": s.name, "available": s.available, "reason": s.reason} for s in backends.statuses()
         ],
         "default_backend": _default_backend(),
+        "default_dtype": {"name": default.name, "reason": default.reason},
         "models": models,
     }

@@ -41,6 +41,12 @@ def check_input(x: Tensor) -> None:
         raise UserError(f"input of {height}x{width} (HxW) is too small; both must be at least {MIN_SIZE}")
 
 
+def _kaiming_normal(weight: Tensor, **kwargs) -> None:
+    """As of ``nn.init``. On "meta" there is nothing to do, but torch would import its compiler for it."""
+    if not weight.is_meta:
+        nn.init.kaiming_normal_(weight, **kwargs)
+
+
 class STDCBackbone(nn.Module):
     """STDC1 or STDC2 backbone (paper section 3.1, table 1), as used for segmentation.
 
@@ -76,7 +82,7 @@ class STDCBackbone(nn.Module):
         self.features = nn.Sequential(*layers)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
-                nn.init.kaiming_normal_(m.weight, mode="fan_out")
+                _kaiming_normal(m.weight, mode="fan_out")
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         ends = {0, 1}
@@ -204,7 +210,7 @@ class STDCSeg(nn.Module):
             self.conv_out_sp8 = SegHead(256, 64, 1)
         for name, m in self.named_modules():
             if isinstance(m, nn.Conv2d) and not name.startswith("cp.backbone."):
-                nn.init.kaiming_normal_(m.weight, a=1)
+                _kaiming_normal(m.weight, a=1)
                 if m.bias is not None:
                     nn.init.zeros_(m.bias)
 
