@@ -194,6 +194,7 @@ def val(
             "model": segmenter.name, "data": str(data), "split": split, "images": count,
             "scale": scale, "size": network_size,
             "default_short_side": segmenter.input_size.short_side,
+            "backend": segmenter.backend, "dtype": str(segmenter.dtype).removeprefix("torch."),
             "miou": _finite(confusion.miou()), "pixel_accuracy": _finite(confusion.pixel_accuracy()),
             "iou": {k: _finite(v) for k, v in iou.items()},
             "confusion": confusion.matrix.tolist(),

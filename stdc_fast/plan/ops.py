@@ -11,6 +11,7 @@ A plan built from a network has the primitive kinds. The rewrites leave the five
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -70,10 +71,9 @@ class Op:
 
     def _fields(self, role: str) -> list:
         found = []
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.metadata.get("role") == role and value is not None:
-                found.extend(value if isinstance(value, tuple) else (value,))
+        for name in _names(type(self), role):
+            value = getattr(self, name)
+            found.extend(value if isinstance(value, tuple) else (value,))
         return [value for value in found if value is not None]
 
     @property
@@ -91,12 +91,18 @@ class Op:
     def with_views(self, change: Callable[[View], View]) -> Op:
         """The same op with each of its views replaced by ``change(view)``."""
         changed = {}
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.metadata.get("role") in ("read", "write") and value is not None:
+        for name in _names(type(self), "read") + _names(type(self), "write"):
+            value = getattr(self, name)
+            if value is not None:
                 several = isinstance(value, tuple)
-                changed[f.name] = tuple(map(change, value)) if several else change(value)
+                changed[name] = tuple(map(change, value)) if several else change(value)
         return dataclasses.replace(self, **changed)
+
+
+@functools.cache
+def _names(kind: type[Op], role: str) -> tuple[str, ...]:
+    """Fields of a kind with that role."""
+    return tuple(f.name for f in dataclasses.fields(kind) if f.metadata.get("role") == role)
 
 
 # Core kinds.
