@@ -1,8 +1,10 @@
 """``torch.ops.stdc_fast``: blocks, the network and its labels as torch operators.
 
 One coarse op a block. Its weights are tensors in the order of the module's state dict, without
-``num_batches_tracked``; it packs them once for the best backend. Ops are for inference: they have no
-gradient. They have fake kernels, so ``torch.compile`` and ``torch.export`` take them as they are.
+``num_batches_tracked``; it packs them once for the best backend, and again when torch's version counters say
+that they changed. Those do not count what batch norm does to its statistics in training, nor fused
+optimisers: pass clones after that. Ops are for inference: they have no gradient. They have fake kernels, so
+``torch.compile`` and ``torch.export`` take them as they are.
 """
 
 from __future__ import annotations
@@ -158,6 +160,7 @@ def _settings(name: str, given: tuple) -> tuple[tuple, float]:
 
 def _real_block(name: str, maps: int):
     def run(*arguments) -> Tensor:
+        _no_forward_mode()
         inputs, weights = arguments[:maps], arguments[maps]
         x = inputs[0]
         for other in (*inputs, *weights):
@@ -181,6 +184,7 @@ def _real_block(name: str, maps: int):
 def _real_network(
     image, weights, variant, module="cat", count_include_pad=True, eps=1e-5, dtype=None
 ) -> Tensor:
+    _no_forward_mode()
     frames = image.dtype == torch.uint8
     if dtype is None:
         dtype = weights[0].dtype if frames else image.dtype
@@ -228,6 +232,12 @@ def _fake_labels(logits: Tensor, size) -> Tensor:
 
 def _refuse(ctx, *gradients):
     raise RuntimeError("ops of stdc_fast are for inference; train with the reference modules")
+
+
+def _no_forward_mode() -> None:
+    """An op would silently drop tangents."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise NotImplementedError("ops of stdc_fast have no forward-mode gradient; use the reference modules")
 
 
 def _register() -> None:

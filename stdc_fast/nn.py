@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stdc_fast import backends, library
-from stdc_fast.packing import Packed, asks_for_grad, weights_of
+from stdc_fast import library
+from stdc_fast.packing import Packed
 from stdc_fast.reference import layers
 
 __all__ = ["AttentionRefinement", "ConvBNReLU", "FeatureFusion", "STDCModule", "SegHead"]
@@ -38,47 +38,39 @@ class _Fused(nn.Module):
         """Forget packed weights; needed only after writing to ``tensor.data``."""
         self._packed.clear()
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def _fused(self, *inputs: Tensor) -> Tensor | None:
+        """What the block's plan gives, or None where the eager module must do it (or say what is wrong)."""
+        # Compiled and exported programs stay plain: Inductor fuses what it can see.
         if torch.compiler.is_compiling():
-            # Exported programs stay plain, and so does what Inductor can fuse itself.
-            if not self.training and not torch.compiler.is_exporting() and _opaque():
-                op = getattr(torch.ops.stdc_fast, self._op)
-                return op(*inputs, list(weights_of(self)), *self._settings(), self._eps())
-            return super().forward(*inputs)
-        state = None if self.training else self._packed.snapshot(self)
-        dtype = None if state is None else _dtype(state, inputs)
-        if dtype is None:
-            return super().forward(*inputs)
-        channels = tuple(x.shape[1] for x in inputs)
-        executable = state.executables.get((dtype, channels))
-        if executable is None:
-            weights = [w for w, *_ in state.weights]
-            executable = state.executables[dtype, channels] = library.compiled(
-                self._op, weights, self._settings(), self._eps(), dtype, state.device, channels=channels
+            return None
+        state = self._packed.state(self, inputs)
+        if state is None or any(x.ndim != 4 or not x.numel() for x in inputs):
+            return None
+        dtypes = {x.dtype for x in inputs}
+        if len({(len(x), *x.shape[2:]) for x in inputs}) > 1 or not all(d.is_floating_point for d in dtypes):
+            return None
+        kind = state.device.type
+        if torch.is_autocast_enabled(kind) and torch.float64 not in (*dtypes, state.dtype):
+            dtype = torch.get_autocast_dtype(kind)
+        elif dtypes == {state.dtype}:
+            dtype = state.dtype
+        else:
+            return None
+        key = (dtype, *(x.shape[1] for x in inputs))
+        if key not in state.executables:
+            state.executables[key] = self._compiled(state, dtype, key[1:])
+        executable = state.executables[key]
+        return executable and library.run_block(executable, tuple(x.to(dtype) for x in inputs))
+
+    def _compiled(self, state, dtype: torch.dtype, channels: tuple[int, ...]):
+        """The executable, or None if there is no plan for this block or for so many channels."""
+        eps = next(m.eps for m in self.modules() if hasattr(m, "eps"))
+        try:
+            return library.compiled(
+                self._op, state.weights, self._settings(), eps, dtype, state.device, channels=channels
             )
-        return library.run_block(executable, tuple(x.to(dtype) for x in inputs))
-
-    def _eps(self) -> float:
-        return next(m.eps for m in self.modules() if isinstance(m, nn.BatchNorm2d))
-
-
-def _dtype(state, inputs: tuple[Tensor, ...]) -> torch.dtype | None:
-    """What a block computes in, or None where the eager module must do it (or say what is wrong)."""
-    plain = (
-        all(type(x) is Tensor and x.ndim == 4 and x.numel() and x.is_floating_point() for x in inputs)
-        and all(x.device == state.device for x in inputs)
-        and state.device.type in ("cpu", "cuda")
-        and not torch.jit.is_tracing()
-        and not any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in inputs)
-        and not asks_for_grad(inputs, state.parameters)
-    )
-    if not plain or not inputs:
-        return None
-    dtypes = {x.dtype for x in inputs}
-    kind = state.device.type
-    if torch.is_autocast_enabled(kind) and torch.float64 not in (*dtypes, state.dtype):
-        return torch.get_autocast_dtype(kind)
-    return state.dtype if dtypes == {state.dtype} else None
+        except ValueError:
+            return None
 
 
 class ConvBNReLU(_Fused, layers.ConvBNReLU):
@@ -86,7 +78,14 @@ class ConvBNReLU(_Fused, layers.ConvBNReLU):
     _op = "conv_bn_relu"
 
     def _settings(self) -> tuple:
-        return (self.conv.stride[0],)
+        rows, columns = self.conv.stride
+        if rows != columns:
+            raise ValueError(f"there is no op for a stride of {self.conv.stride}")
+        return (rows,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._fused(x)
+        return super().forward(x) if y is None else y
 
 
 class STDCModule(_Fused, layers.STDCModule):
@@ -96,23 +95,33 @@ class STDCModule(_Fused, layers.STDCModule):
     def _settings(self) -> tuple:
         return (self.stride, self.skip.count_include_pad if self.stride == 2 else True)
 
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._fused(x)
+        return super().forward(x) if y is None else y
+
 
 class AttentionRefinement(_Fused, layers.AttentionRefinement):
     __doc__ = layers.AttentionRefinement.__doc__
     _op = "attention_refinement"
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._fused(x)
+        return super().forward(x) if y is None else y
 
 
 class FeatureFusion(_Fused, layers.FeatureFusion):
     __doc__ = layers.FeatureFusion.__doc__
     _op = "feature_fusion"
 
+    def forward(self, spatial: Tensor, context: Tensor) -> Tensor:
+        y = self._fused(spatial, context)
+        return super().forward(spatial, context) if y is None else y
+
 
 class SegHead(_Fused, layers.SegHead):
     __doc__ = layers.SegHead.__doc__
     _op = "seg_head"
 
-
-@torch.compiler.assume_constant_result
-def _opaque() -> bool:
-    """Whether a compiled graph should call our ops: not if they are torch's own behind a wall."""
-    return backends.choose().name != "eager"
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._fused(x)
+        return super().forward(x) if y is None else y

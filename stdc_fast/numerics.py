@@ -81,7 +81,7 @@ def unexplained(labels: Tensor, logits: Tensor, error: float) -> int:
     """
     best = logits.amax(1)
     taken = logits.gather(1, labels.long().unsqueeze(1)).squeeze(1)
-    return int((best - taken > 2 * error).sum())
+    return int((~(best - taken <= 2 * error)).sum())  # NaN explains nothing
 
 
 def failures(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch.nn.modules import module as torch_module
 
 # What a module's own attributes say of what it computes.
 _SETTINGS = (
-    "training", "forward", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "eps",
-    "affine", "ceil_mode", "count_include_pad", "divisor_override",
+    "training", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "eps", "affine",
+    "ceil_mode", "count_include_pad", "divisor_override",
 )  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def _structure(module: nn.Module) -> list[tuple]:
     for name, m in module.named_modules():
         # In eval mode both are the same; DDP users convert one to the other.
         kind = nn.BatchNorm2d if type(m) is nn.SyncBatchNorm else type(m)
-        settings = [m.__dict__.get(key) for key in _SETTINGS if key not in ("training", "eps", "forward")]
+        settings = [m.__dict__.get(key) for key in _SETTINGS if key not in ("training", "eps")]
         tensors = [k for d in (m._parameters, m._buffers) for k, v in d.items() if v is not None]
         found.append((name, kind, settings, tensors))
     return found
@@ -43,33 +44,40 @@ class _Snapshot:
 
     def __init__(self, module: nn.Module):
         modules = list(module.modules())
-        self.same = []
+        self.module = weakref.ref(module)
+        self.kinds = [(m, type(m)) for m in modules[1:]]
         self.hooks = [torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks]
-        for i, m in enumerate(modules):
-            self.same += [
-                (m.__dict__, key, m.__dict__.get(key)) for key in _SETTINGS if i or key != "forward"
-            ]
-            for members in (m._modules, m._parameters, m._buffers):
-                self.same += [(members, k, v) for k, v in members.items() if k != "num_batches_tracked"]
-            if i:  # its own hooks see what it takes and gives, however that is computed
-                self.hooks += [m._forward_hooks, m._forward_pre_hooks]
-        self.same = [(d, k, v) for d, k, v in self.same if k in d or k == "forward"]
-        self.weights = [(w, w._version, w.data_ptr()) for w in weights_of(module)]
-        # Held, so that no other storage can have its address.
-        self.storages = [w.untyped_storage() for w, _, _ in self.weights]
+        for m in modules[1:]:  # its own hooks see what it takes and gives, however that is computed
+            self.hooks += [m._forward_hooks, m._forward_pre_hooks]
+        dicts = [m.__dict__ for m in modules]
+        members = [d for m in modules for d in (m._modules, m._parameters, m._buffers)]
+        self.same = [(d, k, d[k]) for d in dicts for k in _SETTINGS if k in d]
+        self.same += [(d, k, v) for d in members for k, v in d.items()]
+        self.sizes = [(d, len(d)) for d in (*dicts[1:], *members)]
+        watched = [b for d in members for b in d.values() if isinstance(b, Tensor)]
+        # num_batches_tracked too: batch norm does not count what it does to its statistics.
+        self.numbers = [(w, w._version, w.data_ptr(), w.stride()) for w in watched]
+        self.weights = list(weights_of(module))
+        self.storages = [w.untyped_storage() for w in watched]  # held, so that no other has their address
         self.parameters = list(module.parameters())
-        kernels = {w.dtype for w, _, _ in self.weights if w.ndim == 4}
-        devices = {w.device for w, _, _ in self.weights}
+        kernels = {w.dtype for w in self.weights if w.ndim == 4}
+        devices = {w.device for w in self.weights}
         #: dtype of the convolutions and device of all weights; None where there are several.
         self.dtype = kernels.pop() if len(kernels) == 1 else None
         self.device = devices.pop() if len(devices) == 1 else None
         self.executables: dict[Hashable, Any] = {}
 
-    def holds(self) -> bool:
+    def holds(self, module: nn.Module) -> bool:
         return (
-            all(d.get(k) is v for d, k, v in self.same)
+            self.module() is module
+            and all(d.get(k) is v for d, k, v in self.same)
+            and all(len(d) == n for d, n in self.sizes)
+            and all(type(m) is kind for m, kind in self.kinds)
             and not any(self.hooks)
-            and all(w._version == version and w.data_ptr() == place for w, version, place in self.weights)
+            and all(
+                w._version == version and w.data_ptr() == place and w.stride() == stride
+                for w, version, place, stride in self.numbers
+            )
         )
 
 
@@ -85,14 +93,29 @@ class Packed:
         self._built = _structure(module)
         self._now: _Snapshot | None = None
 
-    def snapshot(self, module: nn.Module) -> _Snapshot | None:
+    def state(self, module: nn.Module, inputs: Sequence[Tensor]) -> _Snapshot | None:
         """The module's state, with its executables; None where its own ``forward`` must do the work.
 
-        That is in training, or when it is not any more what its constructor made, or somebody has
-        hooks on its submodules.
+        That is in training; where a gradient is asked for; when it is not any more what its constructor made,
+        or somebody has hooks on its submodules; and for whoever traces, transforms or watches torch's ops.
         """
+        if any(type(x) is not Tensor for x in inputs) or _watched():
+            return None
+        recording, now = torch.is_grad_enabled(), self._now
+        parameters = module.parameters() if now is None else now.parameters
+        if module.training or (recording and any(p.requires_grad for p in parameters)):
+            self._now = None  # fused optimisers do not count their changes
+            return None
+        if recording and any(x.requires_grad for x in inputs):
+            return None
+        now = self._snapshot(module)
+        if now is None or now.device is None or now.device.type not in ("cpu", "cuda"):
+            return None
+        return now if all(x.device == now.device for x in inputs) else None
+
+    def _snapshot(self, module: nn.Module) -> _Snapshot | None:
         now = self._now
-        if now is not None and now.holds():
+        if now is not None and now.holds(module):
             return now
         self._now = None
         modules = list(module.modules())
@@ -100,10 +123,12 @@ class Packed:
             not any(m.training for m in modules)
             and _structure(module) == self._built
             and len({m.eps for m in modules if hasattr(m, "eps")}) <= 1
+            # Somebody put a method of his own in the place of theirs.
+            and not any(callable(v) and hasattr(type(m), k) for m in modules[1:] for k, v in vars(m).items())
             # Tensors made under inference_mode do not count their changes.
-            and not any(w.is_inference() for w in weights_of(module))
+            and not any(w.is_inference() or w.is_meta for w in weights_of(module))
         )
-        if plain and (now := _Snapshot(module)).holds():
+        if plain and (now := _Snapshot(module)).holds(module):
             self._now = now
             return now
         return None
@@ -125,15 +150,21 @@ class Packed:
         return new
 
 
-def asks_for_grad(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
-    """Whether autograd would record something."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters))
+def _watched() -> bool:
+    """Whether ops are traced, transformed or looked at, so that they must be torch's own."""
+    return (
+        torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 class Cache:
     """Executables by loose weights, as ops get them; each is kept as long as its weights are.
 
-    Staleness is noticed as by :class:`Packed`.
+    A change is noticed by torch's version counter or by another storage. What torch does not count is not
+    noticed: writing to ``tensor.data``, batch norm's update of its statistics, fused optimisers.
     """
 
     def __init__(self) -> None:

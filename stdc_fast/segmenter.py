@@ -19,7 +19,7 @@ from stdc_fast.checkpoints import write_atomic
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.images import normalise
-from stdc_fast.packing import Packed, asks_for_grad
+from stdc_fast.packing import Packed
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import resize_argmax
 from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, upsample
@@ -288,8 +288,8 @@ class Segmenter(nn.Module):
             low = self.dtype in (torch.float16, torch.bfloat16)
             with torch.autocast(image.device.type, self.dtype if low else None, enabled=low):
                 return self._reference(image)
-        state = None if self.training else self._packed.snapshot(self.network)
-        if state is None or asks_for_grad((image,), state.parameters):
+        state = self._packed.state(self.network, (image,))
+        if state is None:
             return self._reference(image)
         executable = state.executables.get((self.dtype, frames))
         if executable is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,8 +51,9 @@ class Convolution:
             and torch.backends.mkldnn.is_available()
             and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         )
-        self.packed: Tensor | None = None
+        self.packed: Tensor | None = None  # takes the place of weight when it is made
         self.plain: Tensor | None = None  # for NCHW maps: weights in channels_last would make the result so
+        self.lock = threading.Lock()
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float64 and x.device.type == "cpu" and self.groups == 1:
@@ -58,23 +61,30 @@ class Convolution:
         nchw = x.is_contiguous() and not x.is_contiguous(memory_format=_NHWC)
         if self.onednn and x.numel() and not nchw:
             return self._onednn(x)
-        if nchw and self.plain is None:
-            self.plain = self.weight.contiguous()
-        weight = self.plain if nchw else self.weight
+        weight = self._plain() if nchw or self.weight is None else self.weight
         y = F.conv2d(x, weight, self.rounded_bias, self.stride, self.padding, 1, self.groups)
         return activate(y, self.act)
 
     def _onednn(self, x: Tensor) -> Tensor:
         geometry = [self.padding] * 2, [self.stride] * 2, [1, 1], self.groups
-        if self.packed is None:
-            # The layout is chosen for the first size and holds for all.
-            self.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
-                self.weight.to_mkldnn(), *geometry, list(x.shape)
-            )
+        with self.lock:
+            if self.packed is None:
+                # The layout is chosen for the first size and holds for all.
+                self.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
+                    self.weight.to_mkldnn(), *geometry, list(x.shape)
+                )
+                self.weight = None
         fused = self.act if self.act == "relu" else "none"
         x = x.contiguous(memory_format=_NHWC)
         y = torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *geometry, fused, [], "")
         return y if fused == self.act else activate(y, self.act)
+
+    def _plain(self) -> Tensor:
+        with self.lock:
+            if self.plain is None:
+                weight = self.packed.to_dense() if self.weight is None else self.weight
+                self.plain = weight.contiguous()
+            return self.plain
 
     def _taps(self, x: Tensor) -> Tensor:
         height, width = (

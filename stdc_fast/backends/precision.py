@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -71,10 +72,10 @@ def fp16_overflow(plan: Plan, device: torch.device | str = "cpu") -> str | None:
         plan: an optimised network that reads raw frames.
         device: where to run the frames, in float32.
     """
-    names = {name for op in plan.ops for name in op.weights if plan.weights[name].ndim > 1}
-    for name in sorted(names):
-        largest = plan.weights[name].abs().max().item()
-        if not largest <= FP16_LIMIT:
+    for name, weight in sorted(plan.weights.items()):
+        largest = weight.abs().max().item()
+        # Biases stay float32.
+        if not (largest <= FP16_LIMIT if weight.ndim > 1 else math.isfinite(largest)):
             return f"weights of {name} reach {largest:.3g}"
     for key, (low, high) in observe(plan, [_frames().to(device)], device).items():
         largest = max(-low, high)

@@ -35,9 +35,14 @@ class Observer:
         self.ranges: dict[str, tuple[float, float]] = {}
 
     def tensor(self, key: str, x: Tensor) -> Tensor:
-        low, high = (v.item() for v in torch.aminmax(x))
+        low, high = torch.aminmax(x.detach().cpu())
         before = self.ranges.get(key, (low, high))
-        self.ranges[key] = (min(low, before[0]), max(high, before[1]))
+        # Unlike Python's, torch's minimum and maximum of NaN and anything are NaN.
+        low, high = (
+            torch.minimum(low, low.new_tensor(before[0])),
+            torch.maximum(high, high.new_tensor(before[1])),
+        )
+        self.ranges[key] = (low.item(), high.item())
         return x
 
     def weight(self, op: Op, name: str, weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
 
@@ -124,6 +125,12 @@ class Plan:
             outputs,
             {k: v for k, v in weights.items() if k in names},
         )
+
+    def bare(self) -> Plan:
+        """The same without weights: what an executable keeps of it."""
+        plan = copy.copy(self)
+        object.__setattr__(plan, "weights", {})
+        return plan
 
     def substitute(self, changes: Mapping[str, Op | None], **kwargs) -> Plan:
         """A plan in which the ops of these names are replaced, or gone where None."""
