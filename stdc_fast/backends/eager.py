@@ -83,9 +83,13 @@ class Executable:
         self.rounding = rounding
         self.poisoned = poisoned
         self._lives = lifetimes(plan)
+        # Instead of labels the caller gets logits.
+        self._ends = {op.output: op.input for op in plan.ops if isinstance(op, Upsample)}
+        kept = {view.buffer for view in self._ends.values()}
         dying: dict[int, list[str]] = {}
         for buffer, (_, last) in self._lives.items():
-            dying.setdefault(last, []).append(buffer)
+            if buffer not in kept:
+                dying.setdefault(last, []).append(buffer)
         self._steps = []
         for i, op in enumerate(plan.ops):
             if not isinstance(op, Upsample):
@@ -110,15 +114,17 @@ class Executable:
     @torch.no_grad()
     def run(self, *inputs: Tensor) -> list[Tensor]:
         """All outputs; logits in place of labels."""
+        shapes = [list(x.shape) for x in inputs]
+        if len(inputs) != len(self.plan.inputs):
+            raise ValueError(f"{self.plan.name} has {len(self.plan.inputs)} inputs, got {shapes}")
         maps = [self._nchw(x, name) for x, name in zip(inputs, self.plan.inputs, strict=True)]
-        if len({(len(x), *x.shape[2:]) for x in maps}) > 1:
-            raise ValueError(f"inputs of different sizes: {[list(x.shape) for x in inputs]}")
+        if len({(len(x), *x.shape[2:]) for x in maps}) > 1 or not all(x[:1].numel() for x in maps if len(x)):
+            raise ValueError(f"inputs of different or empty sizes: {shapes}")
         batch, _, height, width = maps[0].shape
         memory = self._memory(batch, height, width)
         with torch.autocast(self.device.type, enabled=False):
             self._run(maps, memory, height, width)
-        ends = {op.output: op.input for op in self.plan.ops if isinstance(op, Upsample)}
-        return [memory.read(ends.get(view, view)) for view in self.plan.outputs]
+        return [memory.read(self._ends.get(view, view)) for view in self.plan.outputs]
 
     def _run(self, maps: list[Tensor], memory, height: int, width: int) -> None:
         for x, name in zip(maps, self.plan.inputs, strict=True):

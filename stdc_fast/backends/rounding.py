@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,14 +36,10 @@ class Observer:
         self.ranges: dict[str, tuple[float, float]] = {}
 
     def tensor(self, key: str, x: Tensor) -> Tensor:
-        low, high = torch.aminmax(x.detach().cpu())
+        low, high = (v.item() for v in torch.aminmax(x))
         before = self.ranges.get(key, (low, high))
-        # Unlike Python's, torch's minimum and maximum of NaN and anything are NaN.
-        low, high = (
-            torch.minimum(low, low.new_tensor(before[0])),
-            torch.maximum(high, high.new_tensor(before[1])),
-        )
-        self.ranges[key] = (low.item(), high.item())
+        # Unlike Python's, numpy's minimum and maximum of NaN and anything are NaN.
+        self.ranges[key] = (float(np.minimum(low, before[0])), float(np.maximum(high, before[1])))
         return x
 
     def weight(self, op: Op, name: str, weight: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from stdc_fast.plan.ops import Upsample
 from stdc_fast.plan.plan import Plan
 
 ALIGNMENT = 256
@@ -34,11 +35,16 @@ class Arena:
 def lifetimes(plan: Plan) -> dict[str, tuple[int, int]]:
     """(first op that writes, last op that reads or writes) of each buffer that is not the caller's."""
     found: dict[str, tuple[int, int]] = {}
+    logits: list[str] = []
     theirs = set(plan.inputs) | {view.buffer for view in plan.outputs}
     for i, op in enumerate(plan.ops):
         for view in [*op.reads, *op.writes]:
             if view.buffer not in theirs:
                 found[view.buffer] = (found.get(view.buffer, (i, i))[0], i)
+        if isinstance(op, Upsample):
+            logits.append(op.input.buffer)
+    for buffer in logits:  # are asked for too, when all is done
+        found[buffer] = (found[buffer][0], len(plan.ops) - 1)
     return found
 
 

@@ -40,6 +40,8 @@ def build(
         return builder.network(module, frames)
     for kind, width, add in _BLOCKS:
         if isinstance(module, kind):
+            if channels is None and kind is layers.FeatureFusion:
+                raise ValueError("a FeatureFusion has two inputs; give the channels of each")
             widths = channels or [width(module).in_channels]
             inputs = [builder.buffer(f"input{i or ''}", n, 1) for i, n in enumerate(widths)]
             output = add(builder, module, "", *inputs)
@@ -55,7 +57,8 @@ class _Builder:
 
     def plan(self, name: str, inputs: list[str], outputs: list[View]) -> Plan:
         names = {name for op in self.ops for name in op.weights}
-        weights = {name: self.state[name].detach().to("cpu", torch.float64) for name in sorted(names)}
+        # Copies: a plan of a float64 network must not change with it.
+        weights = {n: self.state[n].detach().to("cpu", torch.float64, copy=True) for n in sorted(names)}
         return Plan(name, self.buffers, tuple(self.ops), tuple(inputs), tuple(outputs), weights)
 
     def buffer(self, name: str, channels: int, stride: int, store: str = "act") -> View:
@@ -96,6 +99,8 @@ class _Builder:
         )  # fmt: skip
 
     def norm(self, module: nn.BatchNorm2d, name: str, x: View, act: str = "none") -> View:
+        if not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            raise ValueError(f"{name}: there is no op for {module}; only batch norm can be folded")
         if module.running_mean is None:
             raise ValueError(f"{name}: a batch norm without stored statistics can not be folded")
         return self.emit(
@@ -113,9 +118,13 @@ class _Builder:
     def stdc(self, module: layers.STDCModule, name: str, x: View) -> View:
         first = x = self.conv_bn_relu(module.conv_list[0], f"{name}conv_list.0.", x)
         if module.stride == 2:
+            pool = module.skip
+            form = ("kernel_size", "stride", "padding", "ceil_mode", "divisor_override")
+            if type(pool) is not nn.AvgPool2d or [getattr(pool, k) for k in form] != [3, 2, 1, False, None]:
+                raise ValueError(f"{name}skip: there is no op for {pool}")
             first = self.emit(
                 ops.Pool, f"{name}skip", x.channels, 2 * self.stride(x),
-                input=x, count_include_pad=module.skip.count_include_pad,
+                input=x, count_include_pad=pool.count_include_pad,
             )  # fmt: skip
             x = self.depthwise(module.avd_layer, f"{name}avd_layer.", x)
         outputs = [first]

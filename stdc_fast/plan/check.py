@@ -38,6 +38,10 @@ def problems(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Tensor
         if act not in ops.ACTIVATIONS:
             yield f"unknown activation {act!r}; known are {', '.join(ops.ACTIVATIONS)}"
 
+    if getattr(op, "inputs", True) == ():
+        yield "has no inputs"
+        return
+
     if isinstance(op, ops.Conv):
         source, out = op.inputs[0], op.output.channels
         width = sum(view.channels for view in op.inputs)
@@ -46,6 +50,8 @@ def problems(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Tensor
         yield from steps(op.output, source, op.stride / 2 if op.up else op.stride)
         if (op.kernel, op.stride, op.up) not in _FORMS:
             yield f"there is no kernel {op.kernel} with stride {op.stride} and up {op.up}"
+        elif op.kernel == 2 and op.depthwise:
+            yield "there is no depthwise sub-pixel form"
         elif op.kernel == 2:
             yield from shaped(op.weight, 3, 3, out, width, 2, 2)
         else:

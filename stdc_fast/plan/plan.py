@@ -36,17 +36,23 @@ class Plan:
     weights: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
+        for name in self.inputs:
+            if name not in self.buffers:
+                raise ValueError(f"input {name} is no buffer")
         written = dict.fromkeys(self.buffers, 0)
         for name in self.inputs:
             written[name] = self.whole(name).mask
         owners: dict[str, str] = {}
-        if len({op.name for op in self.ops}) != len(self.ops):
-            raise ValueError("several ops have the same name")
+        names: set[str] = set()
         for op in self.ops:
+            if op.name in names:
+                raise ValueError(f"several ops have the same name {op.name}")
+            names.add(op.name)
             for view in [*op.reads, *op.writes]:
                 if view.buffer not in self.buffers:
                     raise ValueError(f"{op.name}: {view} is of no buffer")
-                if view.channels < 1 or view.offset + view.channels > self.buffers[view.buffer].channels:
+                end = view.offset + view.channels
+                if view.channels < 1 or view.offset < 0 or end > self.buffers[view.buffer].channels:
                     raise ValueError(f"{op.name}: {view} is outside of {self.buffers[view.buffer]}")
             for view in op.reads:
                 if view.mask & ~written[view.buffer]:
@@ -63,7 +69,7 @@ class Plan:
             for problem in problems(op, self.buffers, self.weights):
                 raise ValueError(f"{op.kind} {op.name}: {problem}")
         for view in self.outputs:
-            if view.mask & ~written[view.buffer]:
+            if view.mask & ~written.get(view.buffer, 0):
                 raise ValueError(f"output {view} has not been written")
 
     # Looking things up.
