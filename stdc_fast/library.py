@@ -2,8 +2,8 @@
 
 One coarse op a block. Its weights are tensors in the order of the module's state dict, without
 ``num_batches_tracked``; it packs them once for the best backend, and again when torch's version counters say
-that they changed. Those do not count what batch norm does to its statistics in training, nor fused
-optimisers: pass clones after that. Ops are for inference: they have no gradient. They have fake kernels, so
+that they changed. Those do not count what batch norm does to its statistics in training: pass clones after
+that. Ops are for inference: they have no gradient, and NaN may come out as zero. They have fake kernels, so
 ``torch.compile`` and ``torch.export`` take them as they are.
 """
 

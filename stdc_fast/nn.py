@@ -3,8 +3,9 @@
 In eval mode, where no gradient is asked for, each runs a plan of its own block, packed for its device and
 dtype. Wherever that would not be what the eager module does, it is the eager module: in training, with
 inputs or parameters that require grad under ``torch.enable_grad``, with hooks on submodules, with submodules
-that were exchanged or reconfigured. Changed weights are noticed, except those written through
-``tensor.data``, which torch does not count: call ``module.repack()`` after that.
+that were exchanged or reconfigured, for inputs or weights that are not finite, and in compiled and exported
+programs. Changed weights are noticed, except those written through ``tensor.data`` or NumPy, which torch
+does not count: call ``module.repack()`` after that.
 
 For the fast path freeze the parameters (``module.requires_grad_(False)``) or use ``torch.inference_mode()``.
 """

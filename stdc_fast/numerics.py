@@ -10,6 +10,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from stdc_fast.reference.networks import upsample
+
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
@@ -99,7 +101,7 @@ def failures(
     Args:
         dtype: see :func:`tolerance`.
         logits, reference: of the network and of the float64 reference, same shape.
-        labels, reference_labels: likewise, where there are any.
+        labels, reference_labels: of the same frames at the labels' size, where there are any.
         emulated: logits of the eager backend rounding as this one does.
         trained: whether the weights are; if not, limits of 16-bit dtypes on logits and labels do not hold.
     """
@@ -115,8 +117,16 @@ def failures(
                 f"logits differ by {error:.2e}, the emulation of {dtype} only by {expected:.2e}; "
                 f"{limit.emulation} times that is allowed"
             )
-    if labels is not None and reference_labels is not None and trained:
+    if labels is not None:
+        odd = unexplained(labels, upsample(reference, labels.shape[1:]), _largest(logits, reference))
+        if odd:
+            found.append(f"{odd} labels differ by more than the error of the logits explains")
+    if labels is not None and reference_labels is not None and absolute:
         agreement = label_agreement(labels, reference_labels)
         if not agreement >= limit.agreement:
             found.append(f"labels agree on {agreement:.4%}, {dtype} needs {limit.agreement:.2%}")
     return found
+
+
+def _largest(a: Tensor, b: Tensor) -> float:
+    return (a.detach().double() - b.detach().double()).abs().max().item()

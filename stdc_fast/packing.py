@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as torch_module
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 # What a module's own attributes say of what it computes.
 _SETTINGS = (
@@ -81,12 +82,24 @@ class _Snapshot:
         )
 
 
+def _count_fused(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    """Fused optimisers do not raise the versions of what they change, as all others do."""
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            for parameter in group["params"]:
+                torch.autograd.graph.increment_version(parameter)
+
+
+register_optimizer_step_post_hook(_count_fused)
+
+
 class Packed:
     """The executables of one module, packed again when it changes.
 
     Weights changed in place, by an optimiser, by ``load_state_dict`` or ``to`` are noticed, as are exchanged
-    submodules, hooks on them, and changed settings. Only writing to ``tensor.data`` escapes torch's version
-    counter: call :meth:`clear` after it. Copies and pickles have nothing packed.
+    submodules, hooks on them, and changed settings. Only writing to ``tensor.data``, or to the same memory
+    through NumPy or another process, escapes torch's version counter: call :meth:`clear` after it.
+    Copies and pickles have nothing packed.
     """
 
     def __init__(self, module: nn.Module):
@@ -104,14 +117,18 @@ class Packed:
         recording, now = torch.is_grad_enabled(), self._now
         parameters = module.parameters() if now is None else now.parameters
         if module.training or (recording and any(p.requires_grad for p in parameters)):
-            self._now = None  # fused optimisers do not count their changes
+            self._now = None  # it is about to change
             return None
         if recording and any(x.requires_grad for x in inputs):
             return None
         now = self._snapshot(module)
         if now is None or now.device is None or now.device.type not in ("cpu", "cuda"):
             return None
-        return now if all(x.device == now.device for x in inputs) else None
+        if any(x.device != now.device for x in inputs):
+            return None
+        # NaN must come out as NaN, which oneDNN's fused ReLU does not do.
+        finite = all(x.sum().isfinite() for x in inputs if x.is_cpu and x.is_floating_point())
+        return now if finite else None
 
     def _snapshot(self, module: nn.Module) -> _Snapshot | None:
         now = self._now
@@ -127,6 +144,7 @@ class Packed:
             and not any(callable(v) and hasattr(type(m), k) for m in modules[1:] for k, v in vars(m).items())
             # Tensors made under inference_mode do not count their changes.
             and not any(w.is_inference() or w.is_meta for w in weights_of(module))
+            and all(w.isfinite().all() for w in weights_of(module))
         )
         if plain and (now := _Snapshot(module)).holds(module):
             self._now = now
@@ -164,7 +182,7 @@ class Cache:
     """Executables by loose weights, as ops get them; each is kept as long as its weights are.
 
     A change is noticed by torch's version counter or by another storage. What torch does not count is not
-    noticed: writing to ``tensor.data``, batch norm's update of its statistics, fused optimisers.
+    noticed: writing to ``tensor.data``, and batch norm's update of its statistics.
     """
 
     def __init__(self) -> None:

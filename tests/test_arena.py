@@ -8,7 +8,7 @@ import random
 
 import pytest
 import torch
-from plans import VARIANTS, error, one_thread, random_frames, random_images, random_network, spied
+from plans import VARIANTS, error, one_thread, random_frames, random_images, random_network, seen, spied
 
 from stdc_fast.backends import eager
 from stdc_fast.backends.memory import Pieces, Poisoned
@@ -109,6 +109,24 @@ def test_layout_of_plans_in_between(seed):
         plan = rewrite(plan)
     height, width = rng.randint(32, 150), rng.randint(32, 150)
     check(plan, layout(plan, 2, height, width, 2), 2, height, width, 2, 256)
+
+
+@pytest.mark.parametrize("optimised", [True, False], ids=["optimised", "built"])
+def test_any_map_may_be_an_output(optimised):
+    """It is the caller's then, and has no place in the arena."""
+    plan = plan_of("stdc1", optimised)
+    *views, logits = [v for op in plan.ops[:-1] for v in op.writes]
+    for view in views:
+        found = layout(seen(plan, [view]), 1, 64, 96)
+        assert view.buffer not in found.spans and found.size <= layout(plan, 1, 64, 96).size
+    assert logits.buffer == plan.ops[-1].reads[0].buffer
+
+
+@pytest.mark.parametrize("poisoned", [True, False])
+def test_logits_may_be_an_output(poisoned):
+    plan = plan_of("stdc1", True)
+    found = eager.compile(seen(plan, plan.ops[-1].reads), poisoned=poisoned).run(random_frames(1, 64, 96))
+    assert torch.equal(*found)
 
 
 def test_layout_of_blocks():

@@ -98,8 +98,10 @@ class Convolution:
             for j in range(self.weight.shape[3]):
                 rows = slice(i, i + s * (height - 1) + 1, s)
                 columns = slice(j, j + s * (width - 1) + 1, s)
-                y = y + x[:, rows, columns] @ self.weight[:, :, i, j].T
-        return y.permute(0, 3, 1, 2)
+                # Flat, so that the strides of dimensions of size one do not choose the algorithm.
+                pixels = x[:, rows, columns].reshape(-1, x.shape[3]).contiguous()
+                y = y + pixels @ self.weight[:, :, i, j].T
+        return y.view(len(x), height, width, -1).permute(0, 3, 1, 2)
 
 
 class Subpixel:

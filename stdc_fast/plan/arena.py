@@ -41,7 +41,7 @@ def lifetimes(plan: Plan) -> dict[str, tuple[int, int]]:
         for view in [*op.reads, *op.writes]:
             if view.buffer not in theirs:
                 found[view.buffer] = (found.get(view.buffer, (i, i))[0], i)
-        if isinstance(op, Upsample):
+        if isinstance(op, Upsample) and op.input.buffer not in theirs:
             logits.append(op.input.buffer)
     for buffer in logits:  # are asked for too, when all is done
         found[buffer] = (found[buffer][0], len(plan.ops) - 1)

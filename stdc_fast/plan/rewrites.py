@@ -83,7 +83,13 @@ def fold_normalisation(plan: Plan) -> Plan:
         if not isinstance(conv, Conv) or conv.kernel != 3 or conv.stride != 2 or len(conv.inputs) != 1:
             continue
         image = conv.inputs[0]
-        if plan.buffers[image.buffer].store != "float32" or conv.depthwise or conv.scale or conv.add:
+        if (
+            plan.buffers[image.buffer].store != "float32"
+            or conv.depthwise
+            or conv.scale
+            or conv.add
+            or conv.mean
+        ):
             continue
         offset, source = None, plan.source(image)
         if isinstance(source, Normalise) and plan.only_read_by(image, conv):
@@ -245,7 +251,7 @@ def fuse_means(plan: Plan) -> Plan:
         if not isinstance(mean, Mean):
             continue
         whole, producers = mean.input, plan.writers(mean.input)
-        if not all(
+        if not producers or not all(
             isinstance(op, Conv)
             and not op.mean
             and op.output.mask & ~whole.mask == 0
