@@ -101,7 +101,7 @@ class Convolution:
                 # Flat, so that the strides of dimensions of size one do not choose the algorithm.
                 pixels = x[:, rows, columns].reshape(-1, x.shape[3]).contiguous()
                 y = y + pixels @ self.weight[:, :, i, j].T
-        return y.view(len(x), height, width, -1).permute(0, 3, 1, 2)
+        return y.view(len(x), height, width, len(self.weight)).permute(0, 3, 1, 2)
 
 
 class Subpixel:
