@@ -7,6 +7,7 @@ model.predict("street.jpg").overlay().save("overlay.png")
 
 __version__ = "0.1.0"
 
+from stdc_fast import library, nn  # library registers torch.ops.stdc_fast
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.segmenter import BatchError, InputSize, Segmentation, Segmenter
@@ -19,7 +20,9 @@ __all__ = [
     "Segmentation",
     "Segmenter",
     "UserError",
+    "library",
     "list_models",
     "load",
     "model_info",
+    "nn",
 ]

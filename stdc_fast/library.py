@@ -185,6 +185,9 @@ def _real_network(
     image, weights, variant, module="cat", count_include_pad=True, eps=1e-5, dtype=None
 ) -> Tensor:
     _no_forward_mode()
+    for weight in weights:
+        if weight.device != image.device:
+            raise ValueError(f"stdc_fast::stdc_seg: image on {image.device}, a weight on {weight.device}")
     frames = image.dtype == torch.uint8
     if dtype is None:
         dtype = weights[0].dtype if frames else image.dtype

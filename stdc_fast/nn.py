@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stdc_fast import library
+from stdc_fast.errors import UserError
 from stdc_fast.packing import Packed
 from stdc_fast.reference import layers
 
@@ -70,6 +71,8 @@ class _Fused(nn.Module):
             return library.compiled(
                 self._op, state.weights, self._settings(), eps, dtype, state.device, channels=channels
             )
+        except UserError:
+            raise  # of the backend that was asked for
         except ValueError:
             return None
 

@@ -103,11 +103,11 @@ def failures(
         logits, reference: of the network and of the float64 reference, same shape.
         labels, reference_labels: of the same frames at the labels' size, where there are any.
         emulated: logits of the eager backend rounding as this one does.
-        trained: whether the weights are; if not, limits of 16-bit dtypes on logits and labels do not hold.
+        trained: whether the weights are; if not, only float64's limits on logits and labels hold.
     """
     limit, found = tolerance(dtype), []
     error = relative_error(logits, reference)
-    absolute = trained or limit.emulation is None
+    absolute = trained or limit is TOLERANCES["float64"]
     if absolute and limit.logits is not None and not error <= limit.logits:
         found.append(f"logits differ by {error:.2e}, {dtype} allows {limit.logits:.0e}")
     if emulated is not None and limit.emulation is not None:

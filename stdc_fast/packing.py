@@ -127,8 +127,7 @@ class Packed:
         if any(x.device != now.device for x in inputs):
             return None
         # NaN must come out as NaN, which oneDNN's fused ReLU does not do.
-        finite = all(x.sum().isfinite() for x in inputs if x.is_cpu and x.is_floating_point())
-        return now if finite else None
+        return now if all(_finite(x) for x in inputs) else None
 
     def _snapshot(self, module: nn.Module) -> _Snapshot | None:
         now = self._now
@@ -166,6 +165,14 @@ class Packed:
         new = Packed.__new__(Packed)
         new._built, new._now = built, None
         return new
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether a map on the CPU holds neither NaN nor infinities; elsewhere nobody waits for an answer."""
+    if not x.is_cpu or not x.is_floating_point():
+        return True
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32  # sums of float16 overflow
+    return bool(x.sum(dtype=wide).isfinite())
 
 
 def _watched() -> bool:

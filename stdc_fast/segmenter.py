@@ -266,6 +266,7 @@ class Segmenter(nn.Module):
         super()._apply(fn, recurse)
         if len(asked) == 1:
             self.dtype = asked.pop()
+            self.reason = f"{self.backend}; {str(self.dtype).removeprefix('torch.')}: cast after loading"
         return self
 
     def forward(self, x: Tensor) -> Tensor:

@@ -70,8 +70,8 @@ def choose(backend: str = "auto") -> Choice:
                 return Choice(status.name, f"{status.reason}{passed}")
             better.append(f"{status.name}: {status.reason}")
     usable = ", ".join(s.name for s in known.values() if s.available)
-    if backend not in known:
-        nearest = difflib.get_close_matches(backend, known, 1)
+    if not isinstance(backend, str) or backend not in known:
+        nearest = difflib.get_close_matches(str(backend), known, 1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"available here: {usable}"
         raise UserError(f"unknown backend {backend!r}{origin}; {hint}")
     if not known[backend].available:
@@ -92,7 +92,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise UserError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
     if place.type not in ("cpu", "cuda"):
         raise UserError(f"device {place} is not supported; use auto, cpu, cuda or cuda:N")

@@ -33,7 +33,7 @@ class Plan:
     ops: tuple[Op, ...]
     inputs: tuple[str, ...]
     outputs: tuple[View, ...]
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
         for name in self.inputs:
