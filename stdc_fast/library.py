@@ -96,7 +96,6 @@ def compiled(
     *,
     channels: tuple[int, ...] | None = None,
     frames: bool = False,
-    backend: str = "auto",
 ):
     """The executable of an op's plan.
 
@@ -105,7 +104,7 @@ def compiled(
         weights: of the module, in order.
         settings: what the op's schema has between weights and eps.
         eps: of all batch norms.
-        dtype, device, backend: what to run in and on.
+        dtype, device: what to run in and on; the backend is the best there, or STDC_FAST_BACKEND.
         channels: of each input of a block.
         frames: whether the network reads raw frames.
 
@@ -125,7 +124,7 @@ def compiled(
         if isinstance(norm, nn.BatchNorm2d):
             norm.eps = eps
     plan = optimise(build(module, state, frames=frames, channels=channels))
-    return backends.compile(plan, dtype, device, backend)
+    return backends.compile(plan, dtype, device)
 
 
 def run_block(executable, inputs: tuple[Tensor, ...]) -> Tensor:
