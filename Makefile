@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/.installed
-	$(BIN)/stdc-fast predict assets/street.jpg --out out
+	$(BIN)/stdc-fast predict stdc_fast/assets/street.jpg --out out
 
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest

@@ -131,8 +131,8 @@ def main() -> None:
     parser.add_argument("--model", default=zoo.DEFAULT)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     arguments = parser.parse_args()
-    reference = checkpoints.read(zoo._find(arguments.model)).network().eval().requires_grad_(False)
-    photo = Image.open(ROOT / "assets" / "street.jpg")
+    reference = checkpoints.read(zoo.find(arguments.model)).network().eval().requires_grad_(False)
+    photo = Image.open(ROOT / "stdc_fast" / "assets" / "street.jpg")
     rows = []
     with torch.inference_mode():
         for dtype in arguments.dtypes:

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def photo(size: tuple[int, int]) -> torch.Tensor:
     """The bundled photo, normalised, float64 ``[1, 3, H, W]``."""
-    image = Image.fromarray(read_image(ROOT / "assets" / "street.jpg")).resize(size[::-1])
+    image = Image.fromarray(read_image(ROOT / "stdc_fast" / "assets" / "street.jpg")).resize(size[::-1])
     return normalise(torch.tensor(list(image.tobytes()), dtype=torch.uint8).view(1, *size, 3), torch.float64)
 
 
@@ -68,7 +68,7 @@ def main() -> None:
 
     size = model.input_size.resolve(720, 960)
     x = photo(size)
-    reference = checkpoints.read(zoo._find(arguments.model)).network(torch.float64).eval()
+    reference = checkpoints.read(zoo.find(arguments.model)).network(torch.float64).eval()
     with torch.inference_mode():
         expected = reference.logits8(x)
         expected_labels = upsample(expected, size).argmax(1)

@@ -1,4 +1,4 @@
-"""The command line: ``stdc-fast predict | val | train | convert | info``.
+"""The command line: ``stdc-fast predict | val | train | convert | info | benchmark``.
 
 Exit codes: 0 done; 2 something the user can mend (said in one line on stderr); 130 interrupted.
 Results go to stdout, progress and messages to stderr.
@@ -17,6 +17,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from stdc_fast.benchmark.command import benchmark
 from stdc_fast.errors import UserError
 
 app = typer.Typer(
@@ -373,22 +374,15 @@ def _print_plan(
     figure: Path | None,
     as_json: bool,
 ) -> None:
-    from stdc_fast import checkpoints, images, zoo
+    from stdc_fast import checkpoints, zoo
     from stdc_fast.plan import build, optimise, show
 
     size, dtype = "512x1024" if size is None else size, "float32" if dtype is None else dtype
     itemsizes = {"float32": 4, "bfloat16": 2, "float16": 2}
     if dtype not in itemsizes:
         raise UserError(f"--dtype must be one of {', '.join(itemsizes)} for a plan, not {dtype!r}")
-    if size == "native":
-        raise UserError("--size must be HEIGHTxWIDTH for a plan, for example 512x1024, not 'native'")
-    height, width = _parse_size(size)
-    if min(height, width) < images.MIN_SIZE or height * width > images.MAX_PIXELS:
-        raise UserError(
-            f"--size {size}: both sides must be at least {images.MIN_SIZE} and the pixels at most "
-            f"{images.MAX_PIXELS / 1e6:.0f} million; choose another size"
-        )
-    path = zoo._find(model)
+    height, width = exact_size(size)
+    path = zoo.find(model)
     checkpoint = checkpoints.read(path)
     try:
         network = checkpoint.network()
@@ -407,6 +401,21 @@ def _print_plan(
         print(show.table(plan, *form, title=title))
 
 
+def exact_size(text: str) -> tuple[int, int]:
+    """(H, W) that the network can have as its input."""
+    from stdc_fast import images
+
+    if text == "native":
+        raise UserError("--size must be HEIGHTxWIDTH here, for example 512x1024, not 'native'")
+    height, width = _parse_size(text)
+    if min(height, width) < images.MIN_SIZE or height * width > images.MAX_PIXELS:
+        raise UserError(
+            f"--size {text}: both sides must be at least {images.MIN_SIZE} and the pixels at most "
+            f"{images.MAX_PIXELS / 1e6:.0f} million; choose another size"
+        )
+    return height, width
+
+
 def _parse_size(text: str | None, option: str = "--size") -> str | tuple[int, int] | None:
     if text is None or (text == "native" and option == "--size"):
         return text
@@ -414,6 +423,9 @@ def _parse_size(text: str | None, option: str = "--size") -> str | tuple[int, in
     if not (re.fullmatch(r"[0-9]{1,9}", height) and re.fullmatch(r"[0-9]{1,9}", width)):
         raise UserError(f"{option} must be HEIGHTxWIDTH, for example 512x1024, not {text!r}")
     return int(height), int(width)
+
+
+app.command()(benchmark)
 
 
 def _finite(value: float) -> float | None:

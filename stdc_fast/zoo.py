@@ -30,7 +30,7 @@ def list_models() -> list[str]:
 
 def model_info(name: str = DEFAULT) -> dict[str, object]:
     """What the embedded weights say of themselves: recipe, mIoU, classes, terms, ..."""
-    return checkpoints.read(_find(name)).metadata
+    return checkpoints.read(find(name)).metadata
 
 
 @torch.inference_mode(False)  # tensors made in that mode do not count their changes
@@ -60,7 +60,7 @@ def load(
     """
     place = backends.resolve_device(device)
     precision, chosen = choose_precision(dtype, place), backends.choose(backend)
-    checkpoint = checkpoints.read(_find(pretrained))
+    checkpoint = checkpoints.read(find(pretrained))
     log.info("%s: %s", pretrained, checkpoint.report)
     meta = checkpoint.metadata
     if "classes" in meta:
@@ -87,7 +87,8 @@ def load(
     return model.to(place)
 
 
-def _find(pretrained: str | Path) -> Path:
+def find(pretrained: str | Path) -> Path:
+    """The weights file of an embedded name, or the file itself. UserError, with the nearest name, if none."""
     path = Path(pretrained)
     embedded = WEIGHTS / f"{pretrained}.safetensors"
     if path.name == str(pretrained) and os.path.isfile(embedded):

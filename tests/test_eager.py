@@ -27,7 +27,7 @@ from stdc_fast.plan.rewrites import subpixel_weights
 from stdc_fast.reference import FeatureFusion, SegHead, STDCModule
 from stdc_fast.reference.networks import upsample
 
-STREET = Path(__file__).resolve().parents[1] / "assets" / "street.jpg"
+STREET = Path(__file__).resolve().parents[1] / "stdc_fast" / "assets" / "street.jpg"
 SIZE = (192, 256)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LOW = (torch.bfloat16, torch.float16)

@@ -134,7 +134,7 @@ def test_an_empty_variable_is_no_choice(tiny_weights, monkeypatch):
 def test_embedded_weights_see_the_street(embedded):
     """On the bundled photo: sky above, road below, trees and cars in between."""
     model = stdc_fast.load(embedded, device="cpu")
-    result = model.predict(ROOT / "assets" / "street.jpg")
+    result = model.predict(ROOT / "stdc_fast" / "assets" / "street.jpg")
     ids = {name: i for i, name in enumerate(model.classes.names)}
     road, sky = result.labels[600:1000, 800:1300], result.labels[20:200, 850:1000]
     assert (road == ids["Road"]).mean() > 0.9

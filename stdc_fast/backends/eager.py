@@ -220,6 +220,8 @@ def _stem(e: Executable, op: Stem):
 def _conv(e: Executable, op: Conv):
     # Logits and vectors are computed in float32: rounding logits would change labels.
     dtype = e._dtype(op.output.buffer)
+    if any(e._dtype(view.buffer) == e.wide for view in op.inputs):
+        dtype = e.wide  # a normalised image, in a plan that is not optimised
     weight, bias = e._weight(op, op.weight, dtype), e._bias(op.bias, e.wide)
     if op.kernel == 2:
         conv = Subpixel(weight, bias, op.act)

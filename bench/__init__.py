@@ -1,0 +1,1 @@
+"""What measures the library, and what writes the measurements down."""

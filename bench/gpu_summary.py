@@ -1,0 +1,77 @@
+"""Put what bench/gpu.sh has gathered into one file of JSON lines, print a table of the steps.
+
+    python bench/gpu_summary.py FOLDER FILE
+
+FOLDER has ``steps`` (lines of name, status and seconds, between tabs), ``NAME.log`` of each step,
+``nvidia_smi`` (CSV, one GPU) and perhaps ``records`` of bench.suite. Exit code 0 if every step passed or was
+skipped, else 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import os
+import sys
+from pathlib import Path
+
+TAIL = 20
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def steps(folder: Path) -> list[dict[str, object]]:
+    found = []
+    for line in read(folder / "steps").splitlines():
+        name, status, seconds = line.split("\t")
+        tail = "\n".join(read(folder / f"{name}.log").splitlines()[-TAIL:])
+        found.append({"name": name, "status": status, "seconds": int(seconds), "tail": tail})
+    return found
+
+
+def nvidia_smi(text: str) -> dict[str, str]:
+    """The card as nvidia-smi tells it, or its complaint as "error"."""
+    rows = list(csv.reader(text.splitlines(), skipinitialspace=True))
+    if len(rows) != 2 or len(rows[0]) != len(rows[1]) or len(rows[0]) < 2:
+        return {"error": text.strip()}
+    return dict(zip(rows[0], rows[1], strict=True))
+
+
+def records(text: str) -> tuple[list[str], int]:
+    """Whole records, one line each, and the number of broken ones: the suite may have been stopped in one."""
+    whole, broken = [], 0
+    for line in filter(str.strip, text.splitlines()):
+        try:
+            json.loads(line)
+            whole.append(line)
+        except ValueError:
+            broken += 1
+    return whole, broken
+
+
+def main(folder: Path, target: Path) -> int:
+    done = steps(folder)
+    lines, broken = records(read(folder / "records"))
+    summary = {
+        "schema": 1,
+        "kind": "gpu_run",
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "steps": done,
+        "broken_records": broken,
+        "nvidia_smi": nvidia_smi(read(folder / "nvidia_smi")),
+    }
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_text("\n".join([json.dumps(summary), *lines]) + "\n", encoding="utf-8")
+    os.replace(temporary, target)
+    print()
+    for step in done:
+        print(f"{step['name']:<12}{step['status']:<12}{step['seconds']:>4} s")
+    print(f"{len(lines)} records{f', {broken} broken' if broken else ''}: {target}")
+    return int(any(step["status"] in ("failed", "timed out") for step in done))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -1,0 +1,171 @@
+"""``stdc-fast benchmark``: the table of a workload, or of several."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from stdc_fast.errors import UserError
+
+
+def benchmark(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Embedded name, file, or stdc1, stdc2: random weights.")
+    ] = "stdc1_camvid",
+    size: Annotated[list[str], typer.Option(help="HEIGHTxWIDTH of the network's input; may be repeated.")] = [  # noqa: B006
+        "512x1024"
+    ],
+    batch: Annotated[list[int], typer.Option(min=1, max=256, help="Images at once; may be repeated.")] = [1],  # noqa: B006
+    dtype: Annotated[
+        str, typer.Option(help="What ours and the peers run in: auto and names, with commas between.")
+    ] = "auto,float32",
+    scopes: Annotated[
+        str, typer.Option(help="Of logits, labels, frame, with commas between.")
+    ] = "logits,labels",
+    backends: Annotated[
+        str, typer.Option(help="Ours: all that are available, or names with commas.")
+    ] = "all",
+    peers: Annotated[str, typer.Option(help="all, none, or names with commas between.")] = "all",
+    int8: Annotated[bool, typer.Option("--int8", help="OpenVINO quantised to 8 bits by NNCF, too.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[
+        Optional[int], typer.Option(min=1, help="Of all runners. Default: torch's own.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="At most.")] = 9,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="No further round after these; three are done in any case.")
+    ] = 150.0,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Instead: time against pixels, batch and threads.")
+    ] = False,
+    photo: Annotated[Optional[Path], typer.Option(help="Photo to label. Default: a street.")] = None,
+    out: Annotated[
+        Optional[Path], typer.Option("--out", "-o", help="Append the records to this file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records, a line each.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Measure the library beside what people would use instead, in turns, in one run.
+
+    Each runner has a process of its own and one turn a round; ratios are taken round by round. Who does not
+    agree with the float64 reference on a photo is refused and has no speed. Exit code 1 if that is ours.
+
+    Example: stdc-fast benchmark --model stdc1_camvid --size 512x1024
+    """
+    import torch
+
+    from stdc_fast.benchmark import records, run, table, workloads
+    from stdc_fast.benchmark import scaling as scaled
+
+    request = parse(
+        dtype=dtype, scopes=scopes, backends=backends, peers=peers, int8=int8, device=device, sizes=size
+    )
+    workloads.check_photo(photo or workloads.PHOTO)
+    settings = run.Settings(
+        device=request.device,
+        scopes=request.scopes,
+        threads=threads or torch.get_num_threads(),
+        rounds=rounds,
+        seconds=seconds,
+        say=(lambda line: None) if quiet else _say,
+    )
+    broken = []
+    with tempfile.TemporaryDirectory() as folder:
+        weights, trained = workloads.resolve(model, Path(folder))
+        name = Path(model).stem if trained else model
+        jobs = [(height, width, n) for height, width in request.sizes for n in batch]
+        for height, width, n in jobs[:1] if scaling else jobs:
+            workload = workloads.Workload(name, weights, trained, height, width, n, photo or workloads.PHOTO)
+            measure = scaled.measure if scaling else run.measure
+            record = measure(workload, request.specs, settings, request.dtypes)
+            if out is not None:
+                records.append(record, out)
+            if as_json:
+                print(json.dumps(record))
+            else:
+                lines = table.fits(record) if scaling else table.rows(record, workloads.SCOPES)
+                print("\n".join([*table.header(record), *lines, ""]))
+            broken += [row for row in record["rows"] if row["ours"] and row["status"] != "measured"]
+    if broken:
+        row = broken[0]
+        message = f"{row['runner']} {row['dtype']} was {row['status']}: {row['reason']}"
+        print(f"stdc-fast: {message}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+class Request:
+    """What was asked for, checked.
+
+    Attributes:
+        device: "cpu" or "cuda:N".
+        dtypes: names; the first is what ours is compared in.
+        specs: ours, then the peers.
+        scopes, sizes: as tuples.
+    """
+
+    def __init__(self, device, dtypes, specs, scopes, sizes):
+        self.device, self.dtypes, self.specs, self.scopes, self.sizes = device, dtypes, specs, scopes, sizes
+
+
+def parse(
+    *,
+    dtype: str = "auto,float32",
+    scopes: str = "logits,labels",
+    backends: str = "all",
+    peers: str = "all",
+    int8: bool = False,
+    device: str = "auto",
+    sizes: list[str] | tuple[str, ...] = (),
+) -> Request:
+    """The options' texts as values. UserError, with what is known, for any that is not."""
+    from stdc_fast import backends as available
+    from stdc_fast.backends import precision
+    from stdc_fast.benchmark import runners, workloads
+    from stdc_fast.cli import exact_size
+
+    place = available.resolve_device(device)
+    dtypes = []
+    for text in _split(dtype, "--dtype"):
+        chosen = precision.choose(text, place).name
+        if chosen == "float64":
+            raise UserError("--dtype float64 is what the reference runs in; use float32, bfloat16 or float16")
+        if chosen not in dtypes:
+            dtypes.append(chosen)
+    found = [exact_size(size) for size in sizes]
+    names = None if backends == "all" else _split(backends, "--backends")
+    specs = runners.ours(place.type, dtypes, names)
+    others = runners.peers(place.type, dtypes, int8)
+    if peers != "all":
+        wanted = [] if peers == "none" else _split(peers, "--peers")
+        every = {
+            spec.name.lower(): spec.name for spec in runners.peers(place.type, [*dtypes, "float32"], True)
+        }
+        unknown = [name for name in wanted if name.lower() not in every]
+        if unknown:
+            raise UserError(
+                f"--peers: unknown {unknown[0]!r}; known are all, none, {', '.join(every.values())}"
+            )
+        asked = {name.lower() for name in wanted}
+        others = [spec for spec in others if spec.name.lower() in asked]
+    chosen_scopes = tuple(dict.fromkeys(_split(scopes, "--scopes")))
+    for scope in chosen_scopes:
+        if scope not in workloads.SCOPES:
+            raise UserError(f"--scopes: unknown {scope!r}; known are {', '.join(workloads.SCOPES)}")
+    place_name = "cpu" if place.type == "cpu" else f"cuda:{place.index or 0}"
+    return Request(place_name, dtypes, specs + others, chosen_scopes, tuple(found))
+
+
+def _split(text: str, option: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UserError(f"{option} is empty; leave it out for the default")
+    return parts

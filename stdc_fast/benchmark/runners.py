@@ -1,0 +1,177 @@
+"""Who runs the workloads: ours and the peers. What each needs is here; peers live in files of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stdc_fast import backends
+from stdc_fast.benchmark.workloads import Workload, weight_bytes
+from stdc_fast.hardware import cpu
+
+
+class Missing(Exception):
+    """This runner can not run here, and why: nobody's mistake, and no failure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A runner in one dtype, before it is loaded.
+
+    Attributes:
+        name: in the tables.
+        dtype: what its network computes in: "float32", "bfloat16", "float16" or "int8".
+        factory: "module:class" of its :class:`Runner`.
+        options: keyword arguments of the class.
+        ours: whether it is this library.
+        needs: modules that must be there.
+        compiler: whether it needs a C++ compiler.
+    """
+
+    name: str
+    dtype: str
+    factory: str
+    options: tuple[tuple[str, object], ...] = ()
+    ours: bool = False
+    needs: tuple[str, ...] = ()
+    compiler: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.name, self.dtype
+
+    def missing(self, device: str) -> str | None:
+        """Why it can not be run on this machine, as far as can be told without loading it."""
+        absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if absent:
+            return f"{', '.join(absent)} not installed"
+        if self.compiler and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            return "no C++ compiler was found"
+        if device == "cpu" and not self.ours and self.dtype in ("bfloat16", "float16"):
+            feature = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16",)}[self.dtype]
+            if not set(feature) & set(cpu()["features"]):
+                return f"this processor has no {self.dtype} instructions"
+        return None
+
+    def make(self, workload: Workload, device: str, threads: int) -> Runner:
+        """Load it; raises :class:`Missing` if it turns out that it can not run here."""
+        module, name = self.factory.split(":")
+        runner = getattr(importlib.import_module(module), name)
+        return runner(workload, self.dtype, device, threads, **dict(self.options))
+
+
+class Runner:
+    """One way to run the network, loaded. Subclasses implement :meth:`prepare`.
+
+    Attributes:
+        weights: bytes of the weights as packed, None where the runner does not tell.
+        arena: bytes of its workspace for one call, likewise.
+    """
+
+    weights: int | None = None
+    arena: int | None = None
+
+    def __init__(self, workload: Workload, dtype: str, device: str, threads: int):
+        self.workload, self.dtype, self.threads = workload, dtype, threads
+        self.device = torch.device(device)
+        self.torch_dtype = getattr(torch, dtype if dtype != "int8" else "float32")
+
+    def prepare(self, scope: str) -> Callable[[], object]:
+        """Compile, pack and warm up for a scope; the function runs it once and returns logits or labels.
+
+        On a GPU it only enqueues, on torch's current stream, except in scope "frame", which ends with the
+        labels in the host's memory.
+        """
+        raise NotImplementedError
+
+    def host(self, output: object) -> Tensor:
+        """What :meth:`prepare`'s function returned, as a tensor on the CPU: logits in float32."""
+        x = output if isinstance(output, Tensor) else torch.from_numpy(np.asarray(output))
+        x = x.detach().cpu()
+        return x.float() if x.is_floating_point() else x.to(torch.uint8)
+
+    def placed(self, scope: str) -> Tensor:
+        """The scope's input where it starts: on the device, or for "frame" in (pinned) host memory."""
+        x = self.workload.input(scope)
+        if self.device.type == "cpu":
+            return x
+        return x.pin_memory() if scope == "frame" else x.to(self.device)
+
+    def staged(self, scope: str, run: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+        """``run`` on the scope's input, with the copies to the device and back where they belong to it."""
+        x = self.placed(scope)
+        if self.device.type == "cpu" or scope != "frame":
+            return lambda: run(x)
+        return lambda: run(x.to(self.device, non_blocking=True)).cpu()
+
+
+class Ours(Runner):
+    """This library, as users call it, on one backend."""
+
+    def __init__(self, workload: Workload, dtype: str, device: str, threads: int, backend: str):
+        super().__init__(workload, dtype, device, threads)
+        import stdc_fast
+
+        self.backend = backend
+        self.model = stdc_fast.load(workload.weights, device=device, dtype=dtype, backend=backend)
+        self.weights = weight_bytes(self.model.plan(), self.torch_dtype.itemsize)
+
+    def prepare(self, scope: str) -> Callable[[], Tensor]:
+        if scope != "logits":
+            return self.staged(scope, functools.partial(self.model.label, size=self.workload.size))
+        executable = backends.compile(self.model.plan(False), self.model.dtype, self.device, self.backend)
+        x = self.placed(scope).to(self.torch_dtype).contiguous(memory_format=torch.channels_last)
+        return lambda: executable(x)
+
+
+def ours(device: str, dtypes: list[str], names: list[str] | None = None) -> list[Spec]:
+    """Each available backend, or those of ``names``, in each dtype. UserError for what is not available."""
+    if names is None:
+        names = [status.name for status in backends.statuses() if status.available]
+    chosen = [backends.choose(name).name for name in names]
+    factory = "stdc_fast.benchmark.runners:Ours"
+    return [
+        Spec(f"ours {name}", dtype, factory, (("backend", name),), ours=True)
+        for dtype in dtypes
+        for name in chosen
+    ]
+
+
+_TORCH = "stdc_fast.benchmark.torch_peers"
+_OTHER = "stdc_fast.benchmark.runtime_peers"
+
+
+def peers(device: str, dtypes: list[str], int8: bool = False) -> list[Spec]:
+    """All peers for a device in those of ``dtypes`` that they know, and in int8 if asked."""
+    low = [dtype for dtype in dtypes if dtype in ("bfloat16", "float16")]
+    full = [dtype for dtype in dtypes if dtype == "float32"]
+    both = full + low
+    gpu = device != "cpu"
+    onnx = ("onnx", "onnxscript", "onnxruntime")
+    found = [Spec("eager as published", dtype, f"{_TORCH}:Published") for dtype in full]
+    found += [Spec("eager", dtype, f"{_TORCH}:Eager") for dtype in full]
+    found += [Spec("eager channels_last", dtype, f"{_TORCH}:ChannelsLast") for dtype in both]
+    found += [Spec("eager folded", dtype, f"{_TORCH}:Folded") for dtype in both]
+    if gpu:
+        found += [Spec("cuDNN graph", dtype, f"{_TORCH}:CudnnGraph") for dtype in both]
+    else:
+        found += [Spec("TorchScript", dtype, f"{_TORCH}:TorchScript") for dtype in both]
+    found += [Spec("torch.compile", dtype, f"{_TORCH}:Compiled", compiler=not gpu) for dtype in both]
+    for dtype in full + [d for d in low if gpu and d == "float16"]:
+        found.append(Spec("ONNX Runtime", dtype, f"{_OTHER}:OnnxRuntime", needs=onnx))
+    if gpu:
+        trt = ("onnx", "onnxscript", "tensorrt")
+        found += [Spec("TensorRT", dtype, f"{_OTHER}:TensorRT", needs=trt) for dtype in both]
+    else:
+        found += [Spec("OpenVINO", dtype, f"{_OTHER}:OpenVINO", needs=("openvino",)) for dtype in both]
+        if int8:
+            found.append(Spec("OpenVINO", "int8", f"{_OTHER}:OpenVINO", needs=("openvino", "nncf")))
+    return found

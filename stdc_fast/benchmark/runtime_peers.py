@@ -1,0 +1,226 @@
+"""Inference runtimes: ONNX Runtime, OpenVINO, TensorRT, with normalisation and argmax in their graphs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stdc_fast.benchmark.runners import Missing, Runner
+from stdc_fast.benchmark.torch_peers import Deployed
+from stdc_fast.benchmark.workloads import FRAME, Workload
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings and progress lines of exporters, which would tear the table."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+class _Exported(Runner):
+    """A runner whose graph comes from the reference network, on the CPU, in float32 unless said otherwise."""
+
+    def deployed(self, scope: str, dtype: torch.dtype = torch.float32) -> Deployed:
+        network = self.workload.network().to(dtype)
+        return Deployed(network, self.workload, scope, dtype).eval()
+
+    def example(self, scope: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        x = self.workload.input(scope)
+        return x.to(dtype) if x.is_floating_point() else x
+
+    def onnx(self, scope: str, path: Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Export with fixed shapes, which every runtime optimises best."""
+        with quiet(), torch.no_grad():
+            torch.onnx.export(
+                self.deployed(scope, dtype),
+                (self.example(scope, dtype),),
+                str(path),
+                input_names=["input"],
+                output_names=["output"],
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        return path
+
+
+class OnnxRuntime(_Exported):
+    """ONNX Runtime with all graph optimisations; on a GPU its CUDA provider, inputs bound on the device."""
+
+    def __init__(self, workload: Workload, dtype: str, device: str, threads: int):
+        super().__init__(workload, dtype, device, threads)
+        import onnxruntime
+
+        if self.device.type == "cuda":
+            onnxruntime.preload_dlls()
+            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+                raise Missing("this onnxruntime has no CUDA provider; onnxruntime-gpu has")
+        self.runtime = onnxruntime
+
+    def session(self, scope: str):
+        options = self.runtime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.graph_optimization_level = self.runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        providers: list = ["CPUExecutionProvider"]
+        if self.device.type == "cuda":
+            stream = torch.cuda.current_stream(self.device).cuda_stream
+            choices = {
+                "device_id": self.device.index or 0,
+                "user_compute_stream": str(stream),
+                "cudnn_conv_algo_search": "EXHAUSTIVE",
+                "prefer_nhwc": "1",
+            }
+            providers.insert(0, ("CUDAExecutionProvider", choices))
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.onnx(scope, Path(folder) / "network.onnx", self.torch_dtype)
+            return self.runtime.InferenceSession(str(path), options, providers=providers)
+
+    def prepare(self, scope: str) -> Callable[[], object]:
+        session = self.session(scope)
+        if self.device.type == "cpu":
+            feed = {"input": self.example(scope).numpy()}
+            return lambda: session.run(None, feed)[0]
+        if session.get_providers()[0] != "CUDAExecutionProvider":
+            raise Missing("the CUDA provider of onnxruntime can not be loaded here")
+        x = self.example(scope, self.torch_dtype).to(self.device).contiguous()
+        output = _output(self.workload, scope, session.get_outputs()[0].shape, self.torch_dtype, self.device)
+        binding = session.io_binding()
+        for bind, name, tensor in (
+            (binding.bind_input, "input", x),
+            (binding.bind_output, "output", output),
+        ):
+            kind = np.dtype(str(tensor.dtype).removeprefix("torch."))
+            bind(name, "cuda", self.device.index or 0, kind, tuple(tensor.shape), tensor.data_ptr())
+
+        def run(frames: Tensor) -> Tensor:
+            if frames is not x:
+                x.copy_(frames)
+            session.run_with_iobinding(binding)
+            return output
+
+        return self.staged(scope, run) if scope == "frame" else lambda: run(x)
+
+
+def _output(
+    workload: Workload, scope: str, shape: list[int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Memory for what a scope ends with."""
+    if scope == "logits":
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    size = FRAME if scope == "frame" else workload.size
+    return torch.empty((workload.batch, *size), dtype=torch.uint8, device=device)
+
+
+class OpenVINO(_Exported):
+    """OpenVINO in latency mode, in float32, bfloat16, or quantised to 8 bits by NNCF."""
+
+    def __init__(self, workload: Workload, dtype: str, device: str, threads: int):
+        super().__init__(workload, dtype, device, threads)
+        import openvino
+
+        self.core = openvino.Core()
+        self.openvino = openvino
+
+    def prepare(self, scope: str) -> Callable[[], object]:
+        example = self.example(scope)
+        with quiet(), torch.no_grad():
+            model = self.openvino.convert_model(
+                self.deployed(scope), example_input=example, input=list(example.shape)
+            )
+            if self.dtype == "int8":
+                model = self._quantised(model, scope)
+        # Outside of a quantised model's 8-bit parts bfloat16 is what it would choose itself, if it can.
+        low = "BF16" in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        hint = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16" if low else "f32"}[self.dtype]
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(self.threads),
+            "INFERENCE_PRECISION_HINT": hint,
+        }
+        request = self.core.compile_model(model, "CPU", settings).create_infer_request()
+        feed = [example.numpy()]
+        return lambda: request.infer(feed, share_inputs=True, share_outputs=True)[0]
+
+    def _quantised(self, model, scope: str):
+        """Post-training quantisation, calibrated on parts of the photo at the input's own size."""
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        batch = self.example(scope).numpy()
+        width = batch.shape[2] if scope != "logits" else batch.shape[3]
+        axis = 2 if scope != "logits" else 3
+        samples = [np.roll(batch, step * width // 8, axis=axis) for step in range(8)]
+        return nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples))
+
+
+class TensorRT(_Exported):
+    """A TensorRT engine built from ONNX, in one CUDA graph."""
+
+    def __init__(self, workload: Workload, dtype: str, device: str, threads: int):
+        super().__init__(workload, dtype, device, threads)
+        import tensorrt
+
+        self.trt = tensorrt
+
+    def engine(self, scope: str):
+        trt = self.trt
+        logger = trt.Logger(trt.Logger.ERROR)
+        builder = trt.Builder(logger)
+        # Strongly typed: the dtypes are those of the graph, exported in the network's own dtype.
+        flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        definition = builder.create_network(0 if flag is None else 1 << int(flag))
+        parser = trt.OnnxParser(definition, logger)
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.onnx(scope, Path(folder) / "network.onnx", self.torch_dtype)
+            if not parser.parse(path.read_bytes()):
+                raise RuntimeError(f"TensorRT can not parse the network: {parser.get_error(0)}")
+        config = builder.create_builder_config()
+        plan = builder.build_serialized_network(definition, config)
+        if plan is None:
+            raise RuntimeError("TensorRT could not build an engine")
+        self.runtime = trt.Runtime(logger)
+        return self.runtime.deserialize_cuda_engine(plan)
+
+    def prepare(self, scope: str) -> Callable[[], Tensor]:
+        engine = self.engine(scope)
+        context = engine.create_execution_context()
+        x = self.example(scope, self.torch_dtype).to(self.device).contiguous()
+        shape = list(engine.get_tensor_shape("output"))
+        output = _output(self.workload, scope, shape, self.torch_dtype, self.device)
+        context.set_tensor_address("input", x.data_ptr())
+        context.set_tensor_address("output", output.data_ptr())
+        self.arena = int(engine.device_memory_size_v2)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                context.execute_async_v3(stream.cuda_stream)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+
+        def run(frames: Tensor) -> Tensor:
+            if frames is not x:
+                x.copy_(frames)
+            graph.replay()
+            return output
+
+        call = self.staged(scope, run) if scope == "frame" else (lambda: run(x))
+        call.keeps = (engine, context, graph)  # the graph does not keep them alive
+        return call

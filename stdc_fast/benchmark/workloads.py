@@ -1,0 +1,189 @@
+"""What is timed: networks, input sizes, frames of a real photo, and the reference's answer to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stdc_fast import checkpoints, images, zoo
+from stdc_fast.images import normalise
+from stdc_fast.plan import Plan, build, optimise
+from stdc_fast.plan.cost import costs
+from stdc_fast.reference.networks import STAGES, STDCSeg, upsample
+
+#: Ours, MIT licence; see NOTICE.
+PHOTO = Path(__file__).resolve().parent.parent / "assets" / "street.jpg"
+#: (H, W) of the frames of scope "frame".
+FRAME = (1024, 2048)
+SCOPES = {
+    "logits": "normalised image at the network's size to logits at 1/8, on the device",
+    "labels": "raw uint8 frame at the network's size to uint8 labels at that size, on the device",
+    "frame": "raw uint8 frame of 1024x2048 to uint8 labels of 1024x2048, from and to the host's memory",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What all runners do in turn.
+
+    Attributes:
+        model: name in the tables: of embedded weights or a file, or "stdc1" or "stdc2" for random weights.
+        weights: checkpoint file that every runner reads.
+        trained: whether the weights are; tolerances differ.
+        height, width: of the network's input.
+        batch: images at once.
+        photo: file that the frames are made of.
+    """
+
+    model: str
+    weights: Path
+    trained: bool
+    height: int
+    width: int
+    batch: int = 1
+    photo: Path = PHOTO
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.height}x{self.width}, batch {self.batch}"
+
+    def network(self, dtype: torch.dtype = torch.float32) -> STDCSeg:
+        """The reference network, frozen, in eval mode."""
+        return checkpoints.read(self.weights).network(dtype).eval().requires_grad_(False)
+
+    def frames(self, scope: str) -> Tensor:
+        """Raw frames uint8 ``[N, H, W, 3]``: the photo, and for a batch also parts of it and their mirror."""
+        height, width = FRAME if scope == "frame" else self.size
+        return torch.from_numpy(_frames(str(self.photo), height, width, self.batch).copy())
+
+    def image(self) -> Tensor:
+        """Normalised float32 ``[N, 3, H, W]`` of scope "logits"."""
+        return normalise(self.frames("logits")).contiguous()
+
+    def input(self, scope: str) -> Tensor:
+        return self.image() if scope == "logits" else self.frames(scope)
+
+    def work(self) -> tuple[int, int]:
+        """(floating-point operations, bytes that can not be saved) of one call.
+
+        The operations are those of the plan as optimised, two a multiply-add; the bytes are the image's, the
+        labels', and the weights' at two bytes each. All runners are held against the same figures.
+        """
+        plan = _plan(str(self.weights))
+        flop = 2 * sum(cost.macs for cost in costs(plan, self.batch, *self.size, 2))
+        moved = self.batch * self.height * self.width * 4 + weight_bytes(plan, 2)
+        return flop, moved
+
+
+def weight_bytes(plan: Plan, itemsize: int) -> int:
+    """Bytes of a plan's packed weights; vectors (biases) have at least 4 a number."""
+    sizes = (w.numel() * (itemsize if w.ndim > 1 else max(4, itemsize)) for w in plan.weights.values())
+    return sum(sizes)
+
+
+@functools.lru_cache(4)
+def _plan(weights: str) -> Plan:
+    return optimise(build(checkpoints.read(weights).network()))
+
+
+@functools.lru_cache(2)
+def _frames(photo: str, height: int, width: int, batch: int) -> np.ndarray:
+    with Image.open(photo) as image:
+        whole = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    first = np.asarray(whole)
+    rows = []
+    for i in range(batch):
+        # Turned around itself, so that every frame has all the classes, at other places.
+        frame = np.roll(first, i * width // batch, axis=1)
+        rows.append(frame[:, ::-1] if i % 2 else frame)
+    return np.stack(rows)
+
+
+def random_network(variant: str, photo: Path = PHOTO) -> STDCSeg:
+    """STDC1 or STDC2 with random weights, its batch norms adapted to the photo; 19 classes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = STDCSeg(variant)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        network.train()(normalise(torch.from_numpy(_frames(str(photo), 256, 512, 4).copy())))
+    return network.eval()
+
+
+def resolve(model: str, folder: Path, photo: Path = PHOTO) -> tuple[Path, bool]:
+    """(weights file, whether it is trained) of a model's name; random weights are written into ``folder``.
+
+    UserError for an unknown name.
+    """
+    if model not in STAGES:
+        return zoo.find(model), True
+    path = folder / f"{model}.safetensors"
+    if not path.exists():
+        state = checkpoints.inference_state(random_network(model, photo))
+        checkpoints.save(state, path, {"variant": model})
+    return path, False
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """The float64 reference's answer for the first and the last image of a batch.
+
+    Attributes:
+        logits: ``[n, C, h, w]`` at 1/8.
+        labels: uint8 ``[n, H, W]`` by scope, "labels" and "frame".
+        emulated: logits of the eager backend by dtype, rounding as the contract says; of random weights only.
+    """
+
+    logits: Tensor
+    labels: dict[str, Tensor]
+    emulated: dict[str, Tensor]
+
+
+def ends(x: Tensor) -> Tensor:
+    """The first and the last image of a batch: what the parity gate looks at."""
+    return x if len(x) == 1 else x[[0, -1]]
+
+
+@torch.inference_mode()
+def expected(workload: Workload, scopes: list[str], dtypes: list[str]) -> Expected:
+    """Run the reference, by the official protocol: the normalised image is resized, then the logits."""
+    network = workload.network(torch.float64)
+    labels = {}
+    image = normalise(ends(workload.frames("logits")), torch.float64)
+    logits = network.logits8(image)
+    if "labels" in scopes:
+        labels["labels"] = _argmax(logits, workload.size)
+    if "frame" in scopes:
+        frames = normalise(ends(workload.frames("frame")), torch.float64)
+        resized = network.logits8(upsample(frames, workload.size))
+        labels["frame"] = _argmax(upsample(resized, workload.size), FRAME)
+    emulated = {}
+    if not workload.trained:
+        from stdc_fast.backends import eager
+        from stdc_fast.backends.rounding import Rounding
+
+        plan = optimise(build(workload.network(), frames=False))
+        for dtype in set(dtypes) & {"float16", "bfloat16"}:
+            run = eager.compile(plan, torch.float32, rounding=Rounding(getattr(torch, dtype)))
+            emulated[dtype] = run(image.float())
+    return Expected(logits, labels, emulated)
+
+
+def _argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return torch.cat([upsample(one[None], size).argmax(1).to(torch.uint8) for one in logits])
+
+
+def check_photo(photo: Path) -> None:
+    """UserError if the photo can not be read."""
+    images.read_image(photo)

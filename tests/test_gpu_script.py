@@ -1,0 +1,244 @@
+"""bench/gpu.sh with a stub for the card and for Python: refusals, limits, the one file of results."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+TOOLS = ("bash", "cat", "date", "dirname", "env", "mkdir", "mktemp", "rm", "sleep", "tail", "timeout")
+pytestmark = pytest.mark.skipif(
+    any(shutil.which(tool) is None for tool in TOOLS), reason=f"one of {', '.join(TOOLS)} is absent"
+)
+
+NVIDIA_SMI = """
+echo "$*" >>"$ROOT/smi"
+case "$*" in
+    -L) echo "GPU 0: a stub" ;;
+    *query-gpu=driver_version*) echo 580.1 ;;
+    *) printf 'name, driver_version, power.draw [W]\\na stub, 580.1, 70.5 W\\n' ;;
+esac
+"""
+# Each case is one call of the script; what the steps do comes from the environment.
+PYTHON = f"""
+case "$*" in
+    "-c "*) ;;
+    -) cat >/dev/null; echo torch 2.99 ;;
+    "-m pytest tests -m gpu") eval "$TESTS" ;;
+    "-m bench.suite --device cuda --seconds "*" --out "*) FILE="${{@: -1}}"; eval "$SUITE" ;;
+    bench/gpu_summary.py*) exec {sys.executable} "$@" ;;
+    *) echo "unexpected: $*"; exit 99 ;;
+esac
+"""
+RECORDS = """for i in 1 2; do echo '{"kind": "latency", "i": '$i'}' >>"$FILE"; done"""
+
+
+class Machine:
+    """A copy of the script in a tree of its own, and the commands that it can see."""
+
+    def __init__(self, folder):
+        self.root, self.bin = folder / "tree", folder / "bin"
+        (self.root / "bench").mkdir(parents=True)
+        self.bin.mkdir()
+        (folder / "temporary").mkdir()
+        for name in ("gpu.sh", "gpu_summary.py"):
+            shutil.copy(BENCH / name, self.root / "bench")
+        for tool in TOOLS:
+            (self.bin / tool).symlink_to(shutil.which(tool))
+        self.environment = {
+            "PATH": str(self.bin),
+            "TMPDIR": str(folder / "temporary"),
+            "ROOT": str(folder),
+            "PYTHON": "stub-python",
+            "TESTS": "echo 3 passed",
+            "SUITE": RECORDS,
+        }
+        self.folder = folder
+
+    def add(self, name, text):
+        path = self.bin / name
+        path.write_text(f"#!{self.bin}/bash\n{text}")
+        path.chmod(0o755)
+
+    def start(self, **environment):
+        return subprocess.Popen(
+            [self.bin / "bash", self.root / "bench" / "gpu.sh"],
+            env={**self.environment, **environment},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, **environment):
+        with self.start(**environment) as process:
+            out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def written(self):
+        """Files that the script left, in the results and elsewhere, beside what stubs wrote."""
+        inside = [p for p in self.root.rglob("*") if p.name not in ("gpu.sh", "gpu_summary.py")]
+        return [p for p in (*inside, *(self.folder / "temporary").iterdir()) if p.is_file()]
+
+    def results(self):
+        """The lines of the one file that it left."""
+        (path,) = self.written()
+        assert path.parent == self.root / "bench" / "results"
+        assert path.name.startswith("gpu_2") and path.name.endswith("Z.jsonl")
+        text = path.read_text()
+        assert text.endswith("\n")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def bare(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def machine(bare):
+    bare.add("nvidia-smi", NVIDIA_SMI)
+    bare.add("stub-python", PYTHON)
+    return bare
+
+
+def statuses(summary):
+    return {step["name"]: step["status"] for step in summary["steps"]}
+
+
+# Without a GPU.
+
+REFUSALS = {
+    "no driver": (None, PYTHON, "nvidia-smi was not found"),
+    "a broken driver": ("echo can not talk to the driver; exit 9", PYTHON, "can not talk to the driver"),
+    "no Python": (NVIDIA_SMI, None, "stub-python was not found; set PYTHON"),
+    "no torch": (NVIDIA_SMI, f'exec {sys.executable} -S "$@"', "stub-python can not import torch"),
+    "no card for torch": (NVIDIA_SMI, f'exec {sys.executable} "$@"', r"torch 2"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_without_a_gpu_it_says_what_is_missing(case, bare):
+    smi, python, message = REFUSALS[case]
+    for name, text in (("nvidia-smi", smi), ("stub-python", python)):
+        if text is not None:
+            bare.add(name, text)
+    code, out, err = bare.run(CUDA_VISIBLE_DEVICES="-1")
+    assert code == 3 and out == ""
+    assert err.startswith("gpu.sh: no GPU to use: ") and err.count("\n") == 1
+    assert message in err
+    assert bare.written() == []
+    if case == "no card for torch":
+        assert "sees no GPU" in err or "was built without CUDA" in err
+
+
+# With one.
+
+
+def test_one_file_with_the_summary_and_the_records(machine):
+    code, out, _ = machine.run()
+    summary, *records = machine.results()
+    assert code == 0
+    assert (summary["schema"], summary["kind"], summary["broken_records"]) == (1, "gpu_run", 0)
+    assert summary["time"].endswith("+00:00")
+    assert statuses(summary) == {
+        "build": "passed",
+        "tests": "passed",
+        "memcheck": "skipped",
+        "racecheck": "skipped",
+        "synccheck": "skipped",
+        "benchmarks": "passed",
+    }
+    tails = {step["name"]: step["tail"] for step in summary["steps"]}
+    assert tails["build"] == "torch 2.99\ndriver 580.1\nnvcc is absent"
+    assert tails["tests"] == "3 passed"
+    assert tails["memcheck"] == "compute-sanitizer was not found"
+    assert summary["nvidia_smi"] == {"name": "a stub", "driver_version": "580.1", "power.draw [W]": "70.5 W"}
+    assert records == [{"kind": "latency", "i": 1}, {"kind": "latency", "i": 2}]
+    last = out.splitlines()[-1]
+    assert last.startswith("2 records: bench/results/gpu_")
+    # The card is asked, never told.
+    asked = (machine.folder / "smi").read_text().splitlines()
+    assert len(asked) == 3 and all(line == "-L" or "--query-gpu=" in line for line in asked)
+
+
+def test_a_failing_step_does_not_stop_the_next(machine):
+    machine.add("nvidia-smi", "[ $1 = -L ] || { echo no such field; exit 2; }")
+    code, out, _ = machine.run(TESTS="for i in {1..30}; do echo line $i; done; exit 1")
+    summary, *records = machine.results()
+    assert code == 1
+    assert statuses(summary)["tests"] == "failed" and statuses(summary)["benchmarks"] == "passed"
+    assert summary["steps"][1]["tail"].splitlines() == [f"line {i}" for i in range(11, 31)]
+    assert summary["nvidia_smi"] == {"error": "no such field"}
+    assert len(records) == 2
+    assert "line 1\n" in out  # all of it is shown
+
+
+def test_a_step_over_its_limit_is_stopped(machine):
+    code, _, _ = machine.run(TESTS="echo begun; sleep 600", SECONDS_TESTS="1")
+    summary, *records = machine.results()
+    assert code == 1
+    assert statuses(summary)["tests"] == "timed out" and statuses(summary)["benchmarks"] == "passed"
+    assert summary["steps"][1]["tail"].startswith("begun")
+    assert len(records) == 2
+
+
+def test_a_suite_that_is_stopped_leaves_whole_records(machine):
+    code, out, _ = machine.run(
+        SUITE=f"""{RECORDS}; printf '{{"kind": "late' >>"$FILE"; sleep 600""", SECONDS_TOTAL="4"
+    )
+    summary, *records = machine.results()
+    assert code == 1
+    assert statuses(summary)["tests"] == "passed" and statuses(summary)["benchmarks"] == "timed out"
+    assert len(records) == 2 and summary["broken_records"] == 1
+    assert "2 records, 1 broken: " in out
+
+
+def test_the_total_holds_for_all_steps(machine):
+    code, _, _ = machine.run(TESTS="sleep 600", SECONDS_TOTAL="2")
+    summary, *records = machine.results()
+    assert code == 1 and records == []
+    assert statuses(summary)["benchmarks"] == "timed out"
+    assert summary["steps"][-1]["tail"] == "not started: nothing is left of 2 s"
+
+
+def test_sanitizers_run_where_there_are_kernels(machine):
+    machine.add("compute-sanitizer", 'echo "$*"; case "$*" in *racecheck*) exit 9 ;; esac')
+    machine.run()
+    (summary, *_), (path,) = machine.results(), machine.written()
+    assert statuses(summary)["memcheck"] == "skipped"
+    assert "csrc/cuda is absent" in summary["steps"][2]["tail"]
+    path.unlink()
+    (machine.root / "csrc" / "cuda").mkdir(parents=True)
+    code, _, _ = machine.run()
+    summary, *_ = machine.results()
+    assert code == 1
+    assert [step["status"] for step in summary["steps"][2:5]] == ["passed", "failed", "passed"]
+    assert summary["steps"][2]["tail"].startswith("--tool memcheck ")
+    assert summary["steps"][2]["tail"].endswith(" stub-python -m pytest tests -m gpu")
+
+
+def test_an_unusable_folder_is_found_before_the_work(machine):
+    (machine.folder / "file").touch()
+    code, _, err = machine.run(OUT=str(machine.folder / "file"), TESTS=': >"$ROOT/ran"')
+    assert code == 1 and "set OUT" in err
+    assert not (machine.folder / "ran").exists()
+
+
+def test_stopped_from_outside_it_leaves_nothing(machine):
+    with machine.start(TESTS=': >"$ROOT/begun"; exec sleep 600') as process:
+        deadline = time.monotonic() + 30
+        while not (machine.folder / "begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert machine.written() == []
+    assert not list((machine.folder / "temporary").iterdir())
+    assert os.listdir(machine.root / "bench" / "results") == []
