@@ -279,6 +279,8 @@ def read(folder: Path) -> list[Device]:
                 continue
             place = f"{path}:{number}"
             run = _parsed(line, place, _run)
+            if run is None:
+                continue
             if run.id in runs:
                 raise UserError(f"{place}: record {run.id} is in {runs[run.id][0]} too; remove one of them")
             runs[run.id] = place, run
@@ -359,9 +361,12 @@ def _parsed(text: str, place: str, parse: Callable) -> Any:
     raise UserError(f"{place}: damaged: {why}; take the file from the repository again")
 
 
-def _run(data: dict) -> Run:
+def _run(data: dict) -> Run | None:
+    """None for the summary that bench/gpu.sh writes before the records."""
     if data["schema"] != SCHEMA:
         raise ValueError(f"schema {data['schema']!r} where {SCHEMA} is known")
+    if data["kind"] == "gpu_run":
+        return None
     time = datetime.datetime.fromisoformat(data["time"])
     if time.tzinfo is None:
         raise ValueError(f"time {data['time']} without a time zone")

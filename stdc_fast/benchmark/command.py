@@ -38,7 +38,7 @@ def benchmark(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="At most.")] = 9,
     seconds: Annotated[
-        float, typer.Option(min=0, help="No further round after these; three are done in any case.")
+        float, typer.Option(min=0, help="No round that would end later; three are done in any case.")
     ] = 150.0,
     scaling: Annotated[
         bool, typer.Option("--scaling", help="Instead: time against pixels, batch and threads.")
@@ -76,11 +76,11 @@ def benchmark(
     )
     broken = []
     with tempfile.TemporaryDirectory() as folder:
-        weights, trained = workloads.resolve(model, Path(folder))
-        name = Path(model).stem if trained else model
+        weights = workloads.resolve(model, Path(folder))
         jobs = [(height, width, n) for height, width in request.sizes for n in batch]
         for height, width, n in jobs[:1] if scaling else jobs:
-            workload = workloads.Workload(name, weights, trained, height, width, n, photo or workloads.PHOTO)
+            name = Path(model).stem
+            workload = workloads.Workload(name, weights, height, width, n, photo or workloads.PHOTO)
             measure = scaled.measure if scaling else run.measure
             record = measure(workload, request.specs, settings, request.dtypes)
             if out is not None:

@@ -25,7 +25,7 @@ LEAST_ROUNDS = 3
 #: Seconds between turns in which thread pools of the last runner stop spinning.
 REST = 0.02
 #: Memory that a worker takes, for deciding how many run at once: fixed, and per pixel of input and of frame.
-_WORKER, _PER_PIXEL, _PER_FRAME_PIXEL = 450 << 20, 600, 150
+_WORKER, _PER_PIXEL, _PER_FRAME_PIXEL = 500 << 20, 300, 150
 #: Share of the free memory that workers may fill.
 _FILL = 0.7
 
@@ -39,7 +39,8 @@ class Settings:
         scopes: some of :data:`stdc_fast.benchmark.workloads.SCOPES`.
         threads: of every runner.
         rounds: each runner has one turn a round.
-        seconds: after these, from the start on, no further round begins; three are done in any case.
+        seconds: no further round begins that would end later than these, from the start on; three are done
+            in any case.
         say: called with a line when something begins.
     """
 
@@ -57,7 +58,8 @@ class Entry:
 
     Attributes:
         status: "measured", "missing", "refused" (by the parity gate) or "failed", and the reason.
-        cold, hot: seconds of each round by scope.
+        frames: of a turn, by scope.
+        cold, hot: seconds of each round, by scope.
     """
 
     spec: Spec
@@ -70,6 +72,7 @@ class Entry:
     prepared: dict[str, float] = dataclasses.field(default_factory=dict)
     parity: dict[str, float | None] | None = None
     memory: dict[str, int | None] | None = None
+    frames: dict[str, int] = dataclasses.field(default_factory=dict)
     cold: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     hot: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
@@ -102,9 +105,12 @@ class Entry:
         settings.say(f"prepare {' '.join(self.spec.key)}")
         self.worker = Worker(self.threads)
         self.ask("load", self.spec, self.workload, settings.device)
-        for scope in settings.scopes:
+        # The parity gate looks at the logits of ours in any case.
+        gated = ("logits",) if self.spec.ours and "logits" not in settings.scopes else ()
+        for scope in (*settings.scopes, *gated):
             if self.running and (answer := self.ask("prepare", scope)) is not None:
-                self.prepared[scope], self.outputs[scope] = answer
+                self.prepared[scope], seconds, self.outputs[scope] = answer
+                self.frames[scope] = int(min(100, max(1, round(TURN / seconds))))
         if self.running:
             self.ask("settle")
 
@@ -181,11 +187,16 @@ def grouped(specs: list[Spec], workload: Workload, settings: Settings) -> list[l
 def in_turns(entries: list[Entry], settings: Settings, deadline: float, meter: Meter) -> None:
     """Start all, let the parity gate look at them, and time them in turns.
 
-    Two are started at a time on a CPU, one by one on a GPU, where some tune themselves by the clock.
+    Those that compile are started two at a time on a CPU, since compilers have one thread. All others start
+    one by one: they would wait for each other's cores, and on a GPU some tune themselves by the clock.
     """
     pool = ThreadPoolExecutor(min(2, os.cpu_count() or 1) if settings.device == "cpu" else 1)
     try:
-        list(pool.map(lambda entry: entry.start(settings), entries))
+        for entry in entries:
+            if not entry.spec.compiles:
+                entry.start(settings)
+        slow = [entry for entry in entries if entry.spec.compiles]
+        list(pool.map(lambda entry: entry.start(settings), slow))
         _gate(entries, settings)
         _rounds(entries, settings, deadline, meter)
         for entry in entries:
@@ -205,25 +216,18 @@ def _gate(entries: list[Entry], settings: Settings) -> None:
         if entry.running:
             spec, workload = entry.spec, entry.workload
             if workload not in want:
-                dtypes = [e.spec.dtype for e in entries if e.workload == workload]
-                want[workload] = workloads.expected(workload, list(settings.scopes), dtypes)
-            entry.parity, broken = parity.gate(
-                entry.outputs, spec.dtype, want[workload], workload.trained, spec.ours
-            )
+                want[workload] = workloads.expected(workload, list(settings.scopes))
+            entry.parity, broken = parity.gate(entry.outputs, spec.dtype, want[workload])
             if broken:
                 entry.drop("refused", "; ".join(broken))
 
 
 def _rounds(entries: list[Entry], settings: Settings, deadline: float, meter: Meter) -> None:
     """Each runner has a turn in each round, in rotating order; scopes take turns too."""
-    frames: dict[tuple[int, str], int] = {}
-    for entry in entries:
-        for scope in settings.scopes:
-            if entry.running and (answer := entry.ask("turn", scope, 1)) is not None:
-                frames[id(entry), scope] = int(min(100, max(1, round(TURN / answer[1]))))
-    order = list(entries)
+    order, longest = list(entries), 0.0
     for done in range(settings.rounds):
-        if done >= LEAST_ROUNDS and time.monotonic() > deadline:
+        began = time.monotonic()
+        if done >= LEAST_ROUNDS and began + longest > deadline:
             break
         settings.say(f"round {done + 1} of at most {settings.rounds}")
         meter.again()
@@ -233,10 +237,11 @@ def _rounds(entries: list[Entry], settings: Settings, deadline: float, meter: Me
                 if not entry.running:
                     continue
                 time.sleep(REST)
-                answer = entry.ask("turn", scope, frames[id(entry), scope])
+                answer = entry.ask("turn", scope, entry.frames[scope])
                 if answer is not None:
                     entry.cold.setdefault(scope, []).append(answer[0])
                     entry.hot.setdefault(scope, []).append(answer[1])
+        longest = max(longest, time.monotonic() - began)
 
 
 def quantiles(values: list[float]) -> dict[str, float]:

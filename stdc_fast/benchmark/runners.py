@@ -33,6 +33,7 @@ class Spec:
         options: keyword arguments of the class.
         ours: whether it is this library.
         needs: modules that must be there.
+        compiles: whether it takes long to be prepared.
         compiler: whether it needs a C++ compiler.
     """
 
@@ -42,6 +43,7 @@ class Spec:
     options: tuple[tuple[str, object], ...] = ()
     ours: bool = False
     needs: tuple[str, ...] = ()
+    compiles: bool = False
     compiler: bool = False
 
     @property
@@ -147,6 +149,7 @@ def ours(device: str, dtypes: list[str], names: list[str] | None = None) -> list
 
 _TORCH = "stdc_fast.benchmark.torch_peers"
 _OTHER = "stdc_fast.benchmark.runtime_peers"
+_ONNX = ("onnx", "onnxscript")
 
 
 def peers(device: str, dtypes: list[str], int8: bool = False) -> list[Spec]:
@@ -155,7 +158,6 @@ def peers(device: str, dtypes: list[str], int8: bool = False) -> list[Spec]:
     full = [dtype for dtype in dtypes if dtype == "float32"]
     both = full + low
     gpu = device != "cpu"
-    onnx = ("onnx", "onnxscript", "onnxruntime")
     found = [Spec("eager as published", dtype, f"{_TORCH}:Published") for dtype in full]
     found += [Spec("eager", dtype, f"{_TORCH}:Eager") for dtype in full]
     found += [Spec("eager channels_last", dtype, f"{_TORCH}:ChannelsLast") for dtype in both]
@@ -164,14 +166,16 @@ def peers(device: str, dtypes: list[str], int8: bool = False) -> list[Spec]:
         found += [Spec("cuDNN graph", dtype, f"{_TORCH}:CudnnGraph") for dtype in both]
     else:
         found += [Spec("TorchScript", dtype, f"{_TORCH}:TorchScript") for dtype in both]
-    found += [Spec("torch.compile", dtype, f"{_TORCH}:Compiled", compiler=not gpu) for dtype in both]
-    for dtype in full + [d for d in low if gpu and d == "float16"]:
-        found.append(Spec("ONNX Runtime", dtype, f"{_OTHER}:OnnxRuntime", needs=onnx))
+    compiled = Spec("torch.compile", "", f"{_TORCH}:Compiled", compiles=True, compiler=not gpu)
+    found += [dataclasses.replace(compiled, dtype=dtype) for dtype in both]
+    onnx = Spec("ONNX Runtime", "", f"{_OTHER}:OnnxRuntime", needs=(*_ONNX, "onnxruntime"), compiles=True)
+    # On a CPU it computes in float32 only.
+    found += [dataclasses.replace(onnx, dtype=d) for d in both if d == "float32" or (gpu and d == "float16")]
     if gpu:
-        trt = ("onnx", "onnxscript", "tensorrt")
-        found += [Spec("TensorRT", dtype, f"{_OTHER}:TensorRT", needs=trt) for dtype in both]
-    else:
-        found += [Spec("OpenVINO", dtype, f"{_OTHER}:OpenVINO", needs=("openvino",)) for dtype in both]
-        if int8:
-            found.append(Spec("OpenVINO", "int8", f"{_OTHER}:OpenVINO", needs=("openvino", "nncf")))
+        trt = Spec("TensorRT", "", f"{_OTHER}:TensorRT", needs=(*_ONNX, "tensorrt"), compiles=True)
+        return found + [dataclasses.replace(trt, dtype=dtype) for dtype in both]
+    vino = Spec("OpenVINO", "", f"{_OTHER}:OpenVINO", needs=("openvino",), compiles=True)
+    found += [dataclasses.replace(vino, dtype=dtype) for dtype in both]
+    if int8:
+        found.append(dataclasses.replace(vino, dtype="int8", needs=("openvino", "nncf")))
     return found

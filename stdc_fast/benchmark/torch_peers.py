@@ -115,7 +115,6 @@ class TorchPeer(Runner):
             with torch.inference_mode():
                 return run()
 
-        call()
         return call
 
 

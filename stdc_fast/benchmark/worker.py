@@ -1,10 +1,11 @@
-"""One runner in a process of its own: memory is told apart, thread pools do not meet, a crash stays its own.
+"""One runner in a process of its own: its memory, its thread pool and its crashes are its own.
 
 The parent (:class:`Worker`) sends a command and waits; all other workers sleep meanwhile.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import multiprocessing
 import os
@@ -42,7 +43,7 @@ class Worker:
     """
 
     def __init__(self, threads: int):
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
         self._process.start()
@@ -76,6 +77,16 @@ class Worker:
             self._process.kill()
             self._process.join(5)
         self._pipe.close()
+
+
+@functools.cache
+def _context():
+    """Workers are forked from a process that has torch and did nothing with it, where that is possible."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "stdc_fast.benchmark.torch_peers"])
+    return context
 
 
 def _ending(code: int | None) -> str:
@@ -123,15 +134,14 @@ class _Held:
         self.clock = Clock(device)
         self.runner = spec.make(workload, device, self.threads)
 
-    def prepare(self, scope: str) -> tuple[float, np.ndarray]:
-        """Seconds that it took, and logits or labels of the first and last image."""
+    def prepare(self, scope: str) -> tuple[float, float, np.ndarray]:
+        """Seconds to the first output, seconds of a call, and the output of the first and last image."""
         start = time.perf_counter()
         call = self.runner.prepare(scope)
-        call()
-        output = self.runner.host(call())  # waits for a GPU
+        output = ends(self.runner.host(call())).numpy()  # waits for a GPU
         seconds = time.perf_counter() - start
         self.calls[scope] = call
-        return seconds, ends(output).numpy()
+        return seconds, statistics.median(self.clock.times(call, 2, scope == "frame")), output
 
     def settle(self) -> None:
         """Forget what only preparing needed, and start to watch the memory."""
@@ -140,7 +150,7 @@ class _Held:
         memory.reset_peak()
 
     def turn(self, scope: str, frames: int) -> tuple[float, float]:
-        """(seconds of a frame after the caches were overwritten, median seconds of the frames after it)."""
+        """(seconds of a frame after the caches were overwritten, median of the frames after it)."""
         call, clock = self.calls[scope], self.clock
         host = scope == "frame"  # ends in the host's memory: its time is the host's
         gc.disable()
