@@ -40,13 +40,15 @@ add a record and write it again.
   the form of ours that is named, taken round by round: above 1 the runner is slower than that form.
   "Same dtype" is the ratio to ours in the row's own dtype. Ours are bold.
 - "% of limit" is the time that the matrix rate or the bandwidth measured in the same run would allow, over
-  the time taken.
+  the time taken; for the operations of direct convolution and the bytes that no runner can save. The rate is
+  that of torch's matrix products: a runner may reach a little more.
 - Agreement (share of equal labels) and error of the logits are against the reference. What did not agree
   well enough was refused: it has no speed here. A runner without a speed says why, by the number of its
   reason.
 - Of repeated measurements the newest is shown; the older ones say how well it repeats. "Run" is its number
   in the table of runs.
-- MB are 10^6 bytes.
+- Memory is that of a runner's own process, with all scopes prepared, above what it had with torch imported.
+  MB are 10^6 bytes.
 """
 
 _GPU = {
@@ -96,6 +98,7 @@ def _device(device: Device, pictures: dict[str, str]) -> Iterator[str]:
         groups.setdefault(found.row.workload, []).append(found)
     if groups:
         yield "### Speed"
+        yield from _glance(groups.values())
         yield pictures.get(f"{device.name} latency", "")
         yield pictures.get(f"{device.name} throughput", "")
     for workload, rows in sorted(
@@ -180,6 +183,52 @@ def _limits(device: Device) -> str:
     return table(["limit", "dtype", "threads", "newest", "run", "range of all runs"], lines, "..rrr.")
 
 
+def _glance(groups: Iterable[list[Found]]) -> Iterator[str]:
+    """The best of ours beside the best of the peers in the same dtype, and in 8 bits."""
+    lines = []
+    for rows in groups:
+        timed = sorted((f for f in rows if f.row.measured), key=_order)
+        for scope in dict.fromkeys(f.row.scope for f in timed):
+            here = [f for f in timed if f.row.scope == scope]
+            own = next((f for f in here if f.row.ours), None)
+            if own is None:
+                continue
+            peers = [f for f in here if not f.row.ours]
+            alike = next((f for f in peers if f.row.dtype == own.row.dtype), None)
+            small = next((f for f in peers if f.row.dtype == "int8"), None)
+            row = own.row
+            lines.append([
+                text(row.workload), scope, f"**{text(row.runner)} {text(row.dtype)}**",
+                significant(1e3 * row.seconds.p50), *_against(alike), *_against(small),
+            ])  # fmt: skip
+    if lines:
+        yield (
+            "Ours in its fastest form, the fastest peer in the same dtype, and peers in 8 bits; a ratio is\n"
+            "the peer's time over that of ours, above 1 where ours is faster:"
+        )
+        head = [
+            "workload",
+            "scope",
+            "ours",
+            "ms",
+            "best peer, same dtype",
+            "ms",
+            "ratio",
+            "8 bits",
+            "ms",
+            "ratio",
+        ]
+        yield table(head, lines, "...r.rr.rr")
+
+
+def _against(found: Found | None) -> list[object]:
+    if found is None:
+        return [NONE, NONE, NONE]
+    row = found.row
+    ratio = row.ratio if row.dtype == "int8" else row.ratio_same_dtype
+    return [text(row.runner), significant(1e3 * row.seconds.p50), spread(ratio, decimals=2)]
+
+
 def _workload(rows: list[Found], reasons: _Reasons) -> Iterator[str]:
     timed = sorted((f for f in rows if f.row.measured), key=_order)
     named = sorted({str(f.row.baseline) for f in timed if f.row.ratio and f.row.baseline})
@@ -192,13 +241,15 @@ def _workload(rows: list[Found], reasons: _Reasons) -> Iterator[str]:
         yield table(head, (_speed(found, len(named) > 1) for found in timed), "...rrrrrrrrrrr")
     reason = reasons.line(f for f in rows if not f.row.measured)
     yield f"No speed: {reason}." if reason else ""
-    stored = [f for f in timed if f.row.memory or f.row.prepare is not None]
+    # A runner's memory is that of its process, with all scopes in it.
+    every = {f.row.key[3:]: f for f in reversed(timed) if f.row.memory or f.row.prepare is not None}
+    stored = list(reversed(every.values()))
     if stored:
         head = [
-            "scope", "runner", "dtype", "threads", "peak above start, MB", "device peak, MB", "arena, MB",
-            "weights, MB", "prepare s", "run",
+            "runner", "dtype", "threads", "peak above start, MB", "device peak, MB", "arena, MB",
+            "weights, MB", f"prepare s ({stored[0].row.scope})", "run",
         ]  # fmt: skip
-        yield table(head, map(_memory, stored), "...rrrrrrr")
+        yield table(head, map(_memory, stored), "..rrrrrrr")
 
 
 def _order(found: Found) -> tuple:
@@ -228,7 +279,7 @@ def _speed(found: Found, several: bool) -> list[object]:
 def _memory(found: Found) -> list[object]:
     memory = found.row.memory or (None,) * 4
     prepare = NONE if found.row.prepare is None else significant(found.row.prepare)
-    return [*_names(found), *map(megabytes, memory), prepare, found.run.number]
+    return [*_names(found)[1:], *map(megabytes, memory), prepare, found.run.number]
 
 
 class _Reasons:

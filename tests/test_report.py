@@ -164,7 +164,7 @@ def test_figures_of_a_row(text):
     )
     assert "Ratios are to ours eager bfloat16." in speed
     stored = lines_with(speed, "**ours eager**")[1]
-    assert stored == "| labels | **ours eager** | bfloat16 | 2 | 200.0 | - | 30.0 | 17.0 | 3.20 | 1 |"
+    assert stored == "| **ours eager** | bfloat16 | 2 | 200.0 | - | 30.0 | 17.0 | 3.20 | 1 |"
     runs = chapter(document, "### Runs")
     assert (
         "| 1 | 2026-01-02 03:04 | latency | abc123 | 2 | 2.60 | 0.10, 0.20, 0.30 | 3 % | - | run0 |" in runs

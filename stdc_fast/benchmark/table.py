@@ -63,7 +63,8 @@ def rows(record: dict, scopes: dict[str, str]) -> list[str]:
         if some:
             first = some[0]
             base = next((r["baseline"] for r in some if r["baseline"]), None)
-            compared = f"; {first['seconds']['n']} rounds"
+            count = first["seconds"]["n"]
+            compared = f"; {count} round{'s' * (count > 1)}"
             if base:
                 compared += f", ratios to {base['runner']} {base['dtype']}"
             lines += [
