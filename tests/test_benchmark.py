@@ -1,8 +1,10 @@
 """The measuring stick: what is timed, who is refused, what a record holds."""
 
 import dataclasses
+import functools
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -427,8 +429,20 @@ def test_records_are_appended(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         records.append({"c": float("nan")}, path)
     assert path.read_text() == '{"a": 1}\n{"b": 2}\n'
-    with pytest.raises(UserError, match="can not be written"):
-        records.append({}, tmp_path)
+    for refuse in (records.check, functools.partial(records.append, {})):
+        with pytest.raises(UserError, match="can not be written"):
+            refuse(tmp_path)
+    records.check(tmp_path / "new.jsonl")
+    records.check(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder"]
+    assert path.read_text() == '{"a": 1}\n{"b": 2}\n'
+
+
+def test_two_commands_append_to_one_file(tmp_path):
+    path = tmp_path / "r.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: records.append({"n": i}, path), range(40)))
+    assert sorted(json.loads(line)["n"] for line in path.read_text().splitlines()) == list(range(40))
 
 
 # The suite and what is committed.

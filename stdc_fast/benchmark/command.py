@@ -66,6 +66,8 @@ def benchmark(
         dtype=dtype, scopes=scopes, backends=backends, peers=peers, int8=int8, device=device, sizes=size
     )
     workloads.check_photo(photo or workloads.PHOTO)
+    if out is not None:
+        records.check(out)
     settings = run.Settings(
         device=request.device,
         scopes=request.scopes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -70,12 +71,10 @@ def _matrix(device: str, dtype: str) -> float | None:
         else:
             multiply = torch.mm
             a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
-        try:
-            for second in (b, b.t()):  # kernels differ in which of the two they like better
+        for second in (b, b.t()):  # kernels differ in which of the two they like better, or take at all
+            with contextlib.suppress(RuntimeError):
                 best = max(best, 2 * n**3 / _fastest(functools.partial(multiply, a, second), device))
-        except (RuntimeError, AttributeError):
-            return None
-    return best
+    return best or None
 
 
 def _copy(device: str) -> float:

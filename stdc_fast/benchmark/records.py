@@ -7,16 +7,48 @@ versions, commit, threads, clocks, load), ``limits`` (:func:`stdc_fast.benchmark
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from stdc_fast.checkpoints import write_atomic, write_errors
 
 
+def check(path: Path) -> None:
+    """UserError if nothing can be appended to a file: better known before minutes of measuring."""
+    new = not path.exists()
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+        if new:
+            path.unlink()
+
+
 def append(record: dict[str, object], path: Path) -> None:
     """Add a record to a file, which is whole before and after. UserError if it can not be written."""
+    line = json.dumps(record, allow_nan=False) + "\n"
     with write_errors(path):
-        old = path.read_text() if path.exists() else ""
-    if old and not old.endswith("\n"):
-        old += "\n"
-    write_atomic(path, lambda p: p.write_text(old + json.dumps(record, allow_nan=False) + "\n"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent):
+            old = path.read_text() if path.exists() else ""
+            if old and not old.endswith("\n"):
+                old += "\n"
+            write_atomic(path, lambda p: p.write_text(old + line))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two commands that append to one file wait for each other, where the system has such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

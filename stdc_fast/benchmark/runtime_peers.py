@@ -84,6 +84,7 @@ class OnnxRuntime(_Exported):
                 "user_compute_stream": str(stream),
                 "cudnn_conv_algo_search": "EXHAUSTIVE",
                 "prefer_nhwc": "1",
+                "use_tf32": "0",
             }
             providers.insert(0, ("CUDAExecutionProvider", choices))
         with tempfile.TemporaryDirectory() as folder:
@@ -191,6 +192,7 @@ class TensorRT(_Exported):
             if not parser.parse(path.read_bytes()):
                 raise RuntimeError(f"TensorRT can not parse the network: {parser.get_error(0)}")
         config = builder.create_builder_config()
+        config.clear_flag(trt.BuilderFlag.TF32)
         plan = builder.build_serialized_network(definition, config)
         if plan is None:
             raise RuntimeError("TensorRT could not build an engine")

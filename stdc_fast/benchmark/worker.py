@@ -130,6 +130,7 @@ class _Held:
         self.before = 0
 
     def load(self, spec: Spec, workload: Workload, device: str) -> None:
+        _select(device)
         self.before = memory.resident()
         self.clock = Clock(device)
         self.runner = spec.make(workload, device, self.threads)
@@ -171,4 +172,12 @@ class _Held:
         }
 
     def limits(self, device: str, dtypes: list[str], threads: list[int]) -> list[dict[str, object]]:
+        _select(device)
         return limits.measure(device, dtypes, threads)
+
+
+def _select(device: str) -> None:
+    """Make a GPU the current one. Float32 means float32 there: TF32 would not pass the parity gate."""
+    if device != "cpu":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
