@@ -261,7 +261,7 @@ class Compared:
 
 
 def _with_ratios(entries: list[Entry], first: bool) -> list[Compared]:
-    own = [entry for entry in entries if entry.spec.ours]
+    own = [entry for entry in entries if entry.spec.ours and entry.status == "measured"]
     baseline = next((entry for entry in own if entry.hot), None)
     found = []
     for entry in entries:
