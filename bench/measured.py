@@ -77,7 +77,7 @@ class Fit(NamedTuple):
     runner: str
     dtype: str
     exponent: float
-    r2: float
+    r2: float | None
 
 
 class Workload(NamedTuple):
@@ -439,7 +439,7 @@ def _limit(data: dict) -> Limit:
 def _fit(data: dict) -> Fit:
     axis = _one_of(data["axis"], AXES, "axis")
     words = _word(data["runner"]), _word(data["dtype"])
-    return Fit(axis, *words, _number(data["exponent"]), _number(data["r2"]))
+    return Fit(axis, *words, _number(data["exponent"]), _optional(data["r2"]))
 
 
 def _prediction(data: dict) -> Prediction:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench import measured, report, suite
 from stdc_fast import cli, zoo
@@ -18,20 +17,17 @@ from stdc_fast.benchmark import (
     header,
     limits,
     memory,
-    parity,
     records,
     run,
     runners,
     scaling,
     table,
-    torch_peers,
     workloads,
 )
 from stdc_fast.benchmark.command import parse
 from stdc_fast.benchmark.runners import Spec
 from stdc_fast.benchmark.workloads import Workload
 from stdc_fast.errors import UserError
-from stdc_fast.reference.networks import STDCSeg
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = Workload("stdc1_camvid", zoo.find("stdc1_camvid"), 128, 256)
@@ -196,107 +192,6 @@ def test_peers_that_need_instructions(monkeypatch):
     assert Spec("peer", "float32", "a:B", compiler=True).missing("cpu") == "no C++ compiler was found"
 
 
-# What every peer computes.
-
-
-@pytest.fixture(scope="module")
-def want():
-    return workloads.expected(SMALL, ["logits", "labels", "frame"])
-
-
-@pytest.mark.parametrize("spec", runners.peers("cpu", ["float32"]), ids=lambda spec: spec.name)
-@pytest.mark.parametrize("scope", ["logits", "labels"])
-def test_peers_compute_the_network(spec, scope, want):
-    absent = spec.missing("cpu")
-    if absent is not None:
-        pytest.skip(absent)
-    runner = spec.make(SMALL, "cpu", torch.get_num_threads())
-    call = runner.prepare(scope)
-    call()
-    _, broken = parity.gate({scope: runner.host(call()).numpy()}, "float32", want)
-    assert not broken
-
-
-@pytest.mark.parametrize("name", ["eager", "OpenVINO"])
-def test_end_to_end_is_the_official_protocol(name, want):
-    spec = next(spec for spec in runners.peers("cpu", ["float32"]) if spec.name == name)
-    if spec.missing("cpu"):
-        pytest.skip(spec.missing("cpu"))
-    for each in (spec, OURS):
-        runner = each.make(SMALL, "cpu", 2)
-        labels = runner.host(runner.prepare("frame")()).numpy()
-        assert labels.shape == (1, 1024, 2048)
-        assert parity.gate({"frame": labels}, "float32", want)[1] == []
-
-
-def test_int8_is_quantised(want):
-    spec = next(spec for spec in runners.peers("cpu", ["float32"], int8=True) if spec.dtype == "int8")
-    if spec.missing("cpu"):
-        pytest.skip(spec.missing("cpu"))
-    runner = spec.make(SMALL, "cpu", 2)
-    logits = runner.host(runner.prepare("logits")())
-    error = parity.gate({"logits": logits.numpy()}, "int8", want)[0]["logits"]
-    assert 1e-3 < error < 0.2  # neither float32 nor nonsense
-
-
-@pytest.mark.parametrize(("variant", "gmac"), [("stdc1", 23.08), ("stdc2", 29.67)])
-def test_published_heads_cost_what_the_published_code_does(variant, gmac):
-    with torch.device("meta"):
-        network = torch_peers.PublishedHeads(STDCSeg(variant)).eval()
-        x = torch.empty(1, 3, 512, 1024)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.logits8(x)
-    assert counter.get_total_flops() / 2e9 == pytest.approx(gmac, abs=0.01)
-
-
-def test_work_of_a_workload():
-    flop, moved = dataclasses.replace(SMALL, height=512, width=1024).work()
-    assert flop == pytest.approx(32.01e9, rel=1e-3)  # 32.05 with 19 classes
-    assert moved == pytest.approx(512 * 1024 * 4 + 1.107 * 2 * 8.27e6, rel=0.01)
-    assert dataclasses.replace(SMALL, batch=3).work()[0] == 3 * SMALL.work()[0]
-
-
-def test_frames_of_a_batch_differ():
-    frames = dataclasses.replace(SMALL, batch=4).frames("logits")
-    assert frames.shape == (4, 128, 256, 3)
-    assert len({frame.numpy().tobytes() for frame in frames}) == 4
-    assert SMALL.frames("frame").shape == (1, 1024, 2048, 3)
-
-
-def test_random_weights_keep_the_limits(tmp_path):
-    weights = workloads.resolve("stdc2", tmp_path)
-    assert workloads.resolve("stdc2", tmp_path) == weights
-    workload = Workload("stdc2", weights, 64, 128)
-    runner = OURS.make(workload, "cpu", 2)
-    logits = runner.host(runner.prepare("logits")()).numpy()
-    want = workloads.expected(workload, ["logits"])
-    assert parity.gate({"logits": logits}, "float32", want)[1] == []
-    with pytest.raises(UserError, match="did you mean stdc1_camvid"):
-        workloads.resolve("stdc1_camvit", tmp_path)
-
-
-# The gate.
-
-
-def test_gate(want):
-    good = want.logits.float().numpy()
-    labels = want.labels["labels"].numpy()
-    assert parity.gate({"logits": good, "labels": labels}, "float32", want)[1] == []
-    assert parity.gate({"logits": good}, "float32", want)[0]["labels"] >= 0.9999
-    (line,) = parity.gate({"logits": good * (1 + 2e-5), "labels": labels}, "float32", want)[1]
-    assert line == "logits differ by 2.0e-05; float32 allows 1e-05"
-    assert parity.gate({"logits": good * (1 + 2e-5), "labels": labels}, "float16", want)[1] == []
-    found, broken = parity.gate({"logits": good * np.nan, "labels": labels}, "float32", want)
-    assert found["logits"] is None
-    assert "logits differ by nan" in broken[0]
-    assert "shape" in parity.gate({"logits": good[:, :, 1:]}, "float32", want)[1][0]
-    assert "[1, 128, 255]" in parity.gate({"labels": labels[:, :, 1:]}, "float32", want)[1][0]
-    wrong = labels.copy()
-    wrong[0, :4] = 255  # 1024 of 32768 pixels
-    (line,) = parity.gate({"labels": wrong}, "bfloat16", want)[1]
-    assert line == "labels of scope labels agree on 96.875%; bfloat16 needs 99.00%"
-
-
 # The method.
 
 
@@ -403,6 +298,7 @@ def test_fitted_exponents():
     assert found["b"]["exponent"] == pytest.approx(0.8)
     assert found["b"]["r2"] == pytest.approx(1.0)
     assert scaling.fits(rows[:1]) == []
+    assert scaling.fits(rows[:2])[0]["r2"] is None  # a line goes through any two points
 
 
 def test_scaling(monkeypatch, tmp_path):
@@ -436,6 +332,48 @@ def test_records_are_appended(tmp_path):
     records.check(path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder"]
     assert path.read_text() == '{"a": 1}\n{"b": 2}\n'
+
+
+def test_only_files_of_records_are_appended_to(tmp_path):
+    (tmp_path / "readme").write_bytes(b"\xff\xfe no records")
+    with pytest.raises(UserError, match="no file of records"):
+        records.check(tmp_path / "readme")
+    records.append({"a": 1}, tmp_path / "real.jsonl")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
+    records.append({"b": 2}, tmp_path / "link.jsonl")
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert len((tmp_path / "real.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scaling", "--size", "64x128"], "--scaling has its own sizes"),
+        (["--threads", "100000"], "--threads 100000: this machine has"),
+        (["--model", "nonsense"], "stdc1 and stdc2 are random weights"),
+        (["--photo", "nowhere.jpg"], "nowhere.jpg: no such file"),
+        (["--out", "/proc/x/y"], "/proc/x/y: can not be written"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_measured(monkeypatch, capsys, arguments, words):
+    monkeypatch.setattr(run, "measure", None)
+    monkeypatch.setattr(sys, "argv", ["stdc-fast", "benchmark", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1
+
+
+def test_few_rounds_have_no_spread(record):
+    two = json.loads(json.dumps(record))
+    for one in two["rows"]:
+        for key in ("seconds", "ratio"):
+            if one[key]:
+                one[key] |= {"n": 2, "p20": 7.125, "p80": 7.375}
+    assert "7125" not in "\n".join(table.rows(two, workloads.SCOPES))
+    assert "7.12" not in "\n".join(table.rows(two, workloads.SCOPES))
 
 
 def test_two_commands_append_to_one_file(tmp_path):

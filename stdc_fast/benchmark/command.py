@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -52,8 +53,9 @@ def benchmark(
 ) -> None:
     """Measure the library beside what people would use instead, in turns, in one run.
 
-    Each runner has a process of its own and one turn a round; ratios are taken round by round. Who does not
-    agree with the float64 reference on a photo is refused and has no speed. Exit code 1 if that is ours.
+    Each runner has a process of its own and one turn a round; ratios are taken round by round. A runner that
+    does not agree with the float64 reference on a photo is refused: no speed is given for it. Exit code 1 if
+    that is ours. With all peers it takes two to three minutes on two idle cores.
 
     Example: stdc-fast benchmark --model stdc1_camvid --size 512x1024
     """
@@ -61,10 +63,18 @@ def benchmark(
 
     from stdc_fast.benchmark import records, run, table, workloads
     from stdc_fast.benchmark import scaling as scaled
+    from stdc_fast.hardware import cpu
 
     request = parse(
         dtype=dtype, scopes=scopes, backends=backends, peers=peers, int8=int8, device=device, sizes=size
     )
+    if scaling and (size, batch, scopes) != (["512x1024"], [1], "logits,labels"):
+        raise UserError(
+            "--scaling has its own sizes, batches and scope; leave out --size, --batch and --scopes"
+        )
+    cores = cpu()["cores"]
+    if threads is not None and threads > cores:
+        raise UserError(f"--threads {threads}: this machine has {cores} cores for us; use at most that many")
     workloads.check_photo(photo or workloads.PHOTO)
     if out is not None:
         records.check(out)
@@ -77,6 +87,7 @@ def benchmark(
         say=(lambda line: None) if quiet else _say,
     )
     broken = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else nobody would tidy up
     with tempfile.TemporaryDirectory() as folder:
         weights = workloads.resolve(model, Path(folder))
         jobs = [(height, width, n) for height, width in request.sizes for n in batch]
@@ -169,5 +180,5 @@ def parse(
 def _split(text: str, option: str) -> list[str]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
-        raise UserError(f"{option} is empty; leave it out for the default")
+        raise UserError(f"{option} is empty; name something, or leave it out for the default")
     return parts

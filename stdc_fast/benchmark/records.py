@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stdc_fast.checkpoints import write_atomic, write_errors
+from stdc_fast.errors import UserError
 
 
 def check(path: Path) -> None:
@@ -24,18 +25,21 @@ def check(path: Path) -> None:
         path.open("a").close()
         if new:
             path.unlink()
+        elif not path.is_file() or path.read_bytes()[:1] not in (b"", b"{"):
+            raise UserError(f"{path}: is no file of records, nothing is appended to it; choose another --out")
 
 
 def append(record: dict[str, object], path: Path) -> None:
     """Add a record to a file, which is whole before and after. UserError if it can not be written."""
-    line = json.dumps(record, allow_nan=False) + "\n"
+    line = json.dumps(record, allow_nan=False).encode() + b"\n"
+    path = path.resolve()  # a link stays one
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.parent):
-            old = path.read_text() if path.exists() else ""
-            if old and not old.endswith("\n"):
-                old += "\n"
-            write_atomic(path, lambda p: p.write_text(old + line))
+            old = path.read_bytes() if path.exists() else b""
+            if old and not old.endswith(b"\n"):
+                old += b"\n"
+            write_atomic(path, lambda p: p.write_bytes(old + line))
 
 
 @contextlib.contextmanager

@@ -145,7 +145,10 @@ def measure(
 
 def opened(kind: str, settings: Settings) -> dict[str, object]:
     """A record with what is known before anything is measured."""
-    return header.identity() | {"kind": kind, "header": header.header(settings.device, settings.threads)}
+    head = header.header(settings.device, settings.threads)
+    if (busy := head["load"]["busy"] or 0) > 0.1:
+        settings.say(f"this machine is busy ({busy:.0%}) with other things: times will be too long, and vary")
+    return header.identity() | {"kind": kind, "header": head}
 
 
 class Meter:

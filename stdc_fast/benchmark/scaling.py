@@ -84,6 +84,7 @@ def fits(rows: list[dict]) -> list[dict[str, object]]:
             continue
         slope, offset = np.polyfit(x, y, 1)
         rest, spread = ((y - slope * x - offset) ** 2).sum(), ((y - y.mean()) ** 2).sum()
-        r2 = 1.0 if spread == 0 else float(1 - rest / spread)
+        # A line through two points says nothing of itself.
+        r2 = None if len(x) < 3 or spread == 0 else float(1 - rest / spread)
         found.append({"axis": axis, "runner": runner, "dtype": dtype, "exponent": float(slope), "r2": r2})
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 COLUMNS = (
     "",
@@ -91,16 +91,21 @@ def _cells(row: dict) -> tuple[str, ...]:
         row["runner"],
         row["dtype"],
         _ms(seconds["p50"]),
-        f"{_ms(seconds['p20'])}..{_ms(seconds['p80'])}",
+        _spread(seconds, _ms),
         _ms(row["cold"]["p50"]),
         f"{row['batch'] / seconds['p50']:.1f}",
         "" if ratio is None else f"{ratio['p50']:.2f}",
-        "" if ratio is None else f"{ratio['p20']:.2f}..{ratio['p80']:.2f}",
+        "" if ratio is None else _spread(ratio, "{:.2f}".format),
         "" if limit is None else f"{limit['percent']:.0f} %",
         "" if parity.get("logits") is None else f"{parity['logits']:.1e}",
         "" if parity.get("labels") is None else f"{parity['labels']:.2%}",
         "" if used is None else f"{used / 1e6:.0f}",
     )
+
+
+def _spread(values: dict, form: Callable[[float], str]) -> str:
+    """p20..p80; one or two rounds have none."""
+    return f"{form(values['p20'])}..{form(values['p80'])}" if values["n"] > 2 else ""
 
 
 def _ms(seconds: float) -> str:
@@ -127,9 +132,9 @@ def fits(record: dict) -> list[str]:
         lines += _aligned(cells)
         for fit in record["fits"]:
             if fit["axis"] == axis:
+                good = "" if fit["r2"] is None else f" (R2 {fit['r2']:.3f})"
                 lines.append(
-                    f"{fit['runner']} {fit['dtype']}: time grows as {axis}^{fit['exponent']:.2f} "
-                    f"(R2 {fit['r2']:.3f})"
+                    f"{fit['runner']} {fit['dtype']}: time grows as {axis}^{fit['exponent']:.2f}{good}"
                 )
     return lines
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from stdc_fast import checkpoints, images, zoo
+from stdc_fast.errors import UserError
 from stdc_fast.images import normalise
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.plan.cost import costs
@@ -113,7 +114,10 @@ def resolve(model: str, folder: Path) -> Path:
     the limits that trained ones have. UserError for an unknown name.
     """
     if model not in STAGES:
-        return zoo.find(model)
+        try:
+            return zoo.find(model)
+        except UserError as error:
+            raise UserError(f"{error}; {' and '.join(STAGES)} are random weights") from None
     path = folder / f"{model}.safetensors"
     if not path.exists():
         with torch.random.fork_rng(devices=[]):
