@@ -1,0 +1,146 @@
+// Arguments of the row kernels, one struct an op, and the table of kernels of one instruction set.
+//
+// No STL here: this header is part of the objects that are compiled once an instruction set, where an inline
+// function would be a weak symbol that the linker may take for all sets. Strides are in elements.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace stdc {
+
+enum class DType : int { f32 = 0, bf16 = 1, u8 = 2 };
+
+// A run of consecutive elements that each output pixel reads: a tap, or several that lie side by side.
+struct Step {
+  ptrdiff_t offset;  // from the row's first input element, for the first output pixel
+  ptrdiff_t step;    // from one output pixel's run to the next one's
+  int64_t length;    // elements; even in bf16
+};
+
+// One row of a convolution, for one block of output channels: out = act(bias + sum over steps of in * weights).
+struct ConvRow {
+  const void* in;       // of the first output pixel
+  const Step* steps;
+  int step_count;
+  const void* weights;  // [elements of all steps][block], in bf16 [elements / 2][block][2]
+  const float* bias;    // [block]
+  void* out;
+  ptrdiff_t out_step;
+  int64_t pixels;
+  int channels;         // that are stored, at most the block
+  bool relu;
+  bool out_f32;         // store float32 whatever the input is
+  float* sums;          // [channels], the sum over the row is added to it, or null
+};
+
+// One row of a depthwise 3x3 stride 2 and of an average pool 3x3 stride 2 of the same map.
+struct DownRow {
+  const void* in[3];      // rows 2y-1, 2y, 2y+1 of the map, from column -1 on
+  ptrdiff_t in_step;      // from pixel to pixel
+  const float* weights;   // [9][channels]
+  const float* bias;      // [channels]
+  void* out;
+  ptrdiff_t out_step;
+  void* pooled;           // or null
+  ptrdiff_t pooled_step;
+  int64_t pixels;
+  int64_t width;          // of the map, for the pool's divisor
+  int rows_inside;        // of the three rows
+  int channels;
+  bool count_include_pad;
+};
+
+// out = in * scale + add, a row; null for what is absent.
+struct PrologueRow {
+  const void* in;
+  ptrdiff_t in_step;
+  const float* scale;      // [channels]
+  const float* add;        // [channels]
+  const void* add_map;     // like in
+  ptrdiff_t add_step;
+  void* out;
+  ptrdiff_t out_step;
+  int64_t pixels;
+  int channels;
+};
+
+// A dense layer: out = act(weights x + bias).
+struct GateLayer {
+  const float* weights;  // [outputs][inputs]
+  const float* bias;     // [outputs] or null
+  const float* in;
+  float* out;
+  int inputs, outputs;
+  int act;  // Act
+};
+
+enum Act : int { kNone = 0, kRelu = 1, kSigmoid = 2, kSigmoidPlus1 = 3 };
+
+// One row of a raw frame to four channels (the fourth is zero), with or without resizing.
+struct FrameRow {
+  const uint8_t* top;     // RGB row of the frame
+  const uint8_t* bottom;  // the next one; null without resizing
+  float weight;           // of bottom
+  const int32_t* columns; // [pixels] left neighbour; null without resizing
+  const float* weights;   // [pixels] of the right neighbour
+  int64_t source;         // pixels of a row of the frame
+  float near[3];          // subtracted
+  float* scratch;         // [3 * source + 4]
+  void* out;
+  int64_t pixels;
+};
+
+// One row of labels from logits that are interpolated between rows and columns.
+struct LabelRow {
+  const float* rows[3];    // logits [width][step] of the rows that take part
+  float weights[3];        // of these
+  int row_count;
+  ptrdiff_t step;          // from pixel to pixel of the logits
+  int classes;
+  const uint8_t* best[3];  // [width] best class of these rows' pixels
+  int64_t width;
+  const int32_t* columns;  // [pixels] first of the columns that take part
+  const float* column_weights;  // [3][pixels]
+  int column_count;
+  float* scratch;          // [classes][width + 3]
+  uint8_t* out;
+  int64_t pixels;
+};
+
+// Strided rows to dense pixels of a map and back.
+struct CopyRow {
+  const void* in;
+  ptrdiff_t in_pixel, in_channel;
+  DType in_type;
+  void* out;
+  ptrdiff_t out_pixel, out_channel;
+  DType out_type;
+  int64_t pixels;
+  int channels;
+};
+
+struct Kernels {
+  const char* name;
+  int block;  // output channels that a row of a convolution computes at once
+  void (*conv_f32)(const ConvRow&);
+  void (*conv_bf16)(const ConvRow&);
+  void (*finish)();  // gives back the tile registers; null where there are none
+  void (*down_f32)(const DownRow&);
+  void (*down_bf16)(const DownRow&);
+  void (*prologue_f32)(const PrologueRow&);
+  void (*prologue_bf16)(const PrologueRow&);
+  void (*gate)(const GateLayer&);
+  void (*frame_f32)(const FrameRow&);
+  void (*frame_bf16)(const FrameRow&);
+  void (*best)(const float* logits, ptrdiff_t step, int classes, int64_t pixels, uint8_t* out);
+  void (*labels)(const LabelRow&);
+  void (*copy)(const CopyRow&);
+};
+
+}  // namespace stdc
+
+// Names of one set's functions: STDC_FN(conv_f32) is conv_f32_avx2.
+#define STDC_JOIN2(a, b) a##_##b
+#define STDC_JOIN(a, b) STDC_JOIN2(a, b)
+#define STDC_FN(name) STDC_JOIN(name, STDC_ISA)

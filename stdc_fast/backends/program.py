@@ -1,0 +1,223 @@
+"""Plans as the native engine reads them: a text header, one line a buffer, weight or op, then the weights.
+
+The format (version 1) is that of ``csrc/core/program.cpp``::
+
+    stdc-plan 1
+    NAME DTYPE
+    buffers COUNT               then lines: STORE CHANNELS STRIDE NAME
+    weights COUNT               then lines: DTYPE OFFSET DIMENSIONS SIZE...
+    ops COUNT                   then lines: KIND NAME INPUTS (BUFFER OFFSET CHANNELS)... OUTPUT SETTINGS...
+    inputs COUNT BUFFER...
+    output BUFFER OFFSET CHANNELS
+    data                        then zeros up to a multiple of 64 bytes, then all weights
+
+Weights are rounded once, to the plan's dtype; biases, depthwise weights and gates are float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stdc_fast.plan.ops import ACTIVATIONS, Add, Conv, Down, Gate, Scale, Stem, Upsample, View
+from stdc_fast.plan.plan import Plan
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def unsupported(plan: Plan, dtype: torch.dtype) -> str | None:
+    """Why the native engine can not run a plan, or None."""
+    if dtype not in DTYPES:
+        return f"it computes in float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if len(plan.outputs) != 1:
+        return "plans with training heads are left to eager"
+    even = 2 if dtype == torch.bfloat16 else 1
+    for op in plan.ops:
+        if not isinstance(op, (Stem, Conv, Down, Gate, Scale, Add, Upsample)):
+            return f"{op.kind} {op.name}: not one of its ops"
+        if isinstance(op, Conv):
+            if op.depthwise or op.act not in ("none", "relu") or len(op.inputs) > 2:
+                return f"{op.kind} {op.name}: depthwise or another activation"
+            if op.up and op.kernel != 2:
+                return f"{op.kind} {op.name}: up-sampling is not in the sub-pixel form"
+            if plan.buffers[op.output.buffer].stride == 0:
+                return f"{op.kind} {op.name}: of a vector"
+        if isinstance(op, (Conv, Down)):
+            views = op.inputs if isinstance(op, Conv) else (op.input,)
+            if any(v.channels % even or v.offset % even for v in views):
+                return f"{op.kind} {op.name}: odd numbers of channels in bfloat16"
+        if isinstance(op, Stem) and (op.act != "relu" or plan.weights[op.weight].shape[1] != 3):
+            return f"{op.kind} {op.name}: not of RGB"
+    return None
+
+
+def serialise(plan: Plan, dtype: torch.dtype) -> bytes:
+    """The saved plan. ValueError for what the engine can not run, see :func:`unsupported`."""
+    reason = unsupported(plan, dtype)
+    if reason is not None:
+        raise ValueError(f"the native engine can not run {plan.name}: {reason}")
+    return _Writer(plan, dtype).bytes()
+
+
+class _Writer:
+    def __init__(self, plan: Plan, dtype: torch.dtype):
+        self.plan, self.dtype = plan, dtype
+        self.buffers: list[str] = []
+        self.names: dict[str, int] = {}
+        self.weights: list[str] = []
+        self.data: list[bytes] = []
+        self.size = 0
+        self.ops: list[str] = []
+
+    def bytes(self) -> bytes:
+        plan = self.plan
+        inputs = []
+        for name in plan.inputs:
+            buffer = plan.buffers[name]
+            store = "frame" if buffer.store == "uint8" else "image"
+            inputs.append(self.buffer(f"{name}:given", store, buffer.channels, buffer.stride))
+        for name, buffer in plan.buffers.items():
+            if name in plan.inputs and buffer.channels == 3 and self._of_stem(name):
+                self.buffer(name, "act", 4, 1)  # four channels a pixel: whole pairs, and fewer loads
+            elif buffer.stride == 0:
+                self.buffer(name, "vector", buffer.channels, 0)
+            elif buffer.store == "uint8":
+                self.buffer(name, "labels", buffer.channels, buffer.stride)
+            elif buffer.store == "float32" and name not in plan.inputs:
+                self.buffer(name, "logits", buffer.channels, buffer.stride)
+            else:
+                self.buffer(name, "act", buffer.channels, buffer.stride)
+        for name in plan.inputs:
+            if not self._of_stem(name):
+                whole = plan.whole(name)
+                self.op("import", name, [View(f"{name}:given", 0, whole.channels)], whole)
+        for op in plan.ops:
+            getattr(self, f"_{op.kind}")(op)
+        output = plan.outputs[0]
+        logits = {op.output.buffer: op.input for op in plan.ops if isinstance(op, Upsample)}
+        output = logits.get(output.buffer, output)
+        if plan.buffers[output.buffer].store != "float32":
+            result = View("result", 0, output.channels)
+            self.buffer("result", "image", output.channels, plan.buffers[output.buffer].stride)
+            self.op("export", "result", [output], result)
+            output = result
+        lines = [
+            "stdc-plan 1",
+            f"{_word(plan.name)} {DTYPES[self.dtype]}",
+            f"buffers {len(self.buffers)}",
+            *self.buffers,
+            f"weights {len(self.weights)}",
+            *self.weights,
+            f"ops {len(self.ops)}",
+            *self.ops,
+            f"inputs {len(inputs)} {' '.join(map(str, inputs))}",
+            f"output {self.view(output)}",
+            "data\n",
+        ]
+        header = "\n".join(lines).encode()
+        return b"".join([header, bytes(-len(header) % 64), *self.data])
+
+    def _of_stem(self, name: str) -> bool:
+        return any(isinstance(op, Stem) and op.input.buffer == name for op in self.plan.ops)
+
+    def buffer(self, name: str, store: str, channels: int, stride: int) -> int:
+        self.names[name] = len(self.buffers)
+        self.buffers.append(f"{store} {channels} {stride} {_word(name)}")
+        return self.names[name]
+
+    def view(self, view: View) -> str:
+        return f"{self.names[view.buffer]} {view.offset} {view.channels}"
+
+    def optional(self, view: View | None) -> str:
+        return "-" if view is None else f"+ {self.view(view)}"
+
+    def weight(self, tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int:
+        if tensor is None:
+            return -1
+        rounded = tensor.detach().to("cpu", dtype).contiguous()
+        raw = rounded.view(torch.int16).numpy() if dtype == torch.bfloat16 else rounded.numpy()
+        data = np.ascontiguousarray(raw).tobytes()
+        data += bytes(-len(data) % 64)
+        shape = " ".join(map(str, tensor.shape))
+        self.weights.append(f"{DTYPES[dtype]} {self.size} {tensor.ndim} {shape}")
+        self.data.append(data)
+        self.size += len(data)
+        return len(self.weights) - 1
+
+    def named(self, name: str | None, dtype: torch.dtype = torch.float32) -> int:
+        return self.weight(None if name is None else self.plan.weights[name], dtype)
+
+    def rounded(self, name: str) -> Tensor:
+        """Weights that are rounded like all others, but kept in float32."""
+        return self.plan.weights[name].to(self.dtype).float()
+
+    def op(self, kind: str, name: str, inputs: list[View], output: View, *settings: object) -> None:
+        views = " ".join(map(self.view, inputs))
+        rest = "".join(f" {s}" for s in settings)
+        self.ops.append(f"{kind} {_word(name)} {len(inputs)} {views} {self.view(output)}{rest}")
+
+    def _stem(self, op: Stem) -> None:
+        image = View(op.input.buffer, 0, 4)
+        given = View(f"{op.input.buffer}:given", 0, 3)
+        weight = self.plan.weights[op.weight].to(self.dtype)
+        bias = self.plan.weights[op.bias].float() if op.bias else torch.zeros(len(weight))
+        if op.offset is None:
+            self.op("import", f"{op.name}:image", [given], image)
+        else:
+            # Raw pixels less whole numbers are exact in every dtype. What those lack of the offset goes into the
+            # border, and into the bias, with the weights as rounded.
+            offset = torch.tensor(op.offset, dtype=torch.float32)
+            near = offset.round()
+            rest = offset - near
+            bias = bias - (weight.float() * rest.view(1, -1, 1, 1)).sum((1, 2, 3))
+            numbers = [repr(float(x)) for x in (*near, *rest)]
+            self.op("frame", f"{op.name}:image", [given], image, *numbers)
+        act = ACTIVATIONS.index(op.act)
+        weights = self.weight(weight, self.dtype), self.weight(bias)
+        self.op("conv", op.name, [image], op.output, 3, 2, act, *weights, "-")
+
+    def _conv(self, op: Conv) -> None:
+        inputs = list(op.inputs)
+        if op.scale or op.add:
+            (view,) = inputs
+            ready = f"{op.name}:input"
+            self.buffer(ready, "act", view.channels, self.plan.buffers[view.buffer].stride)
+            inputs = [View(ready, 0, view.channels)]
+            self._prologue(ready, view, op.scale, op.add, inputs[0])
+        weights = self.named(op.weight, self.dtype), self.named(op.bias)
+        act = ACTIVATIONS.index(op.act)
+        mean = self.optional(op.mean)
+        self.op("conv", op.name, inputs, op.output, op.kernel, op.stride, act, *weights, mean)
+
+    def _prologue(self, name: str, view: View, scale: View | None, add: View | None, output: View) -> None:
+        self.op("prologue", name, [view], output, self.optional(scale), self.optional(add))
+
+    def _scale(self, op: Scale) -> None:
+        self._prologue(op.name, op.input, op.scale, None, op.output)
+
+    def _add(self, op: Add) -> None:
+        self._prologue(op.name, op.input, None, op.other, op.output)
+
+    def _down(self, op: Down) -> None:
+        weights = self.named(op.weight, self.dtype), self.named(op.bias)
+        depthwise = self.weight(self.rounded(op.depthwise_weight)), self.named(op.depthwise_bias)
+        pooled = self.optional(op.pooled)
+        self.op(
+            "down", op.name, [op.input], op.output, pooled, *weights, *depthwise, int(op.count_include_pad)
+        )
+
+    def _gate(self, op: Gate) -> None:
+        layers: list[object] = []
+        for name, bias, act in zip(op.layers, op.biases, op.acts, strict=True):
+            layers += [self.weight(self.rounded(name).flatten(1)), self.named(bias), ACTIVATIONS.index(act)]
+        self.op("gate", op.name, [op.input], op.output, len(op.layers), *layers)
+
+    def _upsample(self, op: Upsample) -> None:
+        self.op("upsample", op.name, [op.input], op.output)
+
+
+def _word(name: str) -> str:
+    """Without white space, which ends a word."""
+    return "".join("_" if c.isspace() else c for c in name) or "_"
+
