@@ -59,7 +59,8 @@ def load(
     and devices, dtypes or backends that are not available here.
     """
     place = backends.resolve_device(device)
-    precision, chosen = choose_precision(dtype, place), backends.choose(backend)
+    precision = choose_precision(dtype, place)
+    chosen = backends.choose(backend, place, precision.dtype)
     checkpoint = checkpoints.read(find(pretrained))
     log.info("%s: %s", pretrained, checkpoint.report)
     meta = checkpoint.metadata
@@ -80,7 +81,8 @@ def load(
         if problem is not None:
             precision = Precision(torch.bfloat16, f"float16 would overflow: {problem}")
             log.warning("%s: runs in bfloat16: %s", pretrained, precision.reason)
-    model = Segmenter(network, classes, size, chosen.name, Path(pretrained).stem, precision.dtype)
+    name = chosen.name if chosen.asked else "auto"
+    model = Segmenter(network, classes, size, name, Path(pretrained).stem, precision.dtype)
     model.report = checkpoint.report
     model.reason = f"{chosen.name}: {chosen.reason}; {precision.name}: {precision.reason}"
     log.info("%s: %s", pretrained, model.reason)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from stdc_fast import _native
+from stdc_fast.backends import program
 from stdc_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,10 +37,11 @@ class Status:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The backend that runs something, and why no other does."""
+    """The backend that runs something, why no other does, and whether somebody asked for it."""
 
     name: str
     reason: str
+    asked: bool = False
 
 
 def statuses() -> list[Status]:
@@ -47,15 +50,46 @@ def statuses() -> list[Status]:
     return [
         Status("cuda", False, absent),
         Status("triton", False, absent),
-        Status("cpu", False, absent),
+        Status("cpu", *_native.available()),
         Status("eager", True, "plain PyTorch, on any device"),
     ]
 
 
-def choose(backend: str = "auto") -> Choice:
+def refusal(name: str, device: torch.device | None, dtype: torch.dtype | None, plan: Plan | None) -> str | None:
+    """Why a backend that is available does not run this, or None; what is None is not asked."""
+    if name != "cpu":
+        return None
+    if device is not None and device.type != "cpu":
+        return f"it does not run on {device}"
+    if plan is not None and dtype is not None:
+        return program.unsupported(plan, dtype)
+    return None if dtype is None else program.unsupported_dtype(dtype)
+
+
+def best(
+    device: torch.device | None = None, dtype: torch.dtype | None = None, plan: Plan | None = None
+) -> Choice:
+    """The fastest backend for this, whatever the environment asks for; eager runs everything."""
+    passed = []
+    for status in statuses():
+        reason = refusal(status.name, device, dtype, plan) if status.available else status.reason
+        if reason is None:
+            others = f" ({'; '.join(passed)})" if passed else ""
+            return Choice(status.name, f"{status.reason}{others}")
+        passed.append(f"{status.name}: {reason}")
+    raise AssertionError("eager refuses nothing")
+
+
+def choose(
+    backend: str = "auto",
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    plan: Plan | None = None,
+) -> Choice:
     """The backend to use for a request; "auto" is STDC_FAST_BACKEND or the best available.
 
-    Raises UserError if it is unknown (with the nearest name) or not available (with the reason).
+    Raises UserError if it is unknown (with the nearest name), not available, or does not run this plan in this
+    dtype on this device (with the reason).
     """
     known = {s.name: s for s in statuses()}
     origin = ""
@@ -63,12 +97,7 @@ def choose(backend: str = "auto") -> Choice:
         backend = os.environ.get(ENVIRONMENT) or "auto"
         origin = f" (from {ENVIRONMENT})"
     if backend == "auto":
-        better = []
-        for status in known.values():
-            if status.available:
-                passed = f" ({'; '.join(better)})" if better else ""
-                return Choice(status.name, f"{status.reason}{passed}")
-            better.append(f"{status.name}: {status.reason}")
+        return best(device, dtype, plan)
     usable = ", ".join(s.name for s in known.values() if s.available)
     if not isinstance(backend, str) or backend not in known:
         nearest = difflib.get_close_matches(str(backend), known, 1)
@@ -78,12 +107,16 @@ def choose(backend: str = "auto") -> Choice:
         raise UserError(
             f"backend {backend}{origin} is not available: {known[backend].reason}; available here: {usable}"
         )
-    return Choice(backend, f"asked for{origin}")
+    reason = refusal(backend, device, dtype, plan)
+    if reason is not None:
+        raise UserError(f"backend {backend}{origin} can not run this: {reason}; use another, or auto")
+    return Choice(backend, f"asked for{origin}", True)
 
 
 def compile(plan: Plan, dtype: torch.dtype, device: torch.device, backend: str = "auto") -> Executable:
     """The plan's executable on the backend that :func:`choose` takes."""
-    return importlib.import_module(f"stdc_fast.backends.{choose(backend).name}").compile(plan, dtype, device)
+    chosen = choose(backend, torch.device(device), dtype, plan)
+    return importlib.import_module(f"stdc_fast.backends.{chosen.name}").compile(plan, dtype, device)
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:

@@ -58,6 +58,9 @@ class Executable:
     Threads are those of ``torch.get_num_threads()``; results do not depend on their number.
     """
 
+    #: :meth:`labels` takes frames of another size than the network sees.
+    resizes = True
+
     def __init__(self, plan: Plan, dtype: torch.dtype, isa: str = "", poisoned: bool = False):
         saved = program.serialise(plan, dtype)
         self.engine = _native.module().Engine(saved, isa)

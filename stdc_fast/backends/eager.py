@@ -75,6 +75,9 @@ def _native(dtype: torch.dtype) -> bool:
 class Executable:
     """A plan with packed weights, for inputs of any size. Calls may come from several threads."""
 
+    #: Whether :meth:`labels` takes frames of another size than the network sees.
+    resizes = False
+
     def __init__(self, plan: Plan, dtype: torch.dtype, device: torch.device, rounding, poisoned: bool):
         self.plan = plan
         self.dtype = dtype

@@ -26,10 +26,17 @@ from stdc_fast.plan.plan import Plan
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
+def unsupported_dtype(dtype: torch.dtype) -> str | None:
+    """Why the native engine does not compute in a dtype, or None."""
+    if dtype in DTYPES:
+        return None
+    return f"it computes in float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+
+
 def unsupported(plan: Plan, dtype: torch.dtype) -> str | None:
     """Why the native engine can not run a plan, or None."""
-    if dtype not in DTYPES:
-        return f"it computes in float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if (reason := unsupported_dtype(dtype)) is not None:
+        return reason
     if len(plan.outputs) != 1:
         return "plans with training heads are left to eager"
     even = 2 if dtype == torch.bfloat16 else 1
