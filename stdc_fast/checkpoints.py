@@ -79,10 +79,13 @@ class Checkpoint:
 
     def network(self, dtype: torch.dtype = torch.float32) -> STDCSeg:
         """The reference network with these weights, in eval mode, on the CPU."""
-        network = _build(self, self.metadata.get("count_include_pad", True)).to(dtype).to_empty(device="cpu")
-        for buffer in network.buffers():  # not all of them are in the state
-            buffer.zero_()
-        network.load_state_dict(self.state, strict=False)  # strictness was checked by read()
+        network = _build(self, self.metadata.get("count_include_pad", True)).to(dtype)
+        # Assigned to the network's empty tensors; to_empty() would import torch's symbolic shapes for a second.
+        state = {
+            k: self.state[k].to(v.dtype, copy=True) if k in self.state else torch.zeros(v.shape, dtype=v.dtype)
+            for k, v in network.state_dict().items()
+        }
+        network.load_state_dict(state, assign=True)
         for key, value in network.state_dict().items():
             if not torch.isfinite(value).all():
                 raise UserError(f"{key} exceeds the range of {dtype}; load it as bfloat16 or float32")
@@ -477,18 +480,19 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     Whatever happens, ``path`` is either the old file or the whole new one. Missing folders are made.
     UserError, naming ``path``, if the file system refuses.
     """
-    with write_errors(path):
-        _write_atomic(Path(path), write)
+    with write_errors(path), atomic(Path(path)) as temporary:
+        write(temporary)
 
 
-def _write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+@contextlib.contextmanager
+def atomic(path: Path):
+    """:func:`write_atomic` as a context that gives the temporary path, with ``path``'s suffix; OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays, for writers that go by it.
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.tmp", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        write(temporary)
+        yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         umask = os.umask(0)

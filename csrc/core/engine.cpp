@@ -80,6 +80,11 @@ struct Engine::Impl {
     shapes.push_front(lay_out(program, set, key));
     if (shapes.size() > kShapes) shapes.pop_back();
     const Shape& made = shapes.front();
+    for (size_t o = 0; o < packed.size(); o++)
+      if (made.tiles[o] && !packed[o].winograd.size()) {
+        packed[o].winograd = winograd_weights(packed[o], program, set, program.ops[o]);
+        weights += packed[o].winograd.size();
+      }
     const size_t needed = made.arena + made.scratch * key.threads;
     if (needed > arena.size()) {
       arena = Bytes();

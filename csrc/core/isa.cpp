@@ -16,6 +16,10 @@ namespace stdc {
   extern const int block_##isa;
 #define STDC_DECLARE(isa)                                                                  \
   STDC_DECLARE_CONV(isa)                                                                   \
+  void winograd_in_f32_##isa(const WinogradIn&);                                           \
+  void winograd_in_bf16_##isa(const WinogradIn&);                                          \
+  void winograd_out_f32_##isa(const WinogradOut&);                                         \
+  void winograd_out_bf16_##isa(const WinogradOut&);                                        \
   void down_f32_##isa(const DownRow&);                                                     \
   void down_bf16_##isa(const DownRow&);                                                    \
   void prologue_f32_##isa(const PrologueRow&);                                             \
@@ -27,8 +31,9 @@ namespace stdc {
   void labels_##isa(const LabelRow&);                                                      \
   void copy_##isa(const CopyRow&);
 // Convolutions of one set, everything else of another.
-#define STDC_TABLE(isa, conv, finish)                                                                          \
-  Kernels{#conv, block_##conv, conv_f32_##conv, conv_bf16_##conv, finish, down_f32_##isa, down_bf16_##isa,     \
+#define STDC_TABLE(isa, conv, finish, bf16)                                                                     \
+  Kernels{#conv, block_##conv, conv_f32_##conv, conv_bf16_##conv, finish, bf16, finish == nullptr,            \
+          winograd_in_f32_##isa, winograd_in_bf16_##isa, winograd_out_f32_##isa, winograd_out_bf16_##isa, down_f32_##isa, down_bf16_##isa,     \
           prologue_f32_##isa, prologue_bf16_##isa, gate_##isa, frame_f32_##isa, frame_bf16_##isa, best_##isa,  \
           labels_##isa, copy_##isa}
 
@@ -83,21 +88,21 @@ const std::vector<Kernels>& tables() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #if defined(STDC_HAVE_amx_bf16) && defined(STDC_HAVE_avx512_bf16)
-    if (amx_bf16()) all.push_back(STDC_TABLE(avx512_bf16, amx_bf16, finish_amx_bf16));
+    if (amx_bf16()) all.push_back(STDC_TABLE(avx512_bf16, amx_bf16, finish_amx_bf16, true));
 #endif
 #if defined(STDC_HAVE_avx512_bf16)
-    if (avx512_bf16()) all.push_back(STDC_TABLE(avx512_bf16, avx512_bf16, nullptr));
+    if (avx512_bf16()) all.push_back(STDC_TABLE(avx512_bf16, avx512_bf16, nullptr, true));
 #endif
 #if defined(STDC_HAVE_avx512)
-    if (avx512()) all.push_back(STDC_TABLE(avx512, avx512, nullptr));
+    if (avx512()) all.push_back(STDC_TABLE(avx512, avx512, nullptr, false));
 #endif
 #if defined(STDC_HAVE_avx2)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(STDC_TABLE(avx2, avx2, nullptr));
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(STDC_TABLE(avx2, avx2, nullptr, false));
 #endif
 #endif
-    all.push_back(STDC_TABLE(portable, portable, nullptr));
+    all.push_back(STDC_TABLE(portable, portable, nullptr, false));
 #if defined(STDC_HAVE_amx_emulated)
-    all.push_back(STDC_TABLE(portable, amx_emulated, finish_amx_emulated));
+    all.push_back(STDC_TABLE(portable, amx_emulated, finish_amx_emulated, true));
 #endif
     return all;
   }();

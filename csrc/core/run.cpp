@@ -4,7 +4,7 @@
 #include <cstring>
 #include <thread>
 
-#include "state.h"
+#include "views.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -12,18 +12,16 @@
 namespace stdc {
 namespace {
 
-class Run {
+class Run : Views {
  public:
-  Run(Frame& frame, const Task& task, char* scratch)
-      : f_(frame), t_(task), op_(frame.program.ops[task.op]), packed_(frame.packed[task.op]), scratch_(scratch),
-        size_(item(frame.program.dtype)), bf16_(frame.program.dtype == DType::bf16) {}
+  Run(Frame& frame, const Task& task, char* scratch) : Views(frame, task), scratch_(scratch) {}
 
   void operator()() {
     switch (op_.kind) {
       case Kind::frame: return frame();
       case Kind::import: return import();
       case Kind::export_: return export_();
-      case Kind::conv: return conv();
+      case Kind::conv: return f_.shape.tiles[t_.op] ? winograd(f_, t_, scratch_) : conv();
       case Kind::down: return down();
       case Kind::gate: return gate();
       case Kind::prologue: return prologue();
@@ -32,31 +30,6 @@ class Run {
   }
 
  private:
-  const Place& place(const View& v) const { return f_.shape.places[v.buffer]; }
-  Store store(const View& v) const { return f_.program.buffers[v.buffer].store; }
-
-  // Pixel (y, x) of a map's view; -1 and the size are the border.
-  char* at(const View& v, int64_t y, int64_t x) const {
-    const Place& p = place(v);
-    return f_.arena + p.offset + ((y + 1) * p.pitch + (x + 1) * p.channels + v.offset) * size_;
-  }
-  float* vector(const View& v) const { return reinterpret_cast<float*>(f_.arena + place(v).offset) + v.offset; }
-
-  // The border around the rows that were just written, for some channels of a view.
-  void border(const View& v, int first, int count) const {
-    const Place& p = place(v);
-    const size_t bytes = count * size_;
-    const View part{v.buffer, v.offset + first, count};
-    for (int64_t y = t_.rows[0]; y < t_.rows[1]; y++) {
-      std::memset(at(part, y, -1), 0, bytes);
-      std::memset(at(part, y, p.columns), 0, bytes);
-    }
-    if (t_.rows[0] == 0)
-      for (int64_t x = -1; x <= p.columns; x++) std::memset(at(part, -1, x), 0, bytes);
-    if (t_.rows[1] == p.rows)
-      for (int64_t x = -1; x <= p.columns; x++) std::memset(at(part, p.rows, x), 0, bytes);
-  }
-
   // A raw frame's rows, around which lies the pixel that normalisation maps to zero.
   void frame() {
     const Tensor& in = f_.inputs[0];
@@ -341,7 +314,9 @@ class Run {
     row.columns = columns.first.data();
     row.column_weights = columns.weights.data();
     row.column_count = columns.count;
-    row.scratch = reinterpret_cast<float*>(scratch_);
+    row.runs = columns.runs.data();
+    row.run_count = static_cast<int>(columns.runs.size()) - 1;
+    row.uniform = reinterpret_cast<uint8_t*>(scratch_);
     row.pixels = f_.shape.key.label_width;
     for (int64_t y = t_.rows[0]; y < t_.rows[1]; y++) {
       for (int r = 0; r < rows.count; r++) {
@@ -351,17 +326,12 @@ class Run {
         row.weights[r] = rows.weights[r * height + y];
       }
       row.out = static_cast<uint8_t*>(f_.output.data) + y * f_.output.stride[1];
+      row.same_rows = y > t_.rows[0] && rows.first[y] == rows.first[y - 1];
       f_.kernels.labels(row);
     }
   }
 
-  Frame& f_;
-  const Task& t_;
-  const Op& op_;
-  const Packed& packed_;
   char* scratch_;
-  const size_t size_;
-  const bool bf16_;
   Step both_[2 * 9];
 };
 

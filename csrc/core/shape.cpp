@@ -19,6 +19,9 @@ constexpr int64_t kAlign = 256;
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
+// Tiles at once, so that their transforms stay in the second-level cache.
+int tiles_at_once(int channels) { return std::clamp(4096 / channels, 16, 64); }
+
 struct Range {
   int64_t first, last;
 };
@@ -60,8 +63,9 @@ class Layout {
     }
   }
 
-  // Ops at high resolution that follow each other are one stage; deeper in, an op's weights are larger than its
-  // maps, and each is a stage of its own. A vector needs all of its input.
+  // Ops at high resolution that follow each other are one stage, up to the end of an STDC module, so that the next
+  // one's maps can take the place of this one's; deeper in, an op's weights are larger than its maps, and each is a
+  // stage of its own. A vector needs all of its input.
   void stages() {
     stage_.resize(count_);
     int stage = 0;
@@ -69,7 +73,11 @@ class Layout {
       const Op& op = p_.ops[o];
       const bool deep = buffer(op.output).stride > 8 || op.kind == Kind::gate;
       const bool before = o && (buffer(p_.ops[o - 1].output).stride > 8 || p_.ops[o - 1].kind == Kind::gate);
-      if (o && (deep || before)) stage++;
+      int writers = 0;  // of what it reads: several make a concatenation
+      for (int w = 0; w < o; w++)
+        for (const View& v : writes(p_.ops[w])) writers += v.buffer == op.inputs[0].buffer;
+      const bool whole = op.inputs[0].channels == buffer(op.inputs[0]).channels;
+      if (o && (deep || before || (op.kind == Kind::conv && whole && writers > 1))) stage++;
       stage_[o] = stage;
     }
   }
@@ -154,8 +162,7 @@ class Layout {
     fit(blocks);
   }
 
-  // Largest first, each at the lowest place that is free while it lives. One stage between two that share memory,
-  // so that nobody waits for the earlier one's last readers.
+  // Largest first, each at the lowest place that is free while it lives.
   void fit(std::vector<Block>& blocks) {
     std::stable_sort(blocks.begin(), blocks.end(), [](const Block& a, const Block& b) { return a.bytes > b.bytes; });
     after_.assign(count_, {});
@@ -163,7 +170,7 @@ class Layout {
       Block& block = blocks[i];
       std::vector<const Block*> together;
       for (size_t j = 0; j < i; j++)
-        if (blocks[j].first <= block.last + 1 && block.first <= blocks[j].last + 1) together.push_back(&blocks[j]);
+        if (blocks[j].first <= block.last && block.first <= blocks[j].last) together.push_back(&blocks[j]);
       std::sort(together.begin(), together.end(), [](auto* a, auto* b) { return *a->offset < *b->offset; });
       size_t start = 0;
       for (const Block* other : together)
@@ -213,12 +220,22 @@ class Layout {
       }
     }
     if (op.kind == Kind::down) band = std::min<int64_t>(std::max<int64_t>(band, 4), 8);
+    const bool tiled = op.kind == Kind::conv && by_tiles(p_, k_, op, out.rows, out.columns);
+    s_.tiles.push_back(tiled ? tiles_at_once(op.inputs[0].channels) : 0);
+    if (tiled) {
+      // Whole rows of tiles, and all blocks if there are rows enough: each task transforms its input anew.
+      row /= 3;
+      per_task = std::max(std::min(blocks, 4), static_cast<int>(work / (4 * row)));
+      band = 4 * std::max<int64_t>(1, static_cast<int64_t>(work / (4 * row * blocks)));
+      if (out.columns / 4 * (band / 4) < s_.tiles.back()) band *= 2;
+    }
     // The sub-pixel form computes pairs of rows.
     if (op.kind == Kind::conv && op.kernel == 2) band += band % 2;
     band = std::min(band, rows);
     // Bands and tasks of equal size.
     const int64_t count = (rows + band - 1) / band;
     band = (rows + count - 1) / count;
+    if (tiled) band = (band + 3) / 4 * 4;
     const int parts = (blocks + per_task - 1) / per_task;
     s_.band_rows.push_back(static_cast<int>(band));
     rows_.push_back(rows);
@@ -228,16 +245,16 @@ class Layout {
     first_counter_.push_back(s_.counters);
     s_.counters += bands_.back();
     steps(op);
-    scratch(op, band);
+    scratch(op, band, s_.tiles.back());
   }
 
-  void scratch(const Op& op, int64_t band) {
+  void scratch(const Op& op, int64_t band, int tiles) {
     size_t bytes = 0;
     if (op.kind == Kind::down)
       bytes = (2 * band + 1) * (s_.places[op.inputs[0].buffer].columns + 2) * k_.block * item(p_.dtype) + 64;
+    if (tiles) bytes = winograd_scratch(k_, op, tiles);
     if (op.kind == Kind::frame) bytes = (3 * s_.key.frame_width + 4) * sizeof(float);
-    if (op.kind == Kind::upsample)
-      bytes = op.inputs[0].channels * (s_.places[op.inputs[0].buffer].columns + 3) * sizeof(float);
+    if (op.kind == Kind::upsample) bytes = s_.label_columns.runs.size();
     if (op.kind == Kind::gate) {
       bytes = op.inputs[0].channels * sizeof(float);
       for (const auto& layer : op.layers) bytes += p_.weights[layer.weight].shape[0] * sizeof(float);
@@ -396,7 +413,9 @@ Axis axis(int64_t source, int64_t between, int64_t size, bool exact) {
     }
     a.first[i] = static_cast<int32_t>(first);
     for (int k = 0; k < 3; k++) a.weights[k * size + i] = static_cast<float>(w[k]);
+    if (!i || a.first[i] != a.first[i - 1]) a.runs.push_back(static_cast<int32_t>(i));
   }
+  a.runs.push_back(static_cast<int32_t>(size));
   return a;
 }
 

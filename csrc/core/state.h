@@ -35,6 +35,7 @@ struct Packed {
   Bytes weights;        // conv, down: [set][block of output channels][elements][block]
   size_t set_bytes = 0, block_bytes = 0;
   int blocks = 0;
+  Bytes winograd;       // of a 3x3 that some size does by tiles
   Bytes bias;           // float [blocks * block]
   Bytes depthwise;      // float [block of channels][9][channels of the block]
   std::vector<Bytes> layers, biases;  // gate: float
@@ -67,6 +68,7 @@ struct Axis {
   int count = 2;
   std::vector<int32_t> first;
   std::vector<float> weights;  // [3][size]
+  std::vector<int32_t> runs;   // where first changes, and the end
 };
 // Straight, or exactly as in two steps over `between` positions. align_corners.
 Axis axis(int64_t source, int64_t between, int64_t size, bool exact);
@@ -90,6 +92,7 @@ struct Shape {
   std::vector<size_t> sums;             // by op: place of the row sums of a convolution with an average
   std::vector<std::vector<Step>> steps; // by op; of the sub-pixel form: four sets after each other
   std::vector<int> band_rows;           // by op
+  std::vector<int> tiles;               // by op: Winograd's tiles at once, 0 where the convolution is direct
   size_t best = 0;                      // place of the best class of each pixel of the logits
   size_t arena = 0, scratch = 0;        // bytes; scratch is for each thread
   std::vector<Task> tasks;
@@ -115,6 +118,13 @@ struct Frame {
   std::atomic<int> next{0};
   std::atomic<int64_t>* nanoseconds;  // by op, or null
 };
+
+// Whether a convolution is done by Winograd's tiles at this size.
+bool by_tiles(const Program& program, const Kernels& kernels, const Op& op, int64_t rows, int64_t columns);
+// Its weights for that, [block][36][channels][block] in float32, from the packed ones.
+Bytes winograd_weights(const Packed& packed, const Program& program, const Kernels& kernels, const Op& op);
+size_t winograd_scratch(const Kernels& kernels, const Op& op, int tiles);
+void winograd(Frame& frame, const Task& task, char* scratch);
 
 // Takes tasks until none is left.
 void work(Frame& frame, int thread);

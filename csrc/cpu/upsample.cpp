@@ -7,78 +7,60 @@
 namespace stdc {
 namespace {
 
-constexpr int kStrip = 16;  // output pixels at once
+constexpr int kStrip = 8;  // output pixels at once: as many lie between two logits at 1/8
+constexpr int kMostClasses = 256;
 
-// Pixels [first, last), between whose neighbours the best class changes.
-STDC_INLINE void strip(const LabelRow& a, const float* mixed, int64_t pitch, int64_t first, int count) {
-  float best[kStrip];
+// Pixels [first, first + count) between the same columns of logits, class by class.
+STDC_INLINE void strip(const LabelRow& a, const float (*columns)[kMostClasses], int64_t first, int count) {
+  float best[kStrip], w[3][kStrip];
   int32_t found[kStrip];
-  float w[3][kStrip];
-  int32_t at[kStrip];
-  for (int i = 0; i < kStrip; i++) {
-    const int64_t x = first + (i < count ? i : count - 1);
-    at[i] = a.columns[x];
-    for (int k = 0; k < 3; k++) w[k][i] = k < a.column_count ? a.column_weights[k * a.pixels + x] : 0;
-  }
+  for (int k = 0; k < a.column_count; k++)
+    for (int i = 0; i < kStrip; i++) w[k][i] = a.column_weights[k * a.pixels + first + (i < count ? i : count - 1)];
   for (int c = 0; c < a.classes; c++) {
-    const float* line = mixed + c * pitch;
     float value[kStrip];
-    if (a.column_count == 2) {
-      for (int i = 0; i < kStrip; i++) value[i] = line[at[i]] * w[0][i] + line[at[i] + 1] * w[1][i];
-    } else {
-      for (int i = 0; i < kStrip; i++)
-        value[i] = line[at[i]] * w[0][i] + line[at[i] + 1] * w[1][i] + line[at[i] + 2] * w[2][i];
-    }
-    if (c == 0) {
-      for (int i = 0; i < kStrip; i++) best[i] = value[i], found[i] = 0;
-    } else {
-      for (int i = 0; i < kStrip; i++) {
-        const bool better = value[i] > best[i];
-        best[i] = better ? value[i] : best[i];
-        found[i] = better ? c : found[i];
-      }
+    for (int i = 0; i < kStrip; i++) value[i] = columns[0][c] * w[0][i] + columns[1][c] * w[1][i];
+    if (a.column_count == 3)
+      for (int i = 0; i < kStrip; i++) value[i] += columns[2][c] * w[2][i];
+    for (int i = 0; i < kStrip; i++) {
+      const bool better = c == 0 || value[i] > best[i];
+      best[i] = better ? value[i] : best[i];
+      found[i] = better ? c : found[i];
     }
   }
   for (int i = 0; i < count; i++) a.out[first + i] = static_cast<uint8_t>(found[i]);
 }
 
+// Whether one class is the best of all logits that take part from this column on.
+STDC_INLINE bool uniform(const LabelRow& a, int64_t column) {
+  const uint8_t label = a.best[0][column];
+  const int64_t last = column + a.column_count < a.width ? column + a.column_count : a.width;
+  for (int r = 0; r < a.row_count; r++)
+    for (int64_t x = column; x < last; x++)
+      if (a.best[r][x] != label) return false;
+  return true;
+}
+
 }  // namespace
 
 void STDC_FN(labels)(const LabelRow& a) {
-  // Which columns have one best class over all rows that take part; made of bytes, so that they are compared fast.
-  const int64_t pitch = a.width + 3;
-  bool have = false;
-  int64_t x = 0;
-  while (x < a.pixels) {
-    const int32_t column = a.columns[x];
-    int64_t end = x + 1;
-    while (end < a.pixels && a.columns[end] == column) end++;
-    const uint8_t label = a.best[0][column];
-    bool same = true;
-    for (int r = 0; r < a.row_count; r++)
-      for (int k = 0; k < a.column_count; k++) {
-        const int64_t at = column + k < a.width ? column + k : a.width - 1;
-        same &= a.best[r][at] == label;
-      }
-    if (same) {
-      memset(a.out + x, label, end - x);
-      x = end;
+  if (!a.same_rows)
+    for (int r = 0; r < a.run_count; r++) a.uniform[r] = uniform(a, a.columns[a.runs[r]]);
+  for (int r = 0; r < a.run_count; r++) {
+    const int64_t first = a.runs[r], last = a.runs[r + 1];
+    const int64_t column = a.columns[first];
+    if (a.uniform[r]) {
+      memset(a.out + first, a.best[0][column], last - first);
       continue;
     }
-    if (!have) {
-      // The row between the rows, class by class; past its end the last column again.
-      have = true;
-      for (int64_t i = 0; i < a.width; i++)
-        for (int c = 0; c < a.classes; c++) {
-          float v = a.rows[0][i * a.step + c] * a.weights[0];
-          for (int r = 1; r < a.row_count; r++) v += a.rows[r][i * a.step + c] * a.weights[r];
-          a.scratch[c * pitch + i] = v;
-        }
-      for (int c = 0; c < a.classes; c++)
-        for (int i = 0; i < 3; i++) a.scratch[c * pitch + a.width + i] = a.scratch[c * pitch + a.width - 1];
+    // The logits of these columns, between the rows.
+    float columns[3][kMostClasses];
+    for (int k = 0; k < a.column_count; k++) {
+      const ptrdiff_t at = (column + k < a.width ? column + k : a.width - 1) * a.step;
+      for (int c = 0; c < a.classes; c++) columns[k][c] = a.rows[0][at + c] * a.weights[0];
+      for (int row = 1; row < a.row_count; row++)
+        for (int c = 0; c < a.classes; c++) columns[k][c] += a.rows[row][at + c] * a.weights[row];
     }
-    for (; x < end; x += kStrip) strip(a, a.scratch, pitch, x, end - x < kStrip ? end - x : kStrip);
-    x = end;
+    for (int64_t x = first; x < last; x += kStrip) strip(a, columns, x, last - x < kStrip ? last - x : kStrip);
   }
 }
 

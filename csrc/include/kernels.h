@@ -103,9 +103,44 @@ struct LabelRow {
   const int32_t* columns;  // [pixels] first of the columns that take part
   const float* column_weights;  // [3][pixels]
   int column_count;
-  float* scratch;          // [classes][width + 3]
+  const int32_t* runs;     // [run_count + 1] first pixels of runs with the same columns, and the end
+  int run_count;
+  bool same_rows;          // as in the call before
+  uint8_t* uniform;        // [run_count], kept between calls
   uint8_t* out;
   int64_t pixels;
+};
+
+// Winograd's F(4x4, 3x3): tiles of 4x4 outputs from 6x6 inputs by 36 products (Lavin and Gray, arXiv 1509.09308), with
+// the points 0, 3/4, -3/4, 3/2, -3/2 and infinity, which lose half as many digits as 0, 1, -1, 2, -2.
+constexpr int kWinograd = 36;
+
+// Neighbouring tiles of inputs, transformed: out[position][tile][channel].
+struct WinogradIn {
+  const void* in;             // the first tile's top left pixel, one row and column before its first output
+  ptrdiff_t row, pixel;
+  float* out;
+  ptrdiff_t position;         // from one of the 36 to the next; tiles follow each other
+  int64_t tiles;
+  int rows;                   // that exist, of the six; the others are zero
+  int64_t columns;            // that exist from the first tile's first on
+  int channels;               // a multiple of 16
+};
+
+// Tiles of outputs from the products in[position][tile][block].
+struct WinogradOut {
+  const float* in;
+  ptrdiff_t position, tile;
+  const float* bias;
+  void* out;
+  ptrdiff_t row, pixel;
+  int64_t tiles;
+  int rows;         // that are stored, of the four
+  int64_t columns;  // that are stored from the first tile's first on
+  int channels;
+  bool relu;
+  float* sums;      // [rows][sums_row], added to, or null
+  ptrdiff_t sums_row;
 };
 
 // Strided rows to dense pixels of a map and back.
@@ -126,6 +161,12 @@ struct Kernels {
   void (*conv_f32)(const ConvRow&);
   void (*conv_bf16)(const ConvRow&);
   void (*finish)();  // gives back the tile registers; null where there are none
+  bool bf16_products;  // whether there are instructions for them
+  bool winograd_bf16;  // whether Winograd's tiles in float32 can be faster than those
+  void (*winograd_in_f32)(const WinogradIn&);
+  void (*winograd_in_bf16)(const WinogradIn&);
+  void (*winograd_out_f32)(const WinogradOut&);
+  void (*winograd_out_bf16)(const WinogradOut&);
   void (*down_f32)(const DownRow&);
   void (*down_bf16)(const DownRow&);
   void (*prologue_f32)(const PrologueRow&);
