@@ -80,13 +80,12 @@ class Checkpoint:
     def network(self, dtype: torch.dtype = torch.float32) -> STDCSeg:
         """The reference network with these weights, in eval mode, on the CPU."""
         network = _build(self, self.metadata.get("count_include_pad", True)).to(dtype)
-        # Assigned to the network's empty tensors; to_empty() would import torch's symbolic shapes for a second.
-        state = {
-            k: self.state[k].to(v.dtype, copy=True) if k in self.state else torch.zeros(v.shape, dtype=v.dtype)
-            for k, v in network.state_dict().items()
-        }
+        # Assigned, since to_empty() would import torch's symbolic shapes for a second.
+        state = {k: torch.zeros_like(v, device="cpu") for k, v in network.state_dict().items()}
+        for key in state.keys() & self.state:
+            state[key] = self.state[key].to(state[key].dtype, copy=True)
         network.load_state_dict(state, assign=True)
-        for key, value in network.state_dict().items():
+        for key, value in state.items():
             if not torch.isfinite(value).all():
                 raise UserError(f"{key} exceeds the range of {dtype}; load it as bfloat16 or float32")
         return network.eval()

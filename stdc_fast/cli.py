@@ -1,13 +1,13 @@
-"""The command line: ``stdc-fast predict | val | train | convert | info | benchmark``.
+"""The command line: ``stdc-fast predict | val | train | convert | export | info | benchmark``.
 
-Exit codes: 0 done; 2 something the user can mend (said in one line on stderr); 130 interrupted.
+Exit codes: 0 done; 1 a damaged video was labelled as far as it goes; 2 something the user can mend (said in
+one line on stderr); 130 interrupted.
 Results go to stdout, progress and messages to stderr.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
 import re
@@ -19,6 +19,7 @@ import typer
 
 from stdc_fast.benchmark.command import benchmark
 from stdc_fast.errors import UserError
+from stdc_fast.export import export
 
 app = typer.Typer(
     name="stdc-fast",
@@ -61,30 +62,43 @@ def _options(
 
 @app.command()
 def predict(
-    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Images, folders or globs.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SRC...", help="Images, folders, globs, videos, cameras (0).")
+    ],
     model: Model = "stdc1_camvid",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("out"),
     scale: Scale = None,
     size: Size = None,
     alpha: Annotated[float, typer.Option(help="Weight of the colours in the overlay, 0 to 1.")] = 0.55,
-    legend: Annotated[bool, typer.Option(help="Name the classes below the overlay.")] = True,
-    overlay: Annotated[bool, typer.Option(help="Write NAME_overlay.png.")] = True,
-    labels: Annotated[bool, typer.Option(help="Write NAME_labels.png, pixels are class ids.")] = True,
+    legend: Annotated[
+        Optional[bool], typer.Option(help="Name the classes below the overlay. Default: of images only.")
+    ] = None,
+    overlay: Annotated[bool, typer.Option(help="Write NAME_overlay.png, of videos .mp4.")] = True,
+    labels: Annotated[
+        Optional[bool],
+        typer.Option(help="Write NAME_labels.png of images, pixels are class ids."),
+    ] = None,
+    max_frames: Annotated[
+        Optional[int], typer.Option(min=1, help="Of each video or camera, only the first N frames.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Label images: overlay PNG with a legend, and label PNG, for each.
+    """Label images: overlay PNG with a legend, and label PNG, for each. Of videos and cameras: overlay video.
 
-    A bad image does not stop the others; failures are listed at the end, with exit code 2.
+    A bad image does not stop the others; failures are listed at the end, with exit code 2. A damaged video is
+    labelled as far as it goes; exit code 1. A camera (0, or /dev/video0) is labelled until Ctrl-C.
 
-    Example: stdc-fast predict street.jpg photos/ --out out
+    Examples: stdc-fast predict street.jpg photos/ --out out; stdc-fast predict drive.mp4 --legend
     """
     import stdc_fast
-    from stdc_fast import images
-    from stdc_fast.segmenter import check_request, save_image
+    from stdc_fast import images, video
+    from stdc_fast.record import output_names, print_result, record
+    from stdc_fast.segmentation import save_image
+    from stdc_fast.segmenter import check_request
 
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha must lie between 0 and 1, not {alpha}")
@@ -96,71 +110,62 @@ def predict(
             files.extend(images.expand(source)[0])
         except UserError as error:
             failures.append((source, str(error)))
+    videos = {file for file in files if video.is_video(file)}
+    if max_frames is not None and files and not videos:
+        raise UserError("--max-frames is about videos and cameras, and there is none; leave it out")
+    if labels and videos:
+        raise UserError(f"{min(videos)}: labels of videos are not written; leave out --labels, or use "
+                        "predict(..., stream=True) in Python")  # fmt: skip
     segmenter = stdc_fast.load(model, device=device, dtype=dtype, backend=backend)
     _note(segmenter.report, quiet)
     results = []
-    names = _output_names(files)
+    names = output_names(files)
     inputs = {os.path.realpath(f) for f in files}
-    kinds = [kind for kind, wanted in (("overlay", overlay), ("labels", labels)) if wanted]
+    kinds = [kind for kind, wanted in (("overlay", overlay), ("labels", labels is not False)) if wanted]
     for path, name in _progress(list(zip(files, names, strict=True)), "predict", quiet, len(files) > 1):
         try:
-            for kind in kinds:
-                if os.path.realpath(out / f"{name}_{kind}.png") in inputs:
+            if path in videos:
+                targets = {"overlay": out / f"{name}_overlay.mp4"} if overlay else {}
+            else:
+                targets = {kind: out / f"{name}_{kind}.png" for kind in kinds}
+            for kind, target in targets.items():
+                if os.path.realpath(target) in inputs:
                     raise UserError(
-                        f"{path}: its {kind} would overwrite {out / f'{name}_{kind}.png'}, an input; "
-                        "choose another --out"
+                        f"{path}: its {kind} would overwrite {target}, an input; choose another --out"
                     )
-            result = segmenter.predict(path, scale=scale, size=network_size)
-            row = result.to_dict()
-            if overlay:
-                row["overlay"] = str(out / f"{name}_overlay.png")
-                save_image(result.overlay(alpha, legend), row["overlay"])
-            if labels:
-                row["labels"] = str(out / f"{name}_labels.png")
-                result.save(row["labels"])
+            if path in videos:
+                row = record(segmenter, path, targets.get("overlay"), scale=scale, size=network_size,
+                             alpha=alpha, legend=bool(legend), max_frames=max_frames,
+                             progress=not quiet)  # fmt: skip
+            else:
+                result = segmenter.predict(path, scale=scale, size=network_size)
+                row = result.to_dict() | {kind: str(target) for kind, target in targets.items()}
+                if "overlay" in targets:
+                    save_image(result.overlay(alpha, legend is not False), targets["overlay"])
+                if "labels" in targets:
+                    result.save(targets["labels"])
         except UserError as error:
             failures.append((str(path), str(error)))
             continue
         results.append(row)
-        if not as_json and len(files) == 1:
-            _print_result(row, segmenter.name)
+        if not as_json and (len(files) == 1 or path in videos):
+            print_result(row, segmenter.name)
     if as_json:
         print(json.dumps({"model": segmenter.name, "results": results,
                           "failures": [{"name": n, "error": e} for n, e in failures]}, indent=1))  # fmt: skip
     elif len(files) > 1:
         seconds = sum(r["seconds"] for r in results)
-        print(f"{len(results)} images labelled in {out} ({seconds:.2f} s)")
-    for _, message in failures:
+        print(f"{len(results)} {'files' if videos else 'images'} labelled in {out} ({seconds:.2f} s)")
+    partial = [row["error"] for row in results if "error" in row]
+    for message in partial + [message for _, message in failures]:
         print(f"stdc-fast: {message}", file=sys.stderr)
     if failures:
         if len(failures) + len(results) > 1:
             total = len(failures) + len(results)
             print(f"stdc-fast: {len(failures)} of {total} failed", file=sys.stderr)
         raise typer.Exit(2)
-
-
-def _output_names(files: list[Path]) -> list[str]:
-    """A distinct stem for each file: its own, with suffix and a number where that is taken."""
-    taken: set[str] = set()
-    names = []
-    for path in files:
-        numbered = (f"{path.stem}_{i}" for i in itertools.count(2))
-        options = itertools.chain([path.stem, f"{path.stem}_{path.suffix.lstrip('.')}"], numbered)
-        name = next(o for o in options if o not in taken)
-        taken.add(name)
-        names.append(name)
-    return names
-
-
-def _print_result(row: dict, model: str) -> None:
-    print(f"{row['name']}: {row['width']}x{row['height']}, network input "
-          f"{row['input_width']}x{row['input_height']}, {model}")  # fmt: skip
-    for entry in row["classes"]:
-        print(f"  {entry['name']:<16} {entry['share']:7.2%}")
-    print(f"  labelled in {row['seconds'] * 1000:.0f} ms")
-    for key in ("overlay", "labels"):
-        if key in row:
-            print(f"  {key}: {row[key]}")
+    if partial:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -352,6 +357,10 @@ def info(
         print(f"{'gpu':<12} {gpu['name']}, compute {gpu['capability']}, {gpu['memory_gib']} GiB")
     if not found["gpus"]:
         print(f"{'gpu':<12} none that torch sees")
+    native = found["native"]
+    print(f"{'native':<12} {'module' if native['available'] else 'none:'} {native['reason']}")
+    for name, reason in native["build"].get("skipped", {}).items():
+        print(f"{'':<12} without {name}: {reason}")
     for status in found["backends"]:
         mark = "yes" if status["available"] else "no"
         chosen = " (default)" if status["name"] == found["default_backend"] else ""
@@ -425,6 +434,7 @@ def _parse_size(text: str | None, option: str = "--size") -> str | tuple[int, in
     return int(height), int(width)
 
 
+app.command()(export)
 app.command()(benchmark)
 
 

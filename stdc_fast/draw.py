@@ -27,14 +27,23 @@ def label_image(labels: np.ndarray, classes: ClassSet) -> Image.Image:
     return image
 
 
-def add_legend(picture: Image.Image, shares: dict[str, float], classes: ClassSet) -> Image.Image:
-    """The picture with a strip below that names the classes, their colours and shares (0..1)."""
+def add_legend(
+    picture: Image.Image, shares: dict[str, float], classes: ClassSet, steady: bool = False
+) -> Image.Image:
+    """The picture with a strip below that names the classes, their colours and shares (0..1).
+
+    With ``steady`` all classes are in it, in their own order, each in its own place: for videos, whose
+    frames must have one size.
+    """
+    if steady:
+        shares = {name: shares.get(name, 0.0) for name in classes.names}
     colour = dict(zip(classes.names, classes.palette, strict=True))
     font = ImageFont.load_default(size=max(11, round(picture.width / 60)))
     ascent = font.getbbox("Ag")[3]
     gap = max(4, ascent // 2)
     entries = [(name, f"{name} {share:.1%}") for name, share in shares.items()]
-    widths = [gap + ascent + gap + round(font.getlength(text)) + gap for _, text in entries]
+    longest = [f"{name} 100.0%" for name in shares] if steady else [text for _, text in entries]
+    widths = [gap + ascent + gap + round(font.getlength(text)) + gap for text in longest]
     columns = max(1, (picture.width - gap) // max(widths, default=1))
     lines = -(-len(entries) // columns)
     pitch = (picture.width - gap) // columns

@@ -21,6 +21,8 @@ from stdc_fast.reference.networks import MIN_SIZE
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv",
+                            ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".mjpeg", ".mjpg"})  # fmt: skip
 #: Images with more pixels are refused, so that a small file can not fill the memory.
 MAX_PIXELS = 64_000_000
 
@@ -32,13 +34,20 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     with decode_errors(path):
-        if os.path.isdir(path):
-            raise UserError(f"{path}: is a folder, not an image")
-        if path.stat().st_size == 0:
-            raise UserError(f"{path}: is empty (0 bytes); copy it again")
+        check_file(path)
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            raise UserError(f"{path}: is a video; label it by itself, not as one of several images")
         with Image.open(path) as image:
             check_size(image.height, image.width, str(path))
             return pil_to_rgb(image)
+
+
+def check_file(path: Path) -> None:
+    """UserError for a folder or an empty file, OSError for what can not be read."""
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder, not an image or video")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: is empty (0 bytes); copy it again")
 
 
 @contextlib.contextmanager
@@ -64,6 +73,17 @@ def decode_errors(name: object) -> Iterator[None]:
     except Exception as error:  # decoders raise many types on damaged files
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"{name}: can not be decoded ({reason}); copy or convert it again") from None
+
+
+@contextlib.contextmanager
+def memory_errors(name: object) -> Iterator[None]:
+    """Turn want of memory, the CPU's or a GPU's, into a UserError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise UserError(f"{name}: not enough memory; use a smaller scale or size") from None
 
 
 def pil_to_rgb(image: Image.Image) -> np.ndarray:
@@ -161,7 +181,7 @@ def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
         if os.path.isdir(path):
             files = sorted(p for p in path.iterdir() if is_image(p) and p.is_file())
             if not files:
-                raise UserError(f"{text}: the folder holds no image files")
+                raise UserError(f"{text}: the folder holds no image files; videos go by their own names")
             return files, True
         if not os.path.exists(path) and glob.has_magic(text):
             files = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
@@ -240,3 +260,29 @@ def open_item(item: object, name: str, bgr: bool = False) -> np.ndarray | Tensor
     if isinstance(item, np.ndarray):
         return check_array(item, name, bgr).copy()
     return item
+
+
+def open_frame(frame: object, name: str, bgr: bool = False) -> np.ndarray | Tensor:
+    """One frame of a stream, in memory of its own, as :func:`open_item` gives it.
+
+    ``frame`` is a uint8 array or tensor ``[H, W, 3]``, a uint8 tensor ``[3, H, W]``, a normalised float
+    tensor ``[3, H, W]``, a PIL image or an image's path. UserErrors start with ``name``.
+    """
+    if isinstance(frame, Tensor):
+        if frame.ndim != 3:
+            raise UserError(f"{name}: expected one image, a tensor of 3 dimensions, got {list(frame.shape)}")
+        try:
+            (image,) = tensor_images(frame, bgr)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        return image.clone() if isinstance(image, Tensor) else image.copy()
+    if isinstance(frame, (str, os.PathLike)):
+        try:
+            return read_image(frame)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+    if isinstance(frame, (np.ndarray, Image.Image)):
+        return open_item(frame, name, bgr)
+    raise UserError(
+        f"{name}: expected a uint8 array [H, W, 3], PIL image, tensor or path, got " + type(frame).__name__
+    )

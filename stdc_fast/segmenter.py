@@ -1,21 +1,19 @@
-"""The model as users hold it: :class:`Segmenter` labels images, :class:`Segmentation` is one result."""
+"""The model as users hold it: :class:`Segmenter` labels images, batches, videos and streams of frames."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stdc_fast import backends, draw, images
-from stdc_fast.checkpoints import write_atomic
+from stdc_fast import backends, images, video
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.images import normalise
@@ -23,6 +21,8 @@ from stdc_fast.packing import Packed
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import resize_argmax
 from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, upsample
+from stdc_fast.segmentation import Segmentation
+from stdc_fast.stream import Stream, open_stream
 
 
 class BatchError(UserError):
@@ -99,103 +99,6 @@ def check_request(scale: float | None, size: object) -> str | tuple[int, int] | 
         raise UserError(f'size must be (height, width) or "native", not {size!r}') from None
 
 
-class Segmentation:
-    """Labels of one image.
-
-    Attributes:
-        labels: class ids, uint8 ``[H, W]``, at the image's own size.
-        confidence: softmax probability of the chosen class, float32 ``[H, W]``, or None.
-        image: the image, RGB uint8 ``[H, W, 3]``.
-        classes: names and colours.
-        name: the image's path, or "array", "item 3", ...
-        seconds: time from the decoded image to the labels.
-        input_size: (H, W) that the network saw.
-    """
-
-    def __init__(
-        self,
-        labels: np.ndarray,
-        image: np.ndarray,
-        classes: ClassSet,
-        name: str,
-        seconds: float,
-        input_size: tuple[int, int],
-        confidence: np.ndarray | None = None,
-    ):
-        self.labels, self.image, self.classes, self.name = labels, image, classes, name
-        self.seconds, self.input_size, self.confidence = seconds, input_size, confidence
-
-    def __repr__(self) -> str:
-        height, width = self.labels.shape
-        return f"Segmentation({self.name!r}, {width}x{height}, {len(self.counts())} classes)"
-
-    def counts(self) -> dict[str, int]:
-        """Pixels by class name, most first; classes that do not occur are left out."""
-        pixels = np.bincount(self.labels.ravel(), minlength=len(self.classes))
-        order = sorted(np.flatnonzero(pixels), key=lambda i: -pixels[i])
-        return {self.classes.names[i]: int(pixels[i]) for i in order}
-
-    def shares(self) -> dict[str, float]:
-        """Share of the image by class name, 0..1, largest first."""
-        return {name: n / self.labels.size for name, n in self.counts().items()}
-
-    def colours(self) -> np.ndarray:
-        """The labels in the classes' colours, RGB uint8 ``[H, W, 3]``."""
-        return draw.lookup(self.classes)[self.labels]
-
-    def overlay(self, alpha: float = 0.55, legend: bool = False) -> Image.Image:
-        """The image under its labels' colours; ``alpha`` is the colours' weight, 0..1.
-
-        With ``legend`` a strip below the image names the classes that occur, with their shares.
-        """
-        if not 0 <= alpha <= 1:
-            raise UserError(f"alpha must lie between 0 and 1, not {alpha}")
-        picture = draw.blend(self.image, self.colours(), alpha)
-        return draw.add_legend(picture, self.shares(), self.classes) if legend else picture
-
-    def save(self, path: str | Path) -> None:
-        """Write the labels as a PNG: pixel values are class ids, the palette their colours.
-
-        The file appears whole or not at all. UserError if it can not be written.
-        """
-        if Path(path).suffix.lower() != ".png":
-            raise UserError(f"{path}: labels are written as PNG, since JPEG would change them; use .png")
-        save_image(draw.label_image(self.labels, self.classes), path, "PNG")
-
-    def to_dict(self) -> dict[str, object]:
-        """Name, sizes, time and classes as plain Python values."""
-        height, width = self.labels.shape
-        counts = self.counts()
-        return {
-            "name": self.name,
-            "width": width,
-            "height": height,
-            "input_width": self.input_size[1],
-            "input_height": self.input_size[0],
-            "seconds": round(self.seconds, 6),
-            "classes": [
-                {
-                    "id": self.classes.names.index(name),
-                    "name": name,
-                    "pixels": pixels,
-                    "share": round(pixels / (height * width), 6),
-                }
-                for name, pixels in counts.items()
-            ],
-        }
-
-    def to_json(self, indent: int | None = None) -> str:
-        """:meth:`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent)
-
-
-def save_image(image: Image.Image, path: str | Path, kind: str | None = None) -> None:
-    """Write a PIL image atomically; the format comes from the path's suffix unless ``kind`` says it."""
-    if kind is None and Path(path).suffix.lower() not in Image.registered_extensions():
-        raise UserError(f"{path}: unknown kind of image; use .png or .jpg")
-    write_atomic(path, lambda p: image.save(p, format=kind))
-
-
 class Segmenter(nn.Module):
     """STDC-Seg for inference, as :func:`stdc_fast.load` returns it.
 
@@ -206,7 +109,6 @@ class Segmenter(nn.Module):
         network: the reference network; its state-dict keys are the canonical ones.
         classes: names and colours of the classes.
         input_size: what :meth:`label` and :meth:`predict` resize to by default.
-        backend: name of the backend in use.
         dtype: what the network runs in. Its own parameters stay float32 below that, unless they are cast
             (``model.half()``): weights are folded in float64 and rounded once.
         name: name of the weights.
@@ -222,7 +124,7 @@ class Segmenter(nn.Module):
         network: STDCSeg,
         classes: ClassSet,
         input_size: InputSize | None = None,
-        backend: str = "eager",
+        backend: str = "auto",
         name: str = "stdc",
         dtype: torch.dtype | None = None,
     ):
@@ -232,7 +134,7 @@ class Segmenter(nn.Module):
         self.network = network.to(memory_format=torch.channels_last)
         self.classes = classes
         self.input_size = input_size or InputSize()
-        self.backend = backend
+        self._backend = backend
         self.name = name
         self.report = self.reason = ""
         self.eval()
@@ -242,6 +144,13 @@ class Segmenter(nn.Module):
     @property
     def num_classes(self) -> int:
         return self.network.num_classes
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend in use: the one that was asked for, or the best for device and dtype."""
+        if self._backend == "auto":
+            return backends.best(self.device, self.dtype).name
+        return self._backend
 
     @property
     def device(self) -> torch.device:
@@ -283,20 +192,28 @@ class Segmenter(nn.Module):
 
     def _logits8(self, image: Tensor) -> Tensor:
         """Logits at 1/8, in the working dtype, of raw frames or of a normalised image."""
-        frames = image.dtype == torch.uint8
         if torch.compiler.is_compiling():
             # Left to the compiler as it is: what the eager backend does by hand, it does itself.
             low = self.dtype in (torch.float16, torch.bfloat16)
             with torch.autocast(image.device.type, self.dtype if low else None, enabled=low):
                 return self._reference(image)
+        executable = self._executable(image)
+        return self._reference(image) if executable is None else executable(image)
+
+    def _executable(self, image: Tensor):
+        """What runs the network on such images, or None where its own ``forward`` must."""
         state = self._packed.state(self.network, (image,))
         if state is None:
-            return self._reference(image)
-        executable = state.executables.get((self.dtype, frames))
+            return None
+        key = self.dtype, image.dtype == torch.uint8
+        executable = state.executables.get(key)
         if executable is None:
-            executable = backends.compile(self.plan(frames), self.dtype, self.device, self.backend)
-            state.executables[self.dtype, frames] = executable
-        return executable(image)
+            plan = self.plan(key[1])
+            name = self._backend
+            if name == "auto":
+                name = backends.best(self.device, self.dtype, plan).name
+            executable = state.executables[key] = backends.compile(plan, self.dtype, self.device, name)
+        return executable
 
     def _reference(self, image: Tensor) -> Tensor:
         x = normalise(image, self._working_dtype()) if image.dtype == torch.uint8 else image
@@ -344,7 +261,9 @@ class Segmenter(nn.Module):
 
         Args:
             source: a path, folder or glob; a PIL image; a uint8 array ``[H, W, 3]`` or ``[N, H, W, 3]``
-                (RGB); a tensor (see :func:`stdc_fast.images.tensor_images`); or a list of these.
+                (RGB); a tensor (see :func:`stdc_fast.images.tensor_images`); or a list of these. Or a video
+                file or camera (0), as for :meth:`stream`; without ``stream`` all its frames are kept, with
+                their labels 4 bytes a pixel.
             scale: the network sees the image times this factor, rounded down.
             size: the network sees exactly (height, width), or "native" for the image's own size. With
                 neither, the weights' own default (:attr:`input_size`) holds.
@@ -359,8 +278,14 @@ class Segmenter(nn.Module):
         are done.
         """
         check_request(scale, size)
-        items, several = images.iterate(source, bgr)
-        results = self._stream(items, scale, size, bgr, confidence)
+        several = True
+        if video.is_video(source):
+            if not stream and video.is_camera(source):
+                raise UserError(f"camera {source} has no end; use stream=True")
+            results = self.stream(source, scale=scale, size=size, confidence=confidence)
+        else:
+            items, several = images.iterate(source, bgr)
+            results = self._stream(items, scale, size, bgr, confidence)
         if stream:
             return results
         if not several:
@@ -372,7 +297,42 @@ class Segmenter(nn.Module):
         except BatchError as error:
             error.results = done
             raise
+        except UserError as error:  # of a video, for what is left of it
+            raise BatchError(done, [(str(source), str(error))], len(done) + 1) from None
         return done
+
+    def stream(
+        self,
+        frames: Iterable | str | os.PathLike | int,
+        *,
+        scale: float | None = None,
+        size: str | tuple[int, int] | None = None,
+        bgr: bool = False,
+        confidence: bool = False,
+        ahead: int = 2,
+        latest: bool | None = None,
+    ) -> Stream:
+        """Label frames one after the other, while a thread gets the next ones from their source.
+
+        Args:
+            frames: any iterable, also without end, of what :func:`stdc_fast.images.open_frame` takes; or a
+                video file or camera, opened at once (see :func:`stdc_fast.video.read`).
+            scale, size, bgr, confidence: as for :meth:`predict`.
+            ahead: number of frames that may wait; memory is bounded by it.
+            latest: of the frames that wait keep the newest only, for live sources faster than the network,
+                whose frames it drops; None does so for cameras only.
+
+        Returns an iterator over a :class:`Segmentation` for each frame. What the source raises is raised in
+        that frame's place, as is UserError, with its number, for a frame that can not be labelled; either
+        ends the stream. ``close()``, leaving a ``with`` block and forgetting the iterator close the source.
+        """
+        check_request(scale, size)
+
+        def work(name, image, time):
+            with images.memory_errors(name):
+                return self._segment(name, image, scale, size, confidence, time)
+
+        return open_stream(frames, work, bgr, ahead, latest)
 
     def _stream(self, items, scale, size, bgr, confidence) -> Iterator[Segmentation]:
         failures, total = [], 0
@@ -388,16 +348,11 @@ class Segmenter(nn.Module):
             raise BatchError([], failures, total)
 
     def _one(self, name, item, scale, size, bgr, confidence) -> Segmentation:
-        try:
-            return self._segment(name, item, scale, size, bgr, confidence)
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
-                raise
-            raise UserError(f"{name}: not enough memory; use a smaller scale or size") from None
+        with images.memory_errors(name):
+            return self._segment(name, images.open_item(item, name, bgr), scale, size, confidence)
 
     @torch.inference_mode()
-    def _segment(self, name, item, scale, size, bgr, confidence) -> Segmentation:
-        image = images.open_item(item, name, bgr)
+    def _segment(self, name, image, scale, size, confidence, at=None) -> Segmentation:
         start = time.perf_counter()
         if isinstance(image, Tensor):
             height, width = image.shape[1:]
@@ -419,6 +374,7 @@ class Segmenter(nn.Module):
             seconds,
             target,
             None if chosen is None else chosen[0].cpu().numpy(),
+            at,
         )
 
     def _target(self, name, height, width, scale, size) -> tuple[int, int]:
@@ -443,9 +399,18 @@ class Segmenter(nn.Module):
         ``image`` is a frame uint8 ``[N, h, w, 3]`` or normalised ``[N, 3, h, w]``.
         """
         frames = image.dtype == torch.uint8
+        if frames and not torch.compiler.is_compiling():
+            executable = self._executable(image)
+            if executable is not None and executable.resizes:
+                if not confidence:
+                    return executable.labels(image, size, seen=target), None
+                return self._resized(executable.logits(image, target), target, size, confidence)
         if (image.shape[1:3] if frames else image.shape[2:]) != target:
             image = upsample(normalise(image, self._working_dtype()) if frames else image, target)
-        logits = self._logits8(image)
+        return self._resized(self._logits8(image), target, size, confidence)
+
+    @staticmethod
+    def _resized(logits: Tensor, target: tuple[int, int], size: tuple[int, int], confidence: bool):
         if target != size:
             logits = upsample(logits, target)
         return resize_argmax(logits, size, confidence)

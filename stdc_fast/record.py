@@ -1,0 +1,161 @@
+"""What ``stdc-fast predict`` writes: videos of overlays, names of files, and the lines about a result."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from stdc_fast import draw, video
+from stdc_fast.errors import UserError
+from stdc_fast.segmenter import Segmenter
+from stdc_fast.stream import Stream
+
+
+def record(
+    segmenter: Segmenter,
+    source: str | Path | int,
+    target: Path | None,
+    *,
+    scale: float | None = None,
+    size: str | tuple[int, int] | None = None,
+    alpha: float = 0.55,
+    legend: bool = False,
+    max_frames: int | None = None,
+    progress: bool = True,
+) -> dict[str, object]:
+    """Label all frames, at most ``max_frames``, and write their overlays to the video ``target``, if any.
+
+    The written video has the source's size, times and shape of pixels; ``legend`` adds a strip below. A
+    camera is recorded until Ctrl-C (or SIGTERM); what it shows while the network is busy is skipped.
+
+    Returns plain values: name, sizes, frames, dropped, fps (of the source), seconds (all in all, as a clock
+    shows), frames_per_second (labelled), classes (pixels and shares over all frames), overlay (the file), and
+    ``error`` where the source broke off: what was labelled until then is kept.
+
+    Raises UserError if not even one frame can be labelled, or the video can not be written: there is none.
+    """
+    classes = segmenter.classes
+    pixels = np.zeros(len(classes), np.int64)
+    failure, first, count = None, None, 0
+    with contextlib.ExitStack() as stack:
+        reader = video.read(source)  # the stream closes it, in its own thread
+        stream = stack.enter_context(segmenter.stream(reader, scale=scale, size=size))
+        writer = None
+        if target is not None:
+            writer = stack.enter_context(video.Writer(target, reader.fps, reader.aspect))
+        if reader.camera:
+            stack.enter_context(_until_interrupted(stream))
+        total = min((n for n in (reader.frames, max_frames) if n), default=None)
+        bar = stack.enter_context(tqdm(None, reader.name, total, unit="frame", disable=not progress))
+        start = time.perf_counter()
+        results = itertools.islice(stream, max_frames)
+        while True:
+            try:
+                result = next(results, None)
+            except UserError as error:
+                if not count:
+                    raise
+                failure = str(error)
+                break
+            if result is None:
+                break
+            first = first or result
+            count += 1
+            pixels += np.bincount(result.labels.ravel(), minlength=len(classes))
+            if writer is not None:
+                picture = result.overlay(alpha)
+                if legend:
+                    picture = draw.add_legend(picture, result.shares(), classes, steady=True)
+                writer.write(picture, result.time)
+            bar.update()
+        if not count:
+            raise UserError(f"{reader.name}: stopped before its first frame was labelled")
+        if writer is not None:
+            writer.close()
+        seconds = time.perf_counter() - start
+    height, width = first.labels.shape
+    row = {
+        "name": reader.name,
+        "width": width,
+        "height": height,
+        "input_width": first.input_size[1],
+        "input_height": first.input_size[0],
+        "frames": count,
+        "dropped": stream.dropped,
+        "fps": round(float(reader.fps), 3),
+        "seconds": round(seconds, 6),
+        "frames_per_second": round(count / seconds, 3),
+        "classes": [
+            {
+                "id": int(i),
+                "name": classes.names[i],
+                "pixels": int(pixels[i]),
+                "share": round(pixels[i] / pixels.sum(), 6),
+            }
+            for i in sorted(np.flatnonzero(pixels), key=lambda i: -pixels[i])
+        ],
+    }
+    if target is not None:
+        row["overlay"] = str(target)
+    if failure is not None:
+        row["error"] = failure
+    return row
+
+
+def output_names(files: list[Path]) -> list[str]:
+    """A distinct stem for each file: its own, with suffix and a number where that is taken."""
+    taken: set[str] = set()
+    names = []
+    for path in files:
+        numbered = (f"{path.stem}_{i}" for i in itertools.count(2))
+        options = itertools.chain([path.stem, f"{path.stem}_{path.suffix.lstrip('.')}"], numbered)
+        name = next(o for o in options if o not in taken)
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def print_result(row: dict, model: str) -> None:
+    """What was found in one image (``Segmentation.to_dict()`` and its files) or video (:func:`record`)."""
+    print(f"{row['name']}: {row['width']}x{row['height']}, network input "
+          f"{row['input_width']}x{row['input_height']}, {model}")  # fmt: skip
+    for entry in row["classes"]:
+        print(f"  {entry['name']:<16} {entry['share']:7.2%}")
+    if "frames" in row:
+        dropped = f", {row['dropped']} skipped" if row["dropped"] else ""
+        print(f"  {row['frames']} frames labelled in {row['seconds']:.2f} s, "
+              f"{row['frames_per_second']:.1f} frames a second{dropped}")  # fmt: skip
+    else:
+        print(f"  labelled in {row['seconds'] * 1000:.0f} ms")
+    for key in ("overlay", "labels"):
+        if key in row:
+            print(f"  {key}: {row[key]}")
+
+
+@contextlib.contextmanager
+def _until_interrupted(stream: Stream) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the stream after the frame at hand; the next one acts as always."""
+    previous = {}
+
+    def restore() -> None:
+        while previous:
+            signal.signal(*previous.popitem())
+
+    def stop(*_) -> None:
+        restore()
+        stream.stop()
+
+    with contextlib.suppress(ValueError):  # not in the main thread, where no signals arrive
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()

@@ -1,0 +1,114 @@
+"""The result for one image: labels, shares, overlay, JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stdc_fast import draw
+from stdc_fast.checkpoints import write_atomic
+from stdc_fast.classes import ClassSet
+from stdc_fast.errors import UserError
+
+
+class Segmentation:
+    """Labels of one image.
+
+    Attributes:
+        labels: class ids, uint8 ``[H, W]``, at the image's own size.
+        confidence: softmax probability of the chosen class, float32 ``[H, W]``, or None.
+        image: the image, RGB uint8 ``[H, W, 3]``.
+        classes: names and colours.
+        name: the image's path, or "array", "item 3", ...
+        seconds: time from the decoded image to the labels.
+        input_size: (H, W) that the network saw.
+        time: of a video's frame, seconds from the first one; else None.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        image: np.ndarray,
+        classes: ClassSet,
+        name: str,
+        seconds: float,
+        input_size: tuple[int, int],
+        confidence: np.ndarray | None = None,
+        time: float | None = None,
+    ):
+        self.time = time
+        self.labels, self.image, self.classes, self.name = labels, image, classes, name
+        self.seconds, self.input_size, self.confidence = seconds, input_size, confidence
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        return f"Segmentation({self.name!r}, {width}x{height}, {len(self.counts())} classes)"
+
+    def counts(self) -> dict[str, int]:
+        """Pixels by class name, most first; classes that do not occur are left out."""
+        pixels = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        order = sorted(np.flatnonzero(pixels), key=lambda i: -pixels[i])
+        return {self.classes.names[i]: int(pixels[i]) for i in order}
+
+    def shares(self) -> dict[str, float]:
+        """Share of the image by class name, 0..1, largest first."""
+        return {name: n / self.labels.size for name, n in self.counts().items()}
+
+    def colours(self) -> np.ndarray:
+        """The labels in the classes' colours, RGB uint8 ``[H, W, 3]``."""
+        return draw.lookup(self.classes)[self.labels]
+
+    def overlay(self, alpha: float = 0.55, legend: bool = False) -> Image.Image:
+        """The image under its labels' colours; ``alpha`` is the colours' weight, 0..1.
+
+        With ``legend`` a strip below the image names the classes that occur, with their shares.
+        """
+        if not 0 <= alpha <= 1:
+            raise UserError(f"alpha must lie between 0 and 1, not {alpha}")
+        picture = draw.blend(self.image, self.colours(), alpha)
+        return draw.add_legend(picture, self.shares(), self.classes) if legend else picture
+
+    def save(self, path: str | Path) -> None:
+        """Write the labels as a PNG: pixel values are class ids, the palette their colours.
+
+        The file appears whole or not at all. UserError if it can not be written.
+        """
+        if Path(path).suffix.lower() != ".png":
+            raise UserError(f"{path}: labels are written as PNG, since JPEG would change them; use .png")
+        save_image(draw.label_image(self.labels, self.classes), path, "PNG")
+
+    def to_dict(self) -> dict[str, object]:
+        """Name, sizes, time and classes as plain Python values."""
+        height, width = self.labels.shape
+        counts = self.counts()
+        return {
+            "name": self.name,
+            "width": width,
+            "height": height,
+            "input_width": self.input_size[1],
+            "input_height": self.input_size[0],
+            "seconds": round(self.seconds, 6),
+            "classes": [
+                {
+                    "id": self.classes.names.index(name),
+                    "name": name,
+                    "pixels": pixels,
+                    "share": round(pixels / (height * width), 6),
+                }
+                for name, pixels in counts.items()
+            ],
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """:meth:`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+
+def save_image(image: Image.Image, path: str | Path, kind: str | None = None) -> None:
+    """Write a PIL image atomically; the format comes from the path's suffix unless ``kind`` says it."""
+    if kind is None and Path(path).suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"{path}: unknown kind of image; use .png or .jpg")
+    write_atomic(path, lambda p: image.save(p, format=kind))
