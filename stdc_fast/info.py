@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import stdc_fast
-from stdc_fast import backends
+from stdc_fast import _native, backends
 from stdc_fast.backends import precision
 from stdc_fast.errors import UserError
 from stdc_fast.hardware import cpu, gpus
@@ -53,8 +53,9 @@ def commit() -> str:
 
 
 def collect() -> dict[str, object]:
-    """All of the above, the backends with their reasons, and the embedded models."""
+    """All of the above, the native module, the backends with their reasons, and the embedded models."""
     default = precision.choose("auto", backends.resolve_device())
+    loads, reason = _native.available()
     models = []
     for name in stdc_fast.list_models():
         meta = stdc_fast.model_info(name)
@@ -63,6 +64,7 @@ def collect() -> dict[str, object]:
         "versions": versions(),
         "cpu": cpu(),
         "gpus": gpus(),
+        "native": {"available": loads, "reason": reason, "build": _native.build_info()},
         "backends": [
             {"name": s.name, "available": s.available, "reason": s.reason} for s in backends.statuses()
         ],

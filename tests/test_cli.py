@@ -418,6 +418,8 @@ def test_info(run_cli):
     for name, backend in backends.items():
         assert backend["reason"]
         assert any(name in line and backend["reason"] in line for line in run.out.splitlines())
+    (line,) = [line for line in run.out.splitlines() if line.startswith("native ")]
+    assert line.endswith(found["native"]["reason"])
     assert [m["name"] for m in found["models"]] == stdc_fast.list_models()
 
 

@@ -1,0 +1,94 @@
+"""The native module ``stdc_fast._C``, or the reason why there is none and what to do about it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from types import ModuleType
+
+from stdc_fast.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def module() -> ModuleType:
+    """``stdc_fast._C``, imported at the first call; UserError with cause and remedy if that fails."""
+    found = _load()
+    if isinstance(found, str):
+        raise UserError(found)
+    return found
+
+
+def available() -> tuple[bool, str]:
+    """Whether :func:`module` succeeds, and what it was built with and runs here, or why it does not."""
+    found = _load()
+    if isinstance(found, str):
+        return False, found
+    info = build_info()
+    sets = ", ".join(info.get("sets", [])) or "unknown"
+    best = ""
+    if hasattr(found, "best_isa"):
+        try:
+            best = f"; {found.best_isa()} runs here"
+        except RuntimeError as error:  # STDC_FAST_CPU_ISA asks for another
+            return False, str(error)
+    return True, f"built with {info.get('compiler', 'an unknown compiler')}, sets {sets}{best}"
+
+
+def build_info() -> dict[str, object]:
+    """What the build of this installation wrote down: built, compiler, sets, skipped, or the reason.
+
+    Empty if nothing was built here, as in a source tree that was never installed.
+    """
+    return _read_info(PACKAGE)
+
+
+def _read_info(package: Path) -> dict[str, object]:
+    try:
+        return json.loads((package / "_build_info.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+@functools.cache
+def _load() -> ModuleType | str:
+    """The module, or one line that says why it is missing."""
+    if _file(PACKAGE) is None:  # the finder of an editable install would give another clone's module
+        return _diagnosis(PACKAGE)
+    try:
+        return importlib.import_module("stdc_fast._C")
+    except ImportError as error:
+        return _diagnosis(PACKAGE, error)
+
+
+def _file(package: Path) -> Path | None:
+    """The module's file in a package, for this Python."""
+    files = (package / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _diagnosis(package: Path, error: ImportError | None = None) -> str:
+    info, root = _read_info(package), package.parent
+    source = (root / "setup.py").is_file() and (root / "csrc").is_dir()
+    again = "pip install --force-reinstall --no-deps --no-cache-dir stdc-fast"
+    if source:
+        again = f"pip install -e {root}"
+    if (file := _file(package)) is not None:
+        return f"the native module {file} does not load ({error}); build it again: {again}"
+    if source:
+        for entry in map(Path, sys.path):
+            other = (entry / "stdc_fast").resolve()
+            if other != package and _file(other) is not None:
+                return (
+                    f"the source tree {root} hides the installed {other}, which has the native module; "
+                    f"run from another folder, or {again}"
+                )
+    if not info:
+        return f"the native module was never built in {package}; {again}"
+    if info.get("built"):
+        return f"the native module in {package} is {info.get('module')}, not for this Python; {again}"
+    return f"the native module was not built: {info.get('reason')}; then {again}"
