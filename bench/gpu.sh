@@ -127,7 +127,7 @@ step() {
 }
 
 step build "$SECONDS_BUILD" bash -c build
-step tests "$SECONDS_TESTS" "$PYTHON" -m pytest tests -m gpu
+step tests "$SECONDS_TESTS" "$PYTHON" -m pytest tests/test_gpu.py
 for tool in memcheck racecheck synccheck; do
     if ! command -v compute-sanitizer >/dev/null; then
         skip "$tool" "compute-sanitizer was not found"
@@ -135,7 +135,7 @@ for tool in memcheck racecheck synccheck; do
         skip "$tool" "the library has no CUDA kernels of its own (csrc/cuda is absent)"
     else
         step "$tool" "$SECONDS_SANITIZER" compute-sanitizer --tool "$tool" --target-processes all \
-            --error-exitcode 9 "$PYTHON" -m pytest tests -m gpu
+            --error-exitcode 9 "$PYTHON" -m pytest tests/test_gpu.py
     fi
 done
 # The suite is told to be done before its limit, so that it ends by itself.

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import stdc_fast
 from bench import measured, report, suite
-from stdc_fast import cli, zoo
+from stdc_fast import _native, cli, zoo
+from stdc_fast.backends import cpu as engine
 from stdc_fast.benchmark import (
     header,
     limits,
@@ -50,6 +52,19 @@ def record():
     specs = [OURS, *map(faulty, ("WrongWeights", "Shifted", "Crashing", "Raising")), absent, unknown]
     specs += [spec for spec in runners.peers("cpu", ["float32"]) if spec.name in ("eager", "eager folded")]
     return run.measure(SMALL, specs, dataclasses.replace(settings(), rounds=3), ["float32"])
+
+
+def native_memory():
+    """Bytes of weights and arena of the native engine with one thread, the more of frames and images."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings().threads)
+    model, found = stdc_fast.load(SMALL.weights, device="cpu", dtype="float32"), []
+    for scope in ("logits", "labels"):
+        executable = engine.compile(model.plan(scope == "labels"))
+        (executable if scope == "logits" else executable.labels)(SMALL.input(scope))
+        found.append(executable.memory)
+    torch.set_num_threads(before)
+    return tuple(map(max, zip(*found, strict=True)))
 
 
 def row(record, name, scope="labels"):
@@ -100,9 +115,14 @@ def test_figures_of_a_run(record):
                 100 * one["limit"]["seconds"] / one["seconds"]["p50"]
             )
             assert one["memory"]["host_peak"] >= one["memory"]["host_before"] > 0
-            # Sub-pixel convolutions have 16 weights where a 3x3 has nine.
-            more = 1.107 if one["ours"] else 1
-            assert one["memory"]["weights"] == pytest.approx(more * 4 * 8.27e6, rel=0.01)
+            memory = one["memory"]
+            if name == "ours cpu":
+                assert (memory["weights"], memory["arena"]) == native_memory()
+            else:
+                # Sub-pixel convolutions have 16 weights where a 3x3 has nine.
+                more = 1.107 if one["ours"] else 1
+                assert memory["weights"] == pytest.approx(more * 4 * 8.27e6, rel=0.01)
+                assert memory["arena"] is None
     assert row(record, OURS.name)["ratio"] == {"p20": 1, "p50": 1, "p80": 1, "n": 3}
     assert {(e["what"], e["dtype"]) for e in record["limits"]} == {
         ("matrix", "float32"),
@@ -172,15 +192,36 @@ def test_bad_options(options, words):
 
 def test_options():
     asked = parse(dtype="float32,bfloat16", peers="OpenVINO", int8=True, device="cpu", sizes=["64x128"])
-    assert [spec.key for spec in asked.specs if spec.ours] == [
-        ("ours eager", "float32"),
-        ("ours eager", "bfloat16"),
-    ]
+    native = [("ours cpu", "float32"), ("ours cpu", "bfloat16")] if _native.available()[0] else []
+    keys = [spec.key for spec in asked.specs if spec.ours]
+    assert [key for key in keys if key[0] == "ours cpu"] == native
+    assert keys[0] == (native or [("ours eager", "float32")])[0]  # the first is what others are compared with
+    assert set(keys) - set(native) == {("ours eager", "float32"), ("ours eager", "bfloat16")}
     assert {spec.dtype for spec in asked.specs if not spec.ours} == {"float32", "bfloat16", "int8"}
     assert {spec.name for spec in asked.specs if not spec.ours} == {"OpenVINO"}
     assert asked.sizes == ((64, 128),)
+    gpu = {spec.key for spec in runners.ours("cuda", ["float16", "float32"])}
+    assert gpu == {("ours eager", "float16"), ("ours eager", "float32")}
     gpu = {spec.name for spec in runners.peers("cuda", ["float16", "float32"])}
     assert {"cuDNN graph", "TensorRT", "torch.compile", "ONNX Runtime", "eager as published"} <= gpu
+
+
+def test_backends_that_refuse_a_dtype():
+    keys = [spec.key for spec in runners.ours("cpu", ["float16", "float32"])]
+    assert ("ours eager", "float16") in keys
+    assert ("ours cpu", "float16") not in keys
+    assert [spec.key for spec in runners.ours("cpu", ["float16", "float32"], ["eager"])] == [
+        ("ours eager", "float16"),
+        ("ours eager", "float32"),
+    ]
+
+
+@pytest.mark.skipif(not _native.available()[0], reason="needs the native module")
+def test_nothing_that_a_backend_runs():
+    with pytest.raises(UserError, match=r"cpu can not run float16 here: it computes in float32 and bfloat16"):
+        runners.ours("cpu", ["float16"], ["cpu"])
+    with pytest.raises(UserError, match="cpu can not run float32 here: it does not run on cuda"):
+        runners.ours("cuda", ["float32"], ["cpu"])
 
 
 def test_peers_that_need_instructions(monkeypatch):
@@ -303,13 +344,14 @@ def test_fitted_exponents():
 
 
 def test_scaling(monkeypatch, tmp_path):
-    monkeypatch.setattr(scaling, "SIZES", ((64, 128), (128, 256)))
-    monkeypatch.setattr(scaling, "SMALL", (64, 128))
+    # Large enough for the gate to forgive a pixel whose two best classes are one in float32.
+    monkeypatch.setattr(scaling, "SIZES", ((128, 256), (128, 320)))
+    monkeypatch.setattr(scaling, "SMALL", (128, 256))
     monkeypatch.setattr(scaling, "BATCHES", (1, 2))
     options = dataclasses.replace(settings(), threads=2)
     record = scaling.measure(SMALL, [OURS], options, ["float32"])
     assert [(r["axis"], r["value"]) for r in record["rows"]] == [
-        ("pixels", 8192), ("pixels", 32768), ("batch", 1), ("batch", 2), ("threads", 1), ("threads", 2),
+        ("pixels", 32768), ("pixels", 40960), ("batch", 1), ("batch", 2), ("threads", 1), ("threads", 2),
     ]  # fmt: skip
     assert {fit["axis"] for fit in record["fits"]} == {"pixels", "batch", "threads"}
     records.append(record, tmp_path / "cpu.jsonl")
@@ -350,6 +392,14 @@ def test_only_files_of_records_are_appended_to(tmp_path):
     ("arguments", "words"),
     [
         (["--scaling", "--size", "64x128"], "--scaling has its own sizes"),
+        (["--roofline", "--scaling"], "two measurements"),
+        (["--roofline", "--peers", "eager"], "leave out --scopes, --peers and --int8"),
+        (["--roofline", "--scopes", "frame"], "leave out --scopes, --peers and --int8"),
+        (["--roofline", "--backends", "eager"], "--roofline needs backend cpu, whose ops have clocks"),
+        (["--plot", "x.svg"], "--plot is of one --roofline"),
+        (["--roofline", "--size", "64x64", "--size", "96x96", "--plot", "x.svg"], "with one --size"),
+        (["--roofline", "--plot", "x.pdf"], "x.pdf: figures are written as .svg or .png"),
+        (["--roofline", "--plot", "/proc/x/y.svg"], "/proc/x/y.svg: can not be written"),
         (["--threads", "100000"], "--threads 100000: this machine has"),
         (["--model", "nonsense"], "stdc1 and stdc2 are random weights"),
         (["--photo", "nowhere.jpg"], "nowhere.jpg: no such file"),
@@ -375,6 +425,21 @@ def test_few_rounds_have_no_spread(record):
                 one[key] |= {"n": 2, "p20": 7.125, "p80": 7.375}
     assert "7125" not in "\n".join(table.rows(two, workloads.SCOPES))
     assert "7.12" not in "\n".join(table.rows(two, workloads.SCOPES))
+
+
+def test_rows_that_are_slower_hot_than_cold_are_flagged(record):
+    odd = json.loads(json.dumps(record))
+    for one in odd["rows"]:
+        if one["seconds"]:
+            one["seconds"]["p50"], one["cold"]["p50"] = 0.002, 0.003
+    assert table.COLD not in table.rows(odd, workloads.SCOPES)
+    assert " !" not in "\n".join(table.rows(odd, workloads.SCOPES))
+    row(odd, "eager")["cold"]["p50"] = 0.001
+    lines = table.rows(odd, workloads.SCOPES)
+    assert lines.count(table.COLD) == 1
+    (flagged,) = (line for line in lines if " ! " in line)
+    assert flagged.startswith("eager ")
+    assert "1.000 !" in flagged
 
 
 def test_two_commands_append_to_one_file(tmp_path):

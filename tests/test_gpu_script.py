@@ -30,7 +30,7 @@ PYTHON = f"""
 case "$*" in
     "-c "*) ;;
     -) cat >/dev/null; echo torch 2.99 ;;
-    "-m pytest tests -m gpu") eval "$TESTS" ;;
+    "-m pytest tests/test_gpu.py") eval "$TESTS" ;;
     "-m bench.suite --device cuda --seconds "*" --out "*) FILE="${{@: -1}}"; eval "$SUITE" ;;
     bench/gpu_summary.py*) exec {sys.executable} "$@" ;;
     *) echo "unexpected: $*"; exit 99 ;;
@@ -221,7 +221,7 @@ def test_sanitizers_run_where_there_are_kernels(machine):
     assert code == 1
     assert [step["status"] for step in summary["steps"][2:5]] == ["passed", "failed", "passed"]
     assert summary["steps"][2]["tail"].startswith("--tool memcheck ")
-    assert summary["steps"][2]["tail"].endswith(" stub-python -m pytest tests -m gpu")
+    assert summary["steps"][2]["tail"].endswith(" stub-python -m pytest tests/test_gpu.py")
 
 
 def test_an_unusable_folder_is_found_before_the_work(machine):

@@ -20,7 +20,7 @@ from stdc_fast.errors import UserError
 from stdc_fast.plan import Plan, build, optimise, show
 from stdc_fast.plan.arena import layout
 from stdc_fast.plan.cost import costs
-from stdc_fast.plan.figure import _KINDS, _STRIDES, FIXED, figure
+from stdc_fast.plan.figure import _STRIDES, COLOURS, FIXED, figure
 from stdc_fast.plan.ops import KINDS, Add, Buffer, Mean, View
 from stdc_fast.plan.rewrites import fuse_prologues
 from stdc_fast.reference import ConvBNReLU, FeatureFusion, STDCModule, STDCSeg
@@ -282,8 +282,8 @@ def test_names_and_words():
 def test_every_kind_has_words_and_a_colour():
     assert set(show._WORDS) == set(KINDS)
     convolutions = {"conv 3x3", "conv 1x1", "conv 2x2 up", "conv depthwise"}
-    assert set(_KINDS) == set(KINDS) - {"conv"} | convolutions
-    assert len({*_KINDS.values(), *_STRIDES.values()}) == len(_KINDS) + len(_STRIDES)
+    assert set(COLOURS) == set(KINDS) - {"conv"} | convolutions
+    assert len({*COLOURS.values(), *_STRIDES.values()}) == len(COLOURS) + len(_STRIDES)
 
 
 def test_what_is_too_long_is_cut():

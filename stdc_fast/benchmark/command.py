@@ -44,6 +44,15 @@ def benchmark(
     scaling: Annotated[
         bool, typer.Option("--scaling", help="Instead: time against pixels, batch and threads.")
     ] = False,
+    roofline: Annotated[
+        bool,
+        typer.Option(
+            "--roofline", help="Instead: each op of backend cpu against the limits of this machine."
+        ),
+    ] = False,
+    plot: Annotated[
+        Optional[Path], typer.Option(help="With --roofline: write a figure, .svg or .png.", metavar="FILE")
+    ] = None,
     photo: Annotated[Optional[Path], typer.Option(help="Photo to label. Default: a street.")] = None,
     out: Annotated[
         Optional[Path], typer.Option("--out", "-o", help="Append the records to this file.")
@@ -61,17 +70,34 @@ def benchmark(
     """
     import torch
 
+    from stdc_fast.backends import resolve_device
     from stdc_fast.benchmark import records, run, table, workloads
+    from stdc_fast.benchmark import roofline as roofs
     from stdc_fast.benchmark import scaling as scaled
     from stdc_fast.hardware import cpu
+    from stdc_fast.plan.show import figure_format
 
-    request = parse(
-        dtype=dtype, scopes=scopes, backends=backends, peers=peers, int8=int8, device=device, sizes=size
-    )
     if scaling and (size, batch, scopes) != (["512x1024"], [1], "logits,labels"):
         raise UserError(
             "--scaling has its own sizes, batches and scope; leave out --size, --batch and --scopes"
         )
+    if roofline:
+        if scaling:
+            raise UserError("--roofline and --scaling are two measurements; ask for one")
+        if scopes != "logits,labels" or peers not in ("all", "none") or int8:
+            raise UserError(
+                "--roofline is of ours from frame to labels; leave out --scopes, --peers and --int8"
+            )
+        roofs.check(str(resolve_device(device)), backends)
+        backends, peers = "cpu", "none"
+    if plot is not None:
+        if not roofline or len(size) * len(batch) > 1:
+            raise UserError("--plot is of one --roofline; add that, with one --size and one --batch")
+        figure_format(plot)
+        records.writable(plot)
+    request = parse(
+        dtype=dtype, scopes=scopes, backends=backends, peers=peers, int8=int8, device=device, sizes=size
+    )
     cores = cpu()["cores"]
     if threads is not None and threads > cores:
         raise UserError(f"--threads {threads}: this machine has {cores} cores for us; use at most that many")
@@ -91,18 +117,24 @@ def benchmark(
     with tempfile.TemporaryDirectory() as folder:
         weights = workloads.resolve(model, Path(folder))
         jobs = [(height, width, n) for height, width in request.sizes for n in batch]
-        for height, width, n in jobs[:1] if scaling else jobs:
+        for height, width, n in jobs:
             name = Path(model).stem
             workload = workloads.Workload(name, weights, height, width, n, photo or workloads.PHOTO)
-            measure = scaled.measure if scaling else run.measure
+            measure = scaled.measure if scaling else roofs.measure if roofline else run.measure
             record = measure(workload, request.specs, settings, request.dtypes)
             if out is not None:
                 records.append(record, out)
             if as_json:
                 print(json.dumps(record))
             else:
-                lines = table.fits(record) if scaling else table.rows(record, workloads.SCOPES)
+                if scaling:
+                    lines = table.fits(record)
+                else:
+                    lines = roofs.lines(record) if roofline else table.rows(record, workloads.SCOPES)
                 print("\n".join([*table.header(record), *lines, ""]))
+            if plot is not None and any(row["status"] == "measured" for row in record["rows"]):
+                roofs.draw(record, plot)
+                _say(f"{plot}: written")
             broken += [row for row in record["rows"] if row["ours"] and row["status"] != "measured"]
     if broken:
         row = broken[0]

@@ -1,8 +1,9 @@
 """Records of measurements: one JSON object a line, appended to a file.
 
-A record has ``schema`` (1), ``id``, ``time`` (UTC), ``kind`` ("latency" or "scaling"), ``header`` (machine,
-versions, commit, threads, clocks, load), ``limits`` (:func:`stdc_fast.benchmark.limits.measure`), ``rows``
-(:func:`stdc_fast.benchmark.run.rows`) and, of scaling, ``fits``. ``python -m bench.report`` reads them.
+A record has ``schema`` (1), ``id``, ``time`` (UTC), ``kind`` ("latency", "scaling" or "roofline"), ``header``
+(machine, versions, commit, threads, clocks, load), ``limits`` (:func:`stdc_fast.benchmark.limits.measure`),
+``rows`` (:func:`stdc_fast.benchmark.run.rows`, of a roofline with ``ops``) and, of scaling, ``fits``.
+``python -m bench.report`` reads them, but those of rooflines.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ from stdc_fast.errors import UserError
 
 def check(path: Path) -> None:
     """UserError if nothing can be appended to a file: better known before minutes of measuring."""
+    if writable(path) and (not path.is_file() or path.read_bytes()[:1] not in (b"", b"{")):
+        raise UserError(f"{path}: is no file of records, nothing is appended to it; choose another --out")
+
+
+def writable(path: Path) -> bool:
+    """Whether a file is there; UserError if it can not be written."""
     new = not path.exists()
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
         if new:
             path.unlink()
-        elif not path.is_file() or path.read_bytes()[:1] not in (b"", b"{"):
-            raise UserError(f"{path}: is no file of records, nothing is appended to it; choose another --out")
+    return not new
 
 
 def append(record: dict[str, object], path: Path) -> None:

@@ -96,6 +96,13 @@ class Entry:
             self.drop("failed", str(error))
         return None
 
+    def turn(self, scope: str) -> None:
+        """Time one turn."""
+        answer = self.ask("turn", scope, self.frames[scope])
+        if answer is not None:
+            self.cold.setdefault(scope, []).append(answer[0])
+            self.hot.setdefault(scope, []).append(answer[1])
+
     def start(self, settings: Settings) -> None:
         """Load the runner and prepare it for all scopes."""
         absent = self.spec.missing(settings.device)
@@ -240,10 +247,7 @@ def _rounds(entries: list[Entry], settings: Settings, deadline: float, meter: Me
                 if not entry.running:
                     continue
                 time.sleep(REST)
-                answer = entry.ask("turn", scope, entry.frames[scope])
-                if answer is not None:
-                    entry.cold.setdefault(scope, []).append(answer[0])
-                    entry.hot.setdefault(scope, []).append(answer[1])
+                entry.turn(scope)
         longest = max(longest, time.monotonic() - began)
 
 

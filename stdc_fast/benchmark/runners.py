@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stdc_fast import backends
 from stdc_fast.benchmark.workloads import Workload, weight_bytes
+from stdc_fast.errors import UserError
 from stdc_fast.hardware import cpu
 
 
@@ -124,27 +125,61 @@ class Ours(Runner):
 
         self.backend = backend
         self.model = stdc_fast.load(workload.weights, device=device, dtype=dtype, backend=backend)
-        self.weights = weight_bytes(self.model.plan(), self.torch_dtype.itemsize)
+        self._scopes: list[str] = []
+        self._logits = None
 
     def prepare(self, scope: str) -> Callable[[], Tensor]:
+        if scope not in self._scopes:
+            self._scopes.append(scope)
         if scope != "logits":
             return self.staged(scope, functools.partial(self.model.label, size=self.workload.size))
-        executable = backends.compile(self.model.plan(False), self.model.dtype, self.device, self.backend)
+        self._logits = backends.compile(self.model.plan(False), self.model.dtype, self.device, self.backend)
         x = self.placed(scope).to(self.torch_dtype).contiguous(memory_format=torch.channels_last)
-        return lambda: executable(x)
+        return functools.partial(self._logits, x)
+
+    def executable(self, scope: str):
+        """What the backend made of the plan, for a scope that is prepared: for labels the model's own."""
+        if scope == "logits":
+            return self._logits
+        with torch.inference_mode():
+            return self.model._executable(self.workload.frames(scope).to(self.device))
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """(bytes of packed weights, of the arena) of what the native engine runs, by scope."""
+        return [self.executable(scope).memory for scope in self._scopes] if self.backend == "cpu" else []
+
+    @property
+    def weights(self) -> int:
+        """As the native engine packed them, else those of the plan."""
+        sizes = [weights for weights, _ in self._sizes()]
+        return max(sizes) if sizes else weight_bytes(self.model.plan(), self.torch_dtype.itemsize)
+
+    @property
+    def arena(self) -> int | None:
+        """Of the native engine; torch allocates map by map."""
+        return max((arena for _, arena in self._sizes()), default=None)
 
 
 def ours(device: str, dtypes: list[str], names: list[str] | None = None) -> list[Spec]:
-    """Each available backend, or those of ``names``, in each dtype. UserError for what is not available."""
+    """Each available backend, or those of ``names``, in each dtype that it runs on this device.
+
+    UserError for what is not available, and where nothing is left, with the reason.
+    """
     if names is None:
         names = [status.name for status in backends.statuses() if status.available]
     chosen = [backends.choose(name).name for name in names]
     factory = "stdc_fast.benchmark.runners:Ours"
-    return [
-        Spec(f"ours {name}", dtype, factory, (("backend", name),), ours=True)
-        for dtype in dtypes
-        for name in chosen
-    ]
+    found, refused = [], []
+    for dtype in dtypes:
+        for name in chosen:
+            reason = backends.refusal(name, torch.device(device), getattr(torch, dtype), None)
+            if reason is None:
+                found.append(Spec(f"ours {name}", dtype, factory, (("backend", name),), ours=True))
+            else:
+                refused.append(f"backend {name} can not run {dtype} here: {reason}")
+    if not found and refused:
+        raise UserError(f"{refused[0]}; use another backend or dtype, or all")
+    return found
 
 
 _TORCH = "stdc_fast.benchmark.torch_peers"

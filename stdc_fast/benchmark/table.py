@@ -19,6 +19,8 @@ COLUMNS = (
     "MB",
 )
 
+COLD = "! slower hot than cold: the difference is noise, or clocks fell under load; distrust both"
+
 
 def header(record: dict) -> list[str]:
     """Machine, versions and load, a few lines."""
@@ -71,7 +73,8 @@ def rows(record: dict, scopes: dict[str, str]) -> list[str]:
                 "",
                 f"{first['model']} {first['height']}x{first['width']}, batch {first['batch']}, {scope}: "
                 f"{scopes[scope]}{compared}",
-                *_aligned([COLUMNS, *map(_cells, some)]),
+                *aligned([COLUMNS, *map(_cells, some)]),
+                *([COLD] if any(map(_odd, some)) else []),
             ]
     left = {
         (r["runner"], r["dtype"]): f"{r['runner']} {r['dtype']}: {r['status']}: {r['reason']}"
@@ -90,9 +93,9 @@ def _cells(row: dict) -> tuple[str, ...]:
     return (
         row["runner"],
         row["dtype"],
-        _ms(seconds["p50"]),
-        _spread(seconds, _ms),
-        _ms(row["cold"]["p50"]),
+        ms(seconds["p50"]),
+        _spread(seconds, ms),
+        ms(row["cold"]["p50"]) + (" !" if _odd(row) else ""),
         f"{row['batch'] / seconds['p50']:.1f}",
         "" if ratio is None else f"{ratio['p50']:.2f}",
         "" if ratio is None else _spread(ratio, "{:.2f}".format),
@@ -103,14 +106,19 @@ def _cells(row: dict) -> tuple[str, ...]:
     )
 
 
+def _odd(row: dict) -> bool:
+    """Whether frames from warm caches took longer than the one before, from memory."""
+    return row["seconds"]["p50"] > row["cold"]["p50"]
+
+
 def _spread(values: dict, form: Callable[[float], str]) -> str:
     """p20..p80; one or two rounds have none."""
     return f"{form(values['p20'])}..{form(values['p80'])}" if values["n"] > 2 else ""
 
 
-def _ms(seconds: float) -> str:
-    ms = 1e3 * seconds
-    return f"{ms:.3f}" if ms < 10 else f"{ms:.1f}"
+def ms(seconds: float) -> str:
+    value = 1e3 * seconds
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
 def _plain(value: object) -> str:
@@ -127,9 +135,9 @@ def fits(record: dict) -> list[str]:
             if row["axis"] == axis and row["status"] == "measured":
                 rate = f"{row['batch'] / row['seconds']['p50']:.1f}"
                 cells.append(
-                    (row["runner"], row["dtype"], str(row["value"]), _ms(row["seconds"]["p50"]), rate)
+                    (row["runner"], row["dtype"], str(row["value"]), ms(row["seconds"]["p50"]), rate)
                 )
-        lines += _aligned(cells)
+        lines += aligned(cells)
         for fit in record["fits"]:
             if fit["axis"] == axis:
                 good = "" if fit["r2"] is None else f" (R2 {fit['r2']:.3f})"
@@ -139,7 +147,7 @@ def fits(record: dict) -> list[str]:
     return lines
 
 
-def _aligned(cells: list[tuple[str, ...]]) -> list[str]:
+def aligned(cells: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = []
     for row in cells:

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,24 @@ PATIENCE = 900.0
 
 class Lost(Exception):
     """The worker's process ended, or does not answer."""
+
+
+class Profile(NamedTuple):
+    """What a turn of the native engine found.
+
+    Attributes:
+        cold: seconds of the first call after the caches were overwritten.
+        seconds: of the calls after it, the median.
+        clocked: of calls with a clock around each op, the mean.
+        isa: instruction set.
+        ops: (name, kind, seconds of all threads together) of a call, the mean.
+    """
+
+    cold: float
+    seconds: float
+    clocked: float
+    isa: str
+    ops: list[tuple[str, str, float]]
 
 
 class Failed(Exception):
@@ -161,6 +180,20 @@ class _Held:
             return cold, statistics.median(clock.times(call, frames, host))
         finally:
             gc.enable()
+
+    def profile(self, scope: str, frames: int) -> Profile:
+        """A turn of the native engine: its frames without, then with a clock around each op."""
+        cold, seconds = self.turn(scope, frames)
+        engine = self.runner.executable(scope).engine
+        engine.profile(True)
+        gc.disable()
+        try:
+            clocked = sum(self.clock.times(self.calls[scope], frames, host=True)) / frames
+        finally:
+            gc.enable()
+            engine.profile(False)
+        ops = [(name, kind, spent / frames) for name, kind, spent, _ in engine.profiled()]
+        return Profile(cold, seconds, clocked, engine.isa, ops)
 
     def memory(self) -> dict[str, int | None]:
         return {

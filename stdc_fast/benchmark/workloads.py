@@ -71,13 +71,17 @@ class Workload:
     def input(self, scope: str) -> Tensor:
         return self.image() if scope == "logits" else self.frames(scope)
 
+    def plan(self) -> Plan:
+        """From raw frames to labels, as optimised."""
+        return _plan(str(self.weights))
+
     def work(self) -> tuple[int, int]:
         """(floating-point operations, bytes that can not be saved) of one call.
 
         The operations are those of the plan as optimised, two a multiply-add; the bytes are the image's, the
         labels', and the weights' at two bytes each. All runners are held against the same figures.
         """
-        plan = _plan(str(self.weights))
+        plan = self.plan()
         flop = 2 * sum(cost.macs for cost in costs(plan, self.batch, *self.size, 2))
         moved = self.batch * self.height * self.width * 4 + weight_bytes(plan, 2)
         return flop, moved

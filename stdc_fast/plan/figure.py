@@ -12,9 +12,9 @@ from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.patheffects import Normal, Stroke
 
-from stdc_fast.plan.ops import Conv, Op, View
+from stdc_fast.plan.ops import View
 from stdc_fast.plan.plan import Plan, overlap
-from stdc_fast.plan.show import Facts, kilo, short
+from stdc_fast.plan.show import Facts, kilo, short, sort_of
 
 #: Settings that must not be the user's.
 FIXED = {
@@ -26,7 +26,7 @@ FIXED = {
 }
 
 # Cool colours are work, by kind of op; warm ones are maps, by resolution.
-_KINDS = {
+COLOURS = {
     "stem": "#0b5d3b",
     "down": "#35a04a",
     "conv 3x3": "#1f4e9c",
@@ -91,8 +91,8 @@ def figure(facts: Facts) -> Figure:
     """Both panels over the same axis of ops, with title, totals and legend."""
     plan, count = facts.plan, len(facts.plan.ops)
     rows = _rows(plan)
-    present = {_label(op) for op in plan.ops}
-    patches = [Patch(color=colour, label=name) for name, colour in _KINDS.items() if name in present]
+    present = {sort_of(op) for op in plan.ops}
+    patches = [Patch(color=colour, label=name) for name, colour in COLOURS.items() if name in present]
     # All in inches.
     across = max(9.0, 1.6 + 0.275 * count)
     step, columns = (across - 1) / (count + 1.5), min(len(patches), int(across - 1))
@@ -139,12 +139,6 @@ def figure(facts: Facts) -> Figure:
     return page
 
 
-def _label(op: Op) -> str:
-    if not isinstance(op, Conv):
-        return op.kind
-    return "conv depthwise" if op.depthwise else f"conv {op.kernel}x{op.kernel}{' up' * (op.kernel == 2)}"
-
-
 def _rows(plan: Plan) -> dict[int, int]:
     """The row of each stride, vectors last."""
     strides = sorted({b.stride for b in plan.buffers.values()}, key=lambda s: (s == 0, s))
@@ -174,7 +168,7 @@ def _draw_flow(axes: Axes, facts: Facts, rows: dict[int, int]) -> None:
         y = rows[plan.buffers[op.writes[0].buffer].stride]
         tall = max(_LOW, _TALL * (cost.macs / most) ** 0.5)
         places[i] = Place(i, y, tall)
-        corner, colour = (i - _BOX / 2, y - tall / 2), _KINDS[_label(op)]
+        corner, colour = (i - _BOX / 2, y - tall / 2), COLOURS[sort_of(op)]
         axes.add_patch(Rectangle(corner, _BOX, tall, fc=colour, ec=_INK, lw=0.5, zorder=4))
         axes.annotate(
             str(op.writes[0].channels), (i, y - tall / 2), (0, 1.2), textcoords="offset points", ha="center",

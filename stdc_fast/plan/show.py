@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stdc_fast import checkpoints
 from stdc_fast.errors import UserError
@@ -12,6 +13,9 @@ from stdc_fast.plan.arena import Arena, layout
 from stdc_fast.plan.cost import Cost, costs
 from stdc_fast.plan.ops import Conv, Op, Stem, View
 from stdc_fast.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Columns that a table has at most.
 COLUMNS = 120
@@ -22,6 +26,13 @@ def short(name: str) -> str:
     for prefix in ("cp.backbone.", "cp."):
         name = name.removeprefix(prefix)
     return name.removesuffix(".conv")
+
+
+def sort_of(op: Op) -> str:
+    """What sort of op it is, for legends: ``conv 3x3``, ``conv 2x2 up``, ``down``."""
+    if not isinstance(op, Conv):
+        return op.kind
+    return "conv depthwise" if op.depthwise else f"conv {op.kernel}x{op.kernel}{' up' * (op.kernel == 2)}"
 
 
 def describe(plan: Plan, op: Op) -> str:
@@ -265,18 +276,36 @@ def draw(
 
     Raises UserError without matplotlib, for another suffix, and where ``path`` can not be written.
     """
-    path = Path(path)
-    kind = path.suffix.lower()[1:]
+
+    def make() -> Figure:
+        from stdc_fast.plan.figure import figure
+
+        return figure(survey(plan, batch, height, width, itemsize, title))
+
+    save_figure(path, make)
+
+
+def figure_format(path: str | Path) -> str:
+    """By the suffix, "svg" or "png". UserError for another one, and without matplotlib."""
+    kind = Path(path).suffix.lower()[1:]
     if kind not in ("svg", "png"):
         raise UserError(f"{path}: figures are written as .svg or .png; choose such a name")
     try:
-        import matplotlib.style
+        import matplotlib.style  # noqa: F401
     except ImportError:
         raise UserError(f'{path}: figures need matplotlib; pip install "stdc-fast[plot]"') from None
-    from stdc_fast.plan.figure import FIXED, figure
+    return kind
 
-    # Neither the day nor the version: a committed figure changes with the plan only.
+
+def save_figure(path: str | Path, make: Callable[[], Figure]) -> None:
+    """Write what ``make`` draws, in the library's style. Raises as :func:`draw`."""
+    path, kind = Path(path), figure_format(path)
+    import matplotlib.style
+
+    from stdc_fast.plan.figure import FIXED
+
+    # Neither the day nor the version: a committed figure changes with what it shows only.
     metadata = {"Date": None, "Creator": "stdc-fast"} if kind == "svg" else {"Software": "stdc-fast"}
     with matplotlib.style.context(["default", FIXED]):
-        drawn = figure(survey(plan, batch, height, width, itemsize, title))
+        drawn = make()
         checkpoints.write_atomic(path, lambda p: drawn.savefig(p, format=kind, dpi=130, metadata=metadata))
