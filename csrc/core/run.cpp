@@ -307,26 +307,27 @@ class Run : Views {
     const int64_t height = f_.shape.key.label_height;
     const auto* best = reinterpret_cast<const uint8_t*>(f_.arena + f_.shape.best);
     LabelRow row{};
-    row.row_count = rows.count;
     row.step = from.channels;
     row.classes = static_cast<int>(from.channels);
     row.width = from.columns;
     row.columns = columns.first.data();
     row.column_weights = columns.weights.data();
-    row.column_count = columns.count;
     row.runs = columns.runs.data();
+    row.taps = columns.taps.data();
     row.run_count = static_cast<int>(columns.runs.size()) - 1;
     row.uniform = reinterpret_cast<uint8_t*>(scratch_);
     row.pixels = f_.shape.key.label_width;
     for (int64_t y = t_.rows[0]; y < t_.rows[1]; y++) {
-      for (int r = 0; r < rows.count; r++) {
+      const int taps = rows.weights[2 * height + y] != 0 ? 3 : 2;
+      row.same_rows = y > t_.rows[0] && rows.first[y] == rows.first[y - 1] && taps == row.row_count;
+      row.row_count = taps;
+      for (int r = 0; r < taps; r++) {
         const int64_t source = std::min<int64_t>(rows.first[y] + r, from.rows - 1);
         row.rows[r] = logits(source);
         row.best[r] = best + source * from.columns;
         row.weights[r] = rows.weights[r * height + y];
       }
       row.out = static_cast<uint8_t*>(f_.output.data) + y * f_.output.stride[1];
-      row.same_rows = y > t_.rows[0] && rows.first[y] == rows.first[y - 1];
       f_.kernels.labels(row);
     }
   }

@@ -413,7 +413,11 @@ Axis axis(int64_t source, int64_t between, int64_t size, bool exact) {
     }
     a.first[i] = static_cast<int32_t>(first);
     for (int k = 0; k < 3; k++) a.weights[k * size + i] = static_cast<float>(w[k]);
-    if (!i || a.first[i] != a.first[i - 1]) a.runs.push_back(static_cast<int32_t>(i));
+    const uint8_t taps = a.weights[2 * size + i] != 0 ? 3 : 2;
+    if (!i || a.first[i] != a.first[i - 1] || taps != a.taps.back()) {
+      a.runs.push_back(static_cast<int32_t>(i));
+      a.taps.push_back(taps);
+    }
   }
   a.runs.push_back(static_cast<int32_t>(size));
   return a;

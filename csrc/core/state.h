@@ -68,7 +68,8 @@ struct Axis {
   int count = 2;
   std::vector<int32_t> first;
   std::vector<float> weights;  // [3][size]
-  std::vector<int32_t> runs;   // where first changes, and the end
+  std::vector<int32_t> runs;   // where the neighbours that take part change, and the end
+  std::vector<uint8_t> taps;   // by run: how many take part, 2 or 3
 };
 // Straight, or exactly as in two steps over `between` positions. align_corners.
 Axis axis(int64_t source, int64_t between, int64_t size, bool exact);

@@ -9,31 +9,34 @@ namespace {
 
 constexpr int kStrip = 8;  // output pixels at once: as many lie between two logits at 1/8
 constexpr int kMostClasses = 256;
+typedef float S __attribute__((vector_size(4 * kStrip)));
+typedef int32_t N __attribute__((vector_size(4 * kStrip)));
 
-// Pixels [first, first + count) between the same columns of logits, class by class.
+// Pixels [first, first + count) between the same `taps` columns of logits, class by class.
+template <int kTaps>
 STDC_INLINE void strip(const LabelRow& a, const float (*columns)[kMostClasses], int64_t first, int count) {
-  float best[kStrip], w[3][kStrip];
-  int32_t found[kStrip];
-  for (int k = 0; k < a.column_count; k++)
-    for (int i = 0; i < kStrip; i++) w[k][i] = a.column_weights[k * a.pixels + first + (i < count ? i : count - 1)];
+  S w[kTaps] = {};
+  for (int k = 0; k < kTaps; k++) memcpy(&w[k], a.column_weights + k * a.pixels + first, count * sizeof(float));
+  S best;
+  N found = {};
   for (int c = 0; c < a.classes; c++) {
-    float value[kStrip];
-    for (int i = 0; i < kStrip; i++) value[i] = columns[0][c] * w[0][i] + columns[1][c] * w[1][i];
-    if (a.column_count == 3)
-      for (int i = 0; i < kStrip; i++) value[i] += columns[2][c] * w[2][i];
-    for (int i = 0; i < kStrip; i++) {
-      const bool better = c == 0 || value[i] > best[i];
-      best[i] = better ? value[i] : best[i];
-      found[i] = better ? c : found[i];
+    S value = columns[0][c] * w[0];
+    STDC_UNROLL for (int k = 1; k < kTaps; k++) value += columns[k][c] * w[k];
+    if (c == 0) {
+      best = value;
+      continue;
     }
+    const N better = value > best;
+    best = better ? value : best;
+    found = better ? N{} + c : found;
   }
   for (int i = 0; i < count; i++) a.out[first + i] = static_cast<uint8_t>(found[i]);
 }
 
 // Whether one class is the best of all logits that take part from this column on.
-STDC_INLINE bool uniform(const LabelRow& a, int64_t column) {
+STDC_INLINE bool uniform(const LabelRow& a, int64_t column, int taps) {
   const uint8_t label = a.best[0][column];
-  const int64_t last = column + a.column_count < a.width ? column + a.column_count : a.width;
+  const int64_t last = column + taps < a.width ? column + taps : a.width;
   for (int r = 0; r < a.row_count; r++)
     for (int64_t x = column; x < last; x++)
       if (a.best[r][x] != label) return false;
@@ -44,7 +47,7 @@ STDC_INLINE bool uniform(const LabelRow& a, int64_t column) {
 
 void STDC_FN(labels)(const LabelRow& a) {
   if (!a.same_rows)
-    for (int r = 0; r < a.run_count; r++) a.uniform[r] = uniform(a, a.columns[a.runs[r]]);
+    for (int r = 0; r < a.run_count; r++) a.uniform[r] = uniform(a, a.columns[a.runs[r]], a.taps[r]);
   for (int r = 0; r < a.run_count; r++) {
     const int64_t first = a.runs[r], last = a.runs[r + 1];
     const int64_t column = a.columns[first];
@@ -54,13 +57,17 @@ void STDC_FN(labels)(const LabelRow& a) {
     }
     // The logits of these columns, between the rows.
     float columns[3][kMostClasses];
-    for (int k = 0; k < a.column_count; k++) {
+    const int taps = a.taps[r];
+    for (int k = 0; k < taps; k++) {
       const ptrdiff_t at = (column + k < a.width ? column + k : a.width - 1) * a.step;
       for (int c = 0; c < a.classes; c++) columns[k][c] = a.rows[0][at + c] * a.weights[0];
       for (int row = 1; row < a.row_count; row++)
         for (int c = 0; c < a.classes; c++) columns[k][c] += a.rows[row][at + c] * a.weights[row];
     }
-    for (int64_t x = first; x < last; x += kStrip) strip(a, columns, x, last - x < kStrip ? last - x : kStrip);
+    for (int64_t x = first; x < last; x += kStrip) {
+      const int count = last - x < kStrip ? static_cast<int>(last - x) : kStrip;
+      taps == 3 ? strip<3>(a, columns, x, count) : strip<2>(a, columns, x, count);
+    }
   }
 }
 

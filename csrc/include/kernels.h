@@ -102,8 +102,8 @@ struct LabelRow {
   int64_t width;
   const int32_t* columns;  // [pixels] first of the columns that take part
   const float* column_weights;  // [3][pixels]
-  int column_count;
   const int32_t* runs;     // [run_count + 1] first pixels of runs with the same columns, and the end
+  const uint8_t* taps;     // [run_count] how many columns take part, 2 or 3
   int run_count;
   bool same_rows;          // as in the call before
   uint8_t* uniform;        // [run_count], kept between calls

@@ -41,7 +41,7 @@ class Choice:
 
     name: str
     reason: str
-    asked: bool = False
+    asked: bool = dataclasses.field(default=False, compare=False)
 
 
 def statuses() -> list[Status]:
@@ -55,7 +55,9 @@ def statuses() -> list[Status]:
     ]
 
 
-def refusal(name: str, device: torch.device | None, dtype: torch.dtype | None, plan: Plan | None) -> str | None:
+def refusal(
+    name: str, device: torch.device | None, dtype: torch.dtype | None, plan: Plan | None
+) -> str | None:
     """Why a backend that is available does not run this, or None; what is None is not asked."""
     if name != "cpu":
         return None
@@ -88,8 +90,8 @@ def choose(
 ) -> Choice:
     """The backend to use for a request; "auto" is STDC_FAST_BACKEND or the best available.
 
-    Raises UserError if it is unknown (with the nearest name), not available, or does not run this plan in this
-    dtype on this device (with the reason).
+    Raises UserError if it is unknown (with the nearest name), not available, or does not run this plan in
+    this dtype on this device (with the reason).
     """
     known = {s.name: s for s in statuses()}
     origin = ""

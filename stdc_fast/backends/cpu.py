@@ -10,6 +10,7 @@ from torch import Tensor
 from stdc_fast import _native
 from stdc_fast.backends import program
 from stdc_fast.checkpoints import write_atomic
+from stdc_fast.errors import UserError
 from stdc_fast.plan.ops import Upsample
 from stdc_fast.plan.plan import Plan
 
@@ -30,8 +31,8 @@ def compile(
         isa: instruction set, for tests; else STDC_FAST_CPU_ISA or the best.
         poisoned: fill the arena with NaN before each image, to prove that nothing dead is read.
 
-    Raises ValueError for a plan, dtype or device that the engine does not run (:func:`supports` tells), UserError
-    if the native module is missing or STDC_FAST_CPU_ISA names no instruction set of this machine.
+    Raises ValueError for a plan, dtype or device that the engine does not run, UserError if the native
+    module is missing or STDC_FAST_CPU_ISA names no instruction set of this machine.
     """
     if torch.device(device).type != "cpu":
         raise ValueError(f"the native CPU engine does not run on {device}")
@@ -47,11 +48,6 @@ def save(plan: Plan, dtype: torch.dtype, path: str | Path) -> None:
     write_atomic(path, lambda p: Path(p).write_bytes(data))
 
 
-def supports(plan: Plan, dtype: torch.dtype) -> str | None:
-    """Why a plan can not run here, or None."""
-    return program.unsupported(plan, dtype)
-
-
 class Executable:
     """A plan with packed weights, for inputs of any size. Calls from several threads run one after the other.
 
@@ -63,7 +59,12 @@ class Executable:
 
     def __init__(self, plan: Plan, dtype: torch.dtype, isa: str = "", poisoned: bool = False):
         saved = program.serialise(plan, dtype)
-        self.engine = _native.module().Engine(saved, isa)
+        native = _native.module()
+        try:
+            isa = native.best_isa(isa)
+        except RuntimeError as error:
+            raise UserError(str(error)) from None
+        self.engine = native.Engine(saved, isa)
         if poisoned:
             self.engine.poison(True)
         self.dtype = dtype
@@ -93,6 +94,10 @@ class Executable:
         ``[N, C, H, W]``. ValueError for other shapes, dtypes or devices.
         """
         return self._run(inputs)
+
+    def logits(self, image: Tensor, seen: tuple[int, int]) -> Tensor:
+        """Float32 logits ``[N, C, ceil(h/8), ceil(w/8)]`` of raw frames, seen as ``(h, w)``."""
+        return self._run((image,), seen=tuple(seen))
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
         """As a list of one, like the eager backend."""
@@ -156,7 +161,9 @@ class Executable:
         if x.device.type != "cpu" or x.layout != torch.strided:
             raise ValueError(f"expected a dense tensor on the CPU, got {x.layout} on {x.device}")
         if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError("the native engine is for inference; use torch.no_grad() or the reference modules")
+            raise ValueError(
+                "the native engine is for inference; use torch.no_grad() or the reference modules"
+            )
         x = x.detach().resolve_neg()
         if buffer.store == "uint8":
             if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[3] != buffer.channels:
@@ -178,4 +185,3 @@ def _spec(x: Tensor) -> tuple:
         strides[2] = x.shape[3]  # of a single pixel: any
     dtype = str(x.dtype).removeprefix("torch.")
     return x.data_ptr(), dtype, tuple(x.shape), tuple(strides)
-

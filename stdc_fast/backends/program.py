@@ -40,6 +40,14 @@ def unsupported(plan: Plan, dtype: torch.dtype) -> str | None:
     if len(plan.outputs) != 1:
         return "plans with training heads are left to eager"
     even = 2 if dtype == torch.bfloat16 else 1
+    averages = {op.mean.buffer for op in plan.ops if isinstance(op, Conv) and op.mean}
+    ends = {op.output: op.input for op in plan.ops if isinstance(op, Upsample)}
+    output = ends.get(plan.outputs[0], plan.outputs[0])
+    if plan.buffers[output.buffer].stride == 0:
+        return "its output is a vector"
+    wide = {b.name for b in plan.buffers.values() if b.store == "float32" and b.stride} - set(plan.inputs)
+    if wide - {output.buffer} or (wide and output != plan.whole(output.buffer)):
+        return "it has maps in float32 besides its logits"
     for op in plan.ops:
         if not isinstance(op, (Stem, Conv, Down, Gate, Scale, Add, Upsample)):
             return f"{op.kind} {op.name}: not one of its ops"
@@ -50,6 +58,14 @@ def unsupported(plan: Plan, dtype: torch.dtype) -> str | None:
                 return f"{op.kind} {op.name}: up-sampling is not in the sub-pixel form"
             if plan.buffers[op.output.buffer].stride == 0:
                 return f"{op.kind} {op.name}: of a vector"
+            if len(op.inputs) > 1 and (op.kernel == 2 or op.scale or op.add):
+                return f"{op.kind} {op.name}: two inputs with a prologue or up-sampling"
+        if isinstance(op, Gate) and len(op.layers) > 2:
+            return f"{op.kind} {op.name}: more than two layers"
+        if isinstance(op, Upsample) and op.input.channels > 256:
+            return f"{op.kind} {op.name}: more than 256 classes do not fit into uint8"
+        if not isinstance(op, Gate) and any(v.buffer in averages for v in op.reads):
+            return f"{op.kind} {op.name}: reads an average"
         if isinstance(op, (Conv, Down)):
             views = op.inputs if isinstance(op, Conv) else (op.input,)
             if any(v.channels % even or v.offset % even for v in views):
@@ -172,8 +188,8 @@ class _Writer:
         if op.offset is None:
             self.op("import", f"{op.name}:image", [given], image)
         else:
-            # Raw pixels less whole numbers are exact in every dtype. What those lack of the offset goes into the
-            # border, and into the bias, with the weights as rounded.
+            # Raw pixels less whole numbers are exact in every dtype. What those lack of the offset goes
+            # into the border, and into the bias, with the weights as rounded.
             offset = torch.tensor(op.offset, dtype=torch.float32)
             near = offset.round()
             rest = offset - near
@@ -227,4 +243,3 @@ class _Writer:
 def _word(name: str) -> str:
     """Without white space, which ends a word."""
     return "".join("_" if c.isspace() else c for c in name) or "_"
-
