@@ -1,4 +1,4 @@
-"""What 16 and 8 bits cost with the embedded weights: emulated, and as the eager backend really runs.
+"""What 16 and 8 bits cost with the embedded weights: emulated, and as eager and native really run.
 
     python bench/rounding.py --data CAMVID --out docs/results/rounding.json
 
@@ -14,12 +14,13 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
 import stdc_fast
 from stdc_fast import checkpoints, info, zoo
-from stdc_fast.backends import eager
+from stdc_fast.backends import cpu, eager
 from stdc_fast.backends.rounding import Grid, Rounding, observe
 from stdc_fast.evaluate import Confusion
 from stdc_fast.images import normalise, read_image
@@ -31,14 +32,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def photo(size: tuple[int, int]) -> torch.Tensor:
-    """The bundled photo, normalised, float64 ``[1, 3, H, W]``."""
+    """The bundled photo, uint8 ``[1, H, W, 3]``."""
     image = Image.fromarray(read_image(ROOT / "stdc_fast" / "assets" / "street.jpg")).resize(size[::-1])
-    return normalise(torch.tensor(list(image.tobytes()), dtype=torch.uint8).view(1, *size, 3), torch.float64)
+    return torch.from_numpy(np.array(image))[None]
 
 
-def resized(image, target: tuple[int, int]) -> torch.Tensor:
-    """As ``predict`` and ``val`` show an image to the network."""
-    return upsample(normalise(torch.from_numpy(image)[None], torch.float32), target)
+def resized(image: torch.Tensor, target: tuple[int, int]) -> torch.Tensor:
+    """As ``predict`` and ``val`` show an image to the network: float32 ``[1, 3, *target]``."""
+    x = normalise(image, torch.float32)
+    return x if x.shape[2:] == target else upsample(x, target)
+
+
+def emulated(plan, dtype: torch.dtype = torch.float32, rounding=None):
+    """(raw frame, size that the network sees) to logits, on the eager backend."""
+    executable = eager.compile(plan, dtype, rounding=rounding)
+    return lambda image, target: executable(resized(image, target))
 
 
 def main() -> None:
@@ -50,10 +58,12 @@ def main() -> None:
     model = stdc_fast.load(arguments.model, device="cpu", dtype="float32")
     plan = model.plan(frames=False)
     runs = {
-        "float32": eager.compile(plan),
-        "float16 emulated": eager.compile(plan, rounding=Rounding(torch.float16)),
-        "bfloat16 emulated": eager.compile(plan, rounding=Rounding(torch.bfloat16)),
-        "bfloat16 eager": eager.compile(plan, torch.bfloat16),
+        "float32": emulated(plan),
+        "float32 native": cpu.compile(model.plan(), torch.float32).logits,
+        "float16 emulated": emulated(plan, rounding=Rounding(torch.float16)),
+        "bfloat16 emulated": emulated(plan, rounding=Rounding(torch.bfloat16)),
+        "bfloat16 eager": emulated(plan, torch.bfloat16),
+        "bfloat16 native": cpu.compile(model.plan(), torch.bfloat16).logits,
     }
     folders = {}
     if arguments.data is not None:
@@ -62,18 +72,20 @@ def main() -> None:
         folders = {split: open_folder(arguments.data, split) for split in ("train", "val")}
         train = folders["train"]
         pictures = (train.load(i)[0] for i in range(0, len(train), 24))
-        batches = (resized(p, model.input_size.resolve(*p.shape[:2])) for p in pictures)
-        runs["int8 emulated"] = eager.compile(plan, rounding=Grid(observe(plan, batches)))
+        batches = (
+            resized(torch.from_numpy(p)[None], model.input_size.resolve(*p.shape[:2])) for p in pictures
+        )
+        runs["int8 emulated"] = emulated(plan, rounding=Grid(observe(plan, batches)))
     rows = {name: {} for name in runs}
 
     size = model.input_size.resolve(720, 960)
     x = photo(size)
     reference = checkpoints.read(zoo.find(arguments.model)).network(torch.float64).eval()
     with torch.inference_mode():
-        expected = reference.logits8(x)
+        expected = reference.logits8(normalise(x, torch.float64))
         expected_labels = upsample(expected, size).argmax(1)
         for name, run in runs.items():
-            logits = run(x.float())
+            logits = run(x, size)
             rows[name]["photo"] = {
                 "logits_relative_error": relative_error(logits, expected),
                 "label_agreement": label_agreement(resize_argmax(logits, size)[0], expected_labels),
@@ -100,9 +112,9 @@ def evaluate(runs: dict, rows: dict, val, model) -> None:
     for i in range(len(val)):
         image, labels = val.load(i)
         target = model.input_size.resolve(*image.shape[:2])
-        x, first = resized(image, target), None
+        x, first = torch.from_numpy(image)[None], None
         for name, run in runs.items():
-            logits = run(x)
+            logits = run(x, target)
             guess = resize_argmax(upsample(logits, target), image.shape[:2])[0]
             first = first or (logits, guess)
             found[name]["errors"].append(relative_error(logits, first[0]))

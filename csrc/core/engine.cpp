@@ -111,7 +111,16 @@ struct Engine::Impl {
   mutable Mutex mutex;
 };
 
-Engine::Engine(const void* plan, size_t bytes, const std::string& isa) : impl_(new Impl(plan, bytes, isa)) {}
+Engine::Engine(const void* plan, size_t bytes, const std::string& isa) {
+  if (!plan) refuse("no plan");
+  if (reinterpret_cast<uintptr_t>(plan) % alignof(float)) {
+    Bytes aligned(bytes);
+    std::memcpy(aligned.data(), plan, bytes);
+    impl_.reset(new Impl(aligned.data(), bytes, isa));
+  } else {
+    impl_.reset(new Impl(plan, bytes, isa));
+  }
+}
 Engine::~Engine() = default;
 
 void Engine::run(const Tensor* inputs, int count, const Tensor& output, int64_t height, int64_t width, int threads,

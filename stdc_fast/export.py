@@ -1,0 +1,38 @@
+"""``stdc-fast export``: the saved plan of a network, for the engine's C++ API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stdc_fast.errors import UserError
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Embedded name or checkpoint file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Saved plan to write.")],
+    dtype: Annotated[str, typer.Option(help="Of maps and weights: float32 or bfloat16.")] = "float32",
+) -> None:
+    """Write a network as C++ programs read it, without Python and torch; see examples/cpp.
+
+    Example: stdc-fast export stdc1_camvid --out stdc1.plan
+    """
+    from stdc_fast import checkpoints, zoo
+    from stdc_fast.backends import cpu, program
+    from stdc_fast.plan import build, optimise
+
+    dtypes = {name: dtype for dtype, name in program.DTYPES.items()}
+    if dtype not in dtypes:
+        raise UserError(f"--dtype must be one of {', '.join(dtypes)}, not {dtype!r}")
+    path = zoo.find(model)
+    try:
+        plan = optimise(build(checkpoints.read(path).network()))
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    reason = program.unsupported(plan, dtypes[dtype])
+    if reason is not None:
+        raise UserError(f"{path}: the native engine can not run it: {reason}")
+    cpu.save(plan, dtypes[dtype], out)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {plan.name}, {dtype}")
