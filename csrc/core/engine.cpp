@@ -44,15 +44,21 @@ void expect(const Tensor& t, const char* what, int64_t n, int64_t h, int64_t w, 
 class Mutex {
  public:
   void lock() {
-    if (pid_.load() != getpid()) {
-      new (&mutex_) std::mutex;
-      pid_ = getpid();
+    pid_t owner = pid_.load();
+    if (owner != getpid()) {
+      if (owner != kChanging && pid_.compare_exchange_strong(owner, kChanging)) {
+        new (&mutex_) std::mutex;
+        pid_ = getpid();
+      }
+      while (pid_ != getpid()) {
+      }
     }
     mutex_.lock();
   }
   void unlock() { mutex_.unlock(); }
 
  private:
+  static constexpr pid_t kChanging = -1;
   std::mutex mutex_;
   std::atomic<pid_t> pid_{getpid()};
 };
@@ -79,13 +85,17 @@ struct Engine::Impl {
       }
     shapes.push_front(lay_out(program, set, key));
     if (shapes.size() > kShapes) shapes.pop_back();
-    const Shape& made = shapes.front();
+    return shapes.front();
+  }
+
+  // What a size needs beyond its layout. Asked for in every call: without memory, the one before may have failed.
+  void provide(const Shape& made) {
     for (size_t o = 0; o < packed.size(); o++)
       if (made.tiles[o] && !packed[o].winograd.size()) {
         packed[o].winograd = winograd_weights(packed[o], program, set, program.ops[o]);
         weights += packed[o].winograd.size();
       }
-    const size_t needed = made.arena + made.scratch * key.threads;
+    const size_t needed = made.arena + made.scratch * made.key.threads;
     if (needed > arena.size()) {
       arena = Bytes();
       arena = Bytes(needed);
@@ -94,7 +104,6 @@ struct Engine::Impl {
       counters.reset(new std::atomic<int>[made.counters]);
       counter_count = made.counters;
     }
-    return made;
   }
 
   Program program;
@@ -171,9 +180,11 @@ void Engine::run(const Tensor* inputs, int count, const Tensor& output, int64_t 
 
   std::lock_guard<Mutex> lock(e.mutex);
   const Shape& shape = e.shape(key);
+  e.provide(shape);
   for (int64_t n = 0; n < batch; n++) {
-    std::vector<Tensor> image(inputs, inputs + count);
-    for (Tensor& t : image) {
+    Tensor image[kMostInputs];
+    for (int i = 0; i < count; i++) {
+      Tensor& t = image[i] = inputs[i];
       t.data = static_cast<char*>(t.data) + n * t.stride[0] * static_cast<int64_t>(item(t.dtype));
       t.shape[0] = 1;
     }
@@ -182,7 +193,7 @@ void Engine::run(const Tensor* inputs, int count, const Tensor& output, int64_t 
     result.shape[0] = 1;
     if (e.poisoned) std::memset(e.arena.data(), 0xff, e.arena.size());
     for (int c = 0; c < shape.counters; c++) e.counters[c].store(0, std::memory_order_relaxed);
-    Frame frame{p, e.set, e.packed, shape, e.arena.data(), e.arena.data() + shape.arena, image.data(), result,
+    Frame frame{p, e.set, e.packed, shape, e.arena.data(), e.arena.data() + shape.arena, image, result,
                 e.counters.get(), {0}, e.profiling ? e.nanoseconds.data() : nullptr};
     parallel(threads, [](void* f, int thread) { work(*static_cast<Frame*>(f), thread); }, &frame);
     e.images += e.profiling;

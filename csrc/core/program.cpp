@@ -2,6 +2,7 @@
 #include "program.h"
 
 #include <cstring>
+#include <locale>
 #include <sstream>
 #include <stdexcept>
 
@@ -10,7 +11,12 @@ namespace {
 
 constexpr int kLimit = 1 << 16;  // of channels, ops and so on: what is beyond is damaged
 
-[[noreturn]] void fail(const std::string& what) { throw std::runtime_error("not a usable saved plan: " + what); }
+// Of a file that may be anything: what is not printable is left out of the message.
+[[noreturn]] void fail(const std::string& what) {
+  std::string text;
+  for (const char c : what.substr(0, 200)) text += c >= ' ' && c <= '~' ? c : '?';
+  throw std::runtime_error("not a usable saved plan: " + text);
+}
 
 // The words of one line.
 class Line {
@@ -48,11 +54,11 @@ class Line {
   }
   float real() {
     const std::string w = word();
-    try {
-      return std::stof(w);
-    } catch (const std::exception&) {
-      fail(w + " in: " + text_);
-    }
+    std::istringstream in(w);
+    in.imbue(std::locale::classic());  // a point, whatever the program's language
+    float x = 0;
+    if (!(in >> x) || !in.eof()) fail(w + " in: " + text_);
+    return x;
   }
   void expect(const char* key) {
     if (word() != key) fail(std::string("no ") + key + " in: " + text_);
@@ -80,7 +86,7 @@ class Reader {
     for (int n = count("ops"); n; n--) p_.ops.push_back(op());
     Line inputs(line());
     inputs.expect("inputs");
-    for (int n = inputs.number(1, 8); n; n--) p_.inputs.push_back(inputs.number(0, last_buffer()));
+    for (int n = inputs.number(1, kMostInputs); n; n--) p_.inputs.push_back(inputs.number(0, last_buffer()));
     Line output(line());
     output.expect("output");
     p_.output = view(output);
@@ -254,6 +260,17 @@ class Reader {
     }
     for (int c = 0; c < p_.output.channels; c++)
       if (!written[p_.output.buffer][p_.output.offset + c]) fail("its output is never written");
+    int ends[2] = {0, 0};  // exports and label ops
+    for (const Op& op : p_.ops) {
+      const View& in = op.inputs[0];
+      if (op.kind == Kind::frame || op.kind == Kind::import) need(input[in.buffer], op, "reads no input");
+      if (op.kind == Kind::export_) need(op.output.buffer == p_.output.buffer && !ends[0]++, op, "second output");
+      if (op.kind == Kind::upsample) need(in.buffer == p_.output.buffer && !ends[1]++, op, "second labels");
+      if (store(op.output) == Store::logits)
+        need(op.output.buffer == p_.output.buffer && op.output.channels == p_.buffers[op.output.buffer].channels, op,
+             "logits that are not the output");
+    }
+    if (input[p_.output.buffer]) fail("its output is an input");
     const Store out = p_.buffers[p_.output.buffer].store;
     if ((out != Store::image && out != Store::logits) || p_.output.offset ||
         p_.output.channels != p_.buffers[p_.output.buffer].channels)

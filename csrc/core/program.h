@@ -60,6 +60,8 @@ struct Weight {
   int64_t count;
 };
 
+constexpr int kMostInputs = 8;
+
 struct Program {
   std::string name;
   DType dtype;

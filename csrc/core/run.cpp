@@ -32,7 +32,7 @@ class Run : Views {
  private:
   // A raw frame's rows, around which lies the pixel that normalisation maps to zero.
   void frame() {
-    const Tensor& in = f_.inputs[0];
+    const Tensor& in = f_.inputs[input(op_.inputs[0].buffer)];
     const Place& p = place(op_.output);
     const bool resized = !f_.shape.down_columns.first.empty();
     FrameRow row{};
@@ -118,15 +118,13 @@ class Run : Views {
 
   // Steps that read the second input's row y, whose pitch is another.
   const Step* both(const std::vector<Step>& steps, int64_t y) {
-    const size_t half = steps.size() - second_steps();
     std::copy(steps.begin(), steps.end(), both_);
-    for (size_t s = half; s < steps.size(); s++)
-      both_[s].offset += y * (place(op_.inputs[1]).pitch - place(op_.inputs[0]).pitch);
+    int64_t left = op_.kernel * op_.kernel * op_.inputs[0].channels;  // elements of the first input
+    for (size_t i = 0; i < steps.size(); i++) {
+      if (left <= 0) both_[i].offset += y * (place(op_.inputs[1]).pitch - place(op_.inputs[0]).pitch);
+      left -= both_[i].length;
+    }
     return both_;
-  }
-  size_t second_steps() const {
-    const bool dense = op_.inputs[1].channels == place(op_.inputs[1]).channels;
-    return dense ? op_.kernel : op_.kernel * op_.kernel;
   }
 
   void conv() {
@@ -333,7 +331,7 @@ class Run : Views {
   }
 
   char* scratch_;
-  Step both_[2 * 9];
+  Step both_[kMostSteps];
 };
 
 void pause() {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
 
 #include "state.h"
 
@@ -16,6 +17,7 @@ namespace {
 // Multiply-adds of one task, at most: some 150 microseconds on one core, so that the end of a stage costs little.
 constexpr double kTaskWork = 4e7;
 constexpr int64_t kAlign = 256;
+constexpr int64_t kLongest = 1024;  // elements of one step of a convolution
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -281,10 +283,15 @@ class Layout {
               const int dy = kernel == 2 ? i - 1 + parity / 2 : i - kernel / 2;
               const int dx = kernel == 2 ? j - 1 + parity % 2 : j - kernel / 2;
               const int64_t length = dense ? v.channels * kernel : v.channels;
-              steps.push_back({start + dy * place.pitch + dx * place.channels, place.channels * op.stride, length});
+              // In parts, between which the kernels may add up sums.
+              for (int64_t done = 0; done < length; done += kLongest)
+                steps.push_back({start + dy * place.pitch + dx * place.channels + done, place.channels * op.stride,
+                                 std::min(kLongest, length - done)});
             }
         }
     }
+    if (op.inputs.size() > 1 && steps.size() > kMostSteps)
+      throw std::runtime_error("op " + op.name + ": too many channels of two views");
     s_.steps.push_back(std::move(steps));
   }
 

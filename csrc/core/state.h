@@ -63,6 +63,9 @@ struct Wait {
   int32_t first, last, goal;
 };
 
+// Of a convolution that reads two views.
+constexpr size_t kMostSteps = 64;
+
 // Interpolation from one axis to another: up to three neighbours of each output position.
 struct Axis {
   int count = 2;

@@ -25,6 +25,7 @@ constexpr int kVectors = 2, kPixels = 6;
 constexpr int kVectors = 2, kPixels = 6;
 #endif
 constexpr int kBlock = kVectors * kLanes;
+constexpr int64_t kPart = 512;  // elements
 
 // What one step of the inner loop multiplies: an element.
 struct Float {
@@ -97,6 +98,9 @@ void tile(const ConvRow& a, int64_t first) {
     STDC_UNROLL for (int v = 0; v < kVectors; v++) acc[p][v] = load(a.bias + v * kLanes);
 
   const T* w = static_cast<const T*>(a.weights);
+  V total[P][kVectors];  // of the parts that are done, in float32 sums
+  int64_t since = 0;
+  bool parts = false;
   for (int s = 0; s < a.step_count; s++) {
     const ptrdiff_t step = a.steps[s].step;
     const T* in = static_cast<const T*>(a.in) + a.steps[s].offset + first * step;
@@ -113,6 +117,21 @@ void tile(const ConvRow& a, int64_t first) {
       STDC_UNROLL for (int g = 0; g < (P + 2) / 3; g++) base[g] += E::kUnit;
       w += kBlock * E::kUnit;
     }
+    // A sum of thousands of products loses less in parts.
+    since += a.steps[s].length;
+    if (E::kUnit == 1 && since >= kPart && s + 1 < a.step_count) {
+      STDC_UNROLL for (int p = 0; p < P; p++)
+        STDC_UNROLL for (int v = 0; v < kVectors; v++) {
+          total[p][v] = parts ? total[p][v] + acc[p][v] : acc[p][v];
+          acc[p][v] = V{};
+        }
+      parts = true;
+      since = 0;
+    }
+  }
+  if (parts) {
+    STDC_UNROLL for (int p = 0; p < P; p++)
+      STDC_UNROLL for (int v = 0; v < kVectors; v++) acc[p][v] += total[p][v];
   }
 
   // Epilogue.

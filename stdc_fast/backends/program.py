@@ -60,6 +60,9 @@ def unsupported(plan: Plan, dtype: torch.dtype) -> str | None:
                 return f"{op.kind} {op.name}: of a vector"
             if len(op.inputs) > 1 and (op.kernel == 2 or op.scale or op.add):
                 return f"{op.kind} {op.name}: two inputs with a prologue or up-sampling"
+            store = plan.buffers[op.output.buffer].store
+            if store == "float32" and op.output != plan.whole(op.output.buffer):
+                return f"{op.kind} {op.name}: a part of the logits"
         if isinstance(op, Gate) and len(op.layers) > 2:
             return f"{op.kind} {op.name}: more than two layers"
         if isinstance(op, Upsample) and op.input.channels > 256:
