@@ -66,7 +66,7 @@ class Run : Views {
 
   void pixel(char* to) const {
     const float border[4] = {op_.border[0], op_.border[1], op_.border[2], 0};
-    const CopyRow row{border, 4, 1, DType::f32, to, 4, 1, f_.program.dtype, 1, 4};
+    const CopyRow row{border, 4, 1, DType::f32, to, 4, 1, f_.program.dtype, 1, 4, 0};
     f_.kernels.copy(row);
   }
 
@@ -78,13 +78,11 @@ class Run : Views {
     row.out_pixel = p.channels, row.out_channel = 1, row.out_type = f_.program.dtype;
     row.pixels = p.columns;
     row.channels = op_.inputs[0].channels;
-    const int spare = op_.output.channels - row.channels;
+    row.spare = op_.output.channels - row.channels;
     for (int64_t y = t_.rows[0]; y < t_.rows[1]; y++) {
       row.in = static_cast<const char*>(in.data) + y * in.stride[1] * static_cast<int64_t>(item(in.dtype));
       row.out = at(op_.output, y, 0);
       f_.kernels.copy(row);
-      for (int64_t x = 0; spare && x < p.columns; x++)
-        std::memset(at(op_.output, y, x) + row.channels * size_, 0, spare * size_);
     }
     border(op_.output, 0, op_.output.channels);
   }

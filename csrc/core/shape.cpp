@@ -336,6 +336,8 @@ class Layout {
     }
   }
 
+  int lookahead() const { return s_.key.threads > 1 ? std::max(1, s_.key.threads / 4) : 0; }
+
   // Emits the next band of an op, and before it what it needs of the ops of the stage that starts at `first`.
   void pull(int o, int first) {
     const Op& op = p_.ops[o];
@@ -350,7 +352,9 @@ class Layout {
         const int rows = s_.band_rows[writer];
         const int low = static_cast<int>(need.last > rows_[writer] ? 0 : need.first / rows);
         const int high = static_cast<int>(std::min<int64_t>((need.last + rows - 1) / rows, bands_[writer]));
-        while (writer >= first && emitted_[writer] < high) pull(writer, first);
+        // One band further than needed: a task right after the one that it reads would wait for another thread.
+        const int ahead = std::min(high + lookahead(), bands_[writer]);
+        while (writer >= first && emitted_[writer] < ahead) pull(writer, first);
         waits.push_back({first_counter_[writer] + low, first_counter_[writer] + high, parts_[writer]});
       }
     }

@@ -153,6 +153,7 @@ struct CopyRow {
   DType out_type;
   int64_t pixels;
   int channels;
+  int spare;  // zeros after each pixel's channels
 };
 
 struct Kernels {
