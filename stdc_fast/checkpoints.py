@@ -81,9 +81,8 @@ class Checkpoint:
         """The reference network with these weights, in eval mode, on the CPU."""
         network = _build(self, self.metadata.get("count_include_pad", True)).to(dtype)
         # Assigned, since to_empty() would import torch's symbolic shapes for a second.
-        state = {k: torch.zeros_like(v, device="cpu") for k, v in network.state_dict().items()}
-        for key in state.keys() & self.state:
-            state[key] = self.state[key].to(state[key].dtype, copy=True)
+        state = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in network.state_dict().items()}
+        state.update({k: v.to(state[k].dtype, copy=True) for k, v in self.state.items() if k in state})
         network.load_state_dict(state, assign=True)
         for key, value in state.items():
             if not torch.isfinite(value).all():

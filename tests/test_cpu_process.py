@@ -205,6 +205,17 @@ def test_import_does_not_load_the_native_module():
     assert done.stdout.split() == ["False"], done.stderr
 
 
+def test_the_first_frame_does_not_wait_for_what_torch_imports_late(tiny_weights):
+    """Some operations on meta tensors import sympy, which takes longer than all else that load() does."""
+    code = f"""
+import sys, torch, stdc_fast
+stdc_fast.load({str(tiny_weights)!r}, device="cpu").label(torch.zeros(1, 64, 96, 3, dtype=torch.uint8))
+print("sympy" in sys.modules)
+"""
+    done = python(code)
+    assert done.stdout.split() == ["False"], done.stderr
+
+
 @needs_native
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_it_is_the_default_on_the_cpu(dtype, tiny_weights):
