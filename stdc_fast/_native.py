@@ -35,8 +35,17 @@ def available() -> tuple[bool, str]:
         try:
             best = f"; {found.best_isa()} runs here"
         except RuntimeError as error:  # STDC_FAST_CPU_ISA asks for another
-            return False, str(error)
+            best = f"; but {error}"
     return True, f"built with {info.get('compiler', 'an unknown compiler')}, sets {sets}{best}"
+
+
+def isa() -> str:
+    """The instruction set that runs here, "" without the module; UserError for a wrong STDC_FAST_CPU_ISA."""
+    found = _load()
+    try:
+        return "" if isinstance(found, str) else found.best_isa()
+    except RuntimeError as error:
+        raise UserError(str(error)) from None
 
 
 def build_info() -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -87,14 +88,15 @@ def check_request(scale: float | None, size: object) -> str | tuple[int, int] | 
     if scale is not None and size is not None:
         raise UserError(f"give scale={scale} or size={size}, not both")
     # The upper bound keeps height * scale finite.
-    if scale is not None and not 0 < scale <= 1e6:
-        raise UserError(f"scale must be a positive number, not {scale}")
+    number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+    if scale is not None and not (number and 0 < scale <= 1e6):
+        raise UserError(f"scale must be a positive number, not {scale!r}")
     if size is None or (isinstance(size, str) and size == "native"):
         return size
     try:
         if isinstance(size, str) or len(size) != 2:
             raise ValueError
-        return int(size[0]), int(size[1])
+        return operator.index(size[0]), operator.index(size[1])
     except (TypeError, ValueError, IndexError, OverflowError):
         raise UserError(f'size must be (height, width) or "native", not {size!r}') from None
 
@@ -230,7 +232,8 @@ class Segmenter(nn.Module):
     ) -> Tensor:
         """Raw uint8 RGB frames ``[N, H, W, 3]`` to class ids uint8 ``[N, H, W]``, on the model's device.
 
-        ``scale`` and ``size`` are as for :meth:`predict`.
+        ``scale`` and ``size`` are as for :meth:`predict`. That averages images more than twice as large as
+        the network's input first; frames are resized bilinearly whatever their size, so labels differ there.
         """
         if isinstance(frames, np.ndarray) and frames.dtype == np.uint8:
             frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))

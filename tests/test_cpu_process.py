@@ -184,17 +184,25 @@ def test_an_instruction_set_is_forced(isa):
 @needs_native
 def test_a_wrong_instruction_set(monkeypatch, tiny_weights):
     monkeypatch.setenv("STDC_FAST_CPU_ISA", "sse9")
-    with pytest.raises(UserError, match=rf"sse9.*STDC_FAST_CPU_ISA.*{ISAS[-1]}") as error:
+    with pytest.raises(UserError, match=rf"sse9.*STDC_FAST_CPU_ISA.*{ISAS[0]}") as error:
         cpu.compile(small_network())
     assert "\n" not in str(error.value)
     environment = {"STDC_FAST_CPU_ISA": "sse9"}
     command = f"import stdc_fast; stdc_fast.load({str(tiny_weights)!r}, device='cpu', backend='cpu')"
     done = python(command, **environment)
     assert done.returncode == 1 and "sse9" in done.stderr.splitlines()[-1]
-    # Where nobody asked for this backend, there is another one.
+    with pytest.raises(UserError, match="sse9"):  # said at once, also where another backend could run
+        stdc_fast.load(tiny_weights, device="cpu")
+    assert stdc_fast.load(tiny_weights, device="cpu", backend="eager").backend == "eager"
+    assert _native.available()[0] and "sse9" in _native.available()[1]
+
+
+@needs_native
+def test_a_forced_set_decides_the_dtype(monkeypatch, tiny_weights):
+    monkeypatch.setenv("STDC_FAST_CPU_ISA", "Portable")
     model = stdc_fast.load(tiny_weights, device="cpu")
-    assert model.label(random_frames(1, 64, 96)).shape == (1, 64, 96)
-    assert model.backend == "eager" and "sse9" in model.reason
+    assert model.dtype == torch.float32 and "STDC_FAST_CPU_ISA=Portable" in model.reason
+    model.label(random_frames(1, 64, 96))
 
 
 # Choice.

@@ -122,13 +122,13 @@ std::string best_isa(const std::string& wanted) {
   if (name.empty()) {
     const char* forced = std::getenv("STDC_FAST_CPU_ISA");
     if (!forced || !*forced) return tables().front().name;
-    name = forced;
+    for (const char* c = forced; *c; c++) name += static_cast<char>(*c >= 'A' && *c <= 'Z' ? *c - 'A' + 'a' : *c);
     origin = " (from STDC_FAST_CPU_ISA)";
   }
   std::string here;
   for (const Kernels& k : tables()) {
     if (name == k.name) return name;
-    here += (here.empty() ? "" : ", ") + std::string(k.name);
+    if (name != k.name && std::string(k.name) != "amx_emulated") here += (here.empty() ? "" : ", ") + std::string(k.name);
   }
   throw std::runtime_error("instruction set " + name + origin + " was not built or this processor lacks it; use " + here);
 }

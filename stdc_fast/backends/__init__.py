@@ -71,11 +71,16 @@ def refusal(
 def best(
     device: torch.device | None = None, dtype: torch.dtype | None = None, plan: Plan | None = None
 ) -> Choice:
-    """The fastest backend for this, whatever the environment asks for; eager runs everything."""
+    """The fastest backend for this, whatever STDC_FAST_BACKEND asks for; eager runs everything.
+
+    Raises UserError if STDC_FAST_CPU_ISA names no instruction set of this machine.
+    """
     passed = []
     for status in statuses():
         reason = refusal(status.name, device, dtype, plan) if status.available else status.reason
         if reason is None:
+            if status.name == "cpu":
+                _native.isa()  # a mistake in STDC_FAST_CPU_ISA is said, not passed over
             others = f" ({'; '.join(passed)})" if passed else ""
             return Choice(status.name, f"{status.reason}{others}")
         passed.append(f"{status.name}: {reason}")
@@ -112,6 +117,8 @@ def choose(
     reason = refusal(backend, device, dtype, plan)
     if reason is not None:
         raise UserError(f"backend {backend}{origin} can not run this: {reason}; use another, or auto")
+    if backend == "cpu":
+        _native.isa()
     return Choice(backend, f"asked for{origin}", True)
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from stdc_fast import _native
 from stdc_fast.backends import program
 from stdc_fast.checkpoints import write_atomic
-from stdc_fast.errors import UserError
 from stdc_fast.plan.ops import Upsample
 from stdc_fast.plan.plan import Plan
 
@@ -59,12 +58,7 @@ class Executable:
 
     def __init__(self, plan: Plan, dtype: torch.dtype, isa: str = "", poisoned: bool = False):
         saved = program.serialise(plan, dtype)
-        native = _native.module()
-        try:
-            isa = native.best_isa(isa)
-        except RuntimeError as error:
-            raise UserError(str(error)) from None
-        self.engine = native.Engine(saved, isa)
+        self.engine = _native.module().Engine(saved, isa or _native.isa())
         if poisoned:
             self.engine.poison(True)
         self.dtype = dtype

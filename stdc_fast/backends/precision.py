@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 
 import torch
 from torch import Tensor
@@ -57,6 +58,9 @@ def _fastest(device: torch.device) -> Precision:
             return Precision(torch.float16, "GPU with tensor cores")
         return Precision(torch.float32, f"GPU without tensor cores (compute {capability[0]}.{capability[1]})")
     features = cpu()["features"]
+    forced = os.environ.get("STDC_FAST_CPU_ISA")
+    if forced and not forced.lower().endswith("_bf16"):
+        return Precision(torch.float32, f"STDC_FAST_CPU_ISA={forced} has no bfloat16 instructions")
     for feature, name in (("amx_bf16", "AMX-BF16"), ("avx512_bf16", "AVX512-BF16")):
         if feature in features and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return Precision(torch.bfloat16, f"CPU with {name}")
