@@ -80,10 +80,9 @@ class Checkpoint:
     def network(self, dtype: torch.dtype = torch.float32) -> STDCSeg:
         """The reference network with these weights, in eval mode, on the CPU."""
         network = _build(self, self.metadata.get("count_include_pad", True)).to(dtype)
-        # Assigned, since to_empty() would import torch's symbolic shapes for a second.
         state = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in network.state_dict().items()}
         state.update({k: v.to(state[k].dtype, copy=True) for k, v in self.state.items() if k in state})
-        network.load_state_dict(state, assign=True)
+        network.load_state_dict(state, assign=True)  # to_empty() imports torch's symbolic shapes: a second
         for key, value in state.items():
             if not torch.isfinite(value).all():
                 raise UserError(f"{key} exceeds the range of {dtype}; load it as bfloat16 or float32")
