@@ -39,11 +39,13 @@ def available() -> tuple[bool, str]:
     return True, f"built with {info.get('compiler', 'an unknown compiler')}, sets {sets}{best}"
 
 
-def isa() -> str:
-    """The instruction set that runs here, "" without the module; UserError for a wrong STDC_FAST_CPU_ISA."""
+def isa(wanted: str = "") -> str:
+    """The instruction set that runs here, "" without the module; UserError for a wrong STDC_FAST_CPU_ISA
+    or another that is wanted and not there.
+    """
     found = _load()
     try:
-        return "" if isinstance(found, str) else found.best_isa()
+        return "" if isinstance(found, str) else found.best_isa(wanted)
     except RuntimeError as error:
         raise UserError(str(error)) from None
 

@@ -58,7 +58,7 @@ class Executable:
 
     def __init__(self, plan: Plan, dtype: torch.dtype, isa: str = "", poisoned: bool = False):
         saved = program.serialise(plan, dtype)
-        self.engine = _native.module().Engine(saved, isa or _native.isa())
+        self.engine = _native.module().Engine(saved, _native.isa(isa))
         if poisoned:
             self.engine.poison(True)
         self.dtype = dtype
