@@ -4,6 +4,7 @@ import copy
 import functools
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,6 +207,14 @@ def test_a_forced_set_decides_the_dtype(monkeypatch, tiny_weights):
 
 
 # Choice.
+
+
+def test_the_native_module_is_built_where_it_can_be():
+    """Else all tests that need it would be skipped, and nobody would notice that the build is broken."""
+    if os.environ.get("STDC_FAST_NATIVE") == "0" or not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("no compiler here, or the build was turned off")
+    built, reason = _native.available()
+    assert built, reason
 
 
 def test_import_does_not_load_the_native_module():
