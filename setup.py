@@ -142,8 +142,9 @@ class BuildCore(Command):
 
 setup(
     version=re.search(r'^__version__ = "(.+)"$', (ROOT / "stdc_fast/__init__.py").read_text(), re.M)[1],
-    packages=find_packages(include=["stdc_fast", "stdc_fast.*"]),
-    package_data={"stdc_fast": ["weights/*.safetensors", "assets/*.jpg"]},
+    packages=[*find_packages(include=["stdc_fast", "stdc_fast.*"]), "stdc_fast.kernels"],
+    package_dir={"stdc_fast.kernels": "kernels"},
+    package_data={"stdc_fast": ["weights/*.safetensors", "assets/*.jpg", "tiles/*.json"]},
     ext_modules=[Extension("stdc_fast._C", sources=[])],
     cmdclass={"build_ext": BuildModule, "core": BuildCore},
 )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from stdc_fast import _native
-from stdc_fast.backends import program
+from stdc_fast.backends import program, triton
 from stdc_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def statuses() -> list[Status]:
     absent = "not part of this version"
     return [
         Status("cuda", False, absent),
-        Status("triton", False, absent),
+        Status("triton", *triton.available()),
         Status("cpu", *_native.available()),
         Status("eager", True, "plain PyTorch, on any device"),
     ]
@@ -59,6 +59,8 @@ def refusal(
     name: str, device: torch.device | None, dtype: torch.dtype | None, plan: Plan | None
 ) -> str | None:
     """Why a backend that is available does not run this, or None; what is None is not asked."""
+    if name == "triton":
+        return triton.refusal(device, dtype, plan)
     if name != "cpu":
         return None
     if device is not None and device.type != "cpu":
@@ -78,6 +80,8 @@ def best(
     passed = []
     for status in statuses():
         reason = refusal(status.name, device, dtype, plan) if status.available else status.reason
+        if status.name == "triton" and status.available and triton.interpreted():
+            reason = "its interpreter is for tests; ask for it by name"
         if reason is None:
             if status.name == "cpu":
                 _native.isa()  # a mistake in STDC_FAST_CPU_ISA is said, not passed over

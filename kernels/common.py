@@ -1,0 +1,43 @@
+"""What kernels share: products, activations, where a tile lies."""
+
+import os
+
+import triton
+import triton.language as tl
+
+#: Whether kernels run in Triton's interpreter, which decides when they are defined.
+INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """``acc + a @ b`` in float32; float32 operands as ``PRECISION`` says, "ieee" or "tf32"."""
+    if INTERPRETED:
+        # The interpreter multiplies the bits of bfloat16; float32 holds products of 16-bit numbers exactly.
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def activate(x, ACT: tl.constexpr):
+    """The activation of that name, see :data:`stdc_fast.plan.ops.ACTIVATIONS`."""
+    if ACT == "relu":
+        # NaN stays NaN, as in torch.
+        x = tl.where(x < 0, 0.0, x)
+    if ACT == "sigmoid":
+        x = tl.sigmoid(x)
+    if ACT == "sigmoid+1":
+        x = 1 + tl.sigmoid(x)
+    return x
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr):
+    """float32 to a dtype, to nearest even."""
+    if INTERPRETED and DTYPE == tl.bfloat16:  # noqa: SIM300 - a dtype is no constant to compare with
+        # The interpreter cuts off the lower bits; add half a unit, less one for ties to even. NaN stays.
+        bits = x.to(tl.int32, bitcast=True)
+        bits = bits + 0x7FFF + ((bits >> 16) & 1)
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x.to(DTYPE)

@@ -1,0 +1,107 @@
+"""1x1 convolution and ReLU, and both that read it, depthwise 3x3 and average pool 3x3, each with stride 2.
+
+The map between, four times as large, is nowhere: a program computes the nine pixels that an output needs, one
+after the other. That is 2.25 times the products, of a layer that has few.
+"""
+
+import triton
+import triton.language as tl
+from stdc_fast.kernels.common import activate, dot, rounded
+
+
+@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width"])
+def down(
+    x,
+    weight,
+    bias,
+    depthwise,
+    depthwise_bias,
+    y,
+    pooled,
+    height,
+    width,
+    out_height,
+    out_width,
+    C: tl.constexpr,
+    PITCH: tl.constexpr,
+    N: tl.constexpr,
+    NP: tl.constexpr,
+    OUT_PITCH: tl.constexpr,
+    POOLED: tl.constexpr,
+    POOLED_PITCH: tl.constexpr,
+    COUNT_PAD: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Grid: tiles of all images, blocks of channels.
+
+    Args:
+        x: [n, height, width, C of PITCH].
+        weight: [C, NP].
+        bias, depthwise_bias: float32 [N].
+        depthwise: float32 [9, N].
+        y: depthwise convolution, [n, out_height, out_width, N of OUT_PITCH].
+        pooled: average, [n, out_height, out_width, N of POOLED_PITCH], where POOLED. COUNT_PAD: it divides by
+            nine everywhere, else by the pixels inside of the image.
+    """
+    M: tl.constexpr = TILE_H * TILE_W
+    tiles_x = tl.cdiv(out_width, TILE_W)
+    per_image = tiles_x * tl.cdiv(out_height, TILE_H)
+    n = (tl.program_id(0) // per_image).to(tl.int64)
+    spot = tl.program_id(0) % per_image
+    m = tl.arange(0, M)
+    rows = spot // tiles_x * TILE_H + m // TILE_W
+    columns = spot % tiles_x * TILE_W + m % TILE_W
+    channels = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    some = channels < N
+    k = tl.arange(0, BLOCK_K)
+    x += n * height * width * PITCH
+    b_offsets = k[:, None] * NP + channels[None, :]
+    b_mask = (k < C)[:, None] & (channels < NP)[None, :]
+    b = tl.load(weight + b_offsets, b_mask, 0)  # stays where it is, if it is all
+    first_bias = tl.load(bias + channels, some, 0)[None, :]
+
+    total = tl.zeros((M, BLOCK_N), tl.float32)
+    sums = tl.zeros((M, BLOCK_N), tl.float32)
+    for tap in range(9):
+        r = 2 * rows + (tap // 3 - 1)
+        c = 2 * columns + (tap % 3 - 1)
+        inside = (r >= 0) & (r < height) & (c >= 0) & (c < width)
+        a_offsets = ((r * width + c) * PITCH)[:, None] + k[None, :]
+        acc = tl.zeros((M, BLOCK_N), tl.float32)
+        for start in tl.static_range(0, C, BLOCK_K):
+            a_mask = inside[:, None]
+            if C % BLOCK_K:
+                a_mask = a_mask & (start + k < C)[None, :]
+            a = tl.load(x + a_offsets + start, a_mask, 0)
+            if BLOCK_K < C:
+                mask = (start + k < C)[:, None] & (channels < NP)[None, :]
+                b = tl.load(weight + start * NP + b_offsets, mask, 0)
+            acc = dot(a, b, acc, PRECISION)
+        inner = tl.where(inside[:, None], activate(acc + first_bias, "relu"), 0)
+        inner = rounded(inner, x.dtype.element_ty).to(tl.float32)  # as it would be stored
+        total += inner * tl.load(depthwise + tap * N + channels, some, 0)[None, :]
+        sums += inner
+
+    total += tl.load(depthwise_bias + channels, some, 0)[None, :]
+    pixels = (rows * out_width + columns)[:, None]
+    mask = ((rows < out_height) & (columns < out_width))[:, None] & some[None, :]
+    area = n * out_height * out_width
+    tl.store(
+        y + area * OUT_PITCH + pixels * OUT_PITCH + channels[None, :],
+        rounded(total, y.dtype.element_ty),
+        mask,
+    )
+    if POOLED:
+        if COUNT_PAD:
+            sums /= 9
+        else:
+            # Row -1 is outside for the first row, row `height` for the last of an odd height.
+            high = 3 - (rows == 0).to(tl.int32) - (2 * rows + 1 >= height).to(tl.int32)
+            wide = 3 - (columns == 0).to(tl.int32) - (2 * columns + 1 >= width).to(tl.int32)
+            sums /= tl.maximum(high * wide, 1).to(tl.float32)[:, None]
+        places = pooled + area * POOLED_PITCH + pixels * POOLED_PITCH + channels[None, :]
+        tl.store(places, rounded(sums, y.dtype.element_ty), mask)

@@ -1,0 +1,308 @@
+"""Triton kernels on NVIDIA GPUs: a plan is a list of launches, captured into a CUDA graph for each size.
+
+Nothing is compiled at install. The first call of a size compiles the kernels that it needs (some tens of
+seconds for a network; Triton keeps them on disk, so once a machine), and captures the graph.
+
+A graph has memory of its own, into which inputs are copied and out of which results are: results never alias.
+Calls go to the caller's current stream; those of one size from several streams and threads run one after the
+other. Under somebody else's graph capture the kernels are captured one by one, in memory of that capture.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stdc_fast.backends.executable import NativeExecutable, presented
+from stdc_fast.backends.support import unfit
+from stdc_fast.backends.tiles import Tiles, Work, device_class
+from stdc_fast.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from stdc_fast.backends.lowering import Lowered, Request
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+OLDEST = (3, 5)  # version of Triton
+TENSOR_CORES = (8, 0)  # capability from which on Triton has them
+#: Sizes whose graphs are kept; the least recently used goes first.
+GRAPHS = 8
+
+_log = logging.getLogger("stdc_fast")
+_capturing = threading.Lock()
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU: for tests, and thousands of times slower."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def version() -> str | None:
+    """Triton's version, or None if it is not installed."""
+    for name in ("triton", "pytorch-triton"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
+
+
+def available() -> tuple[bool, str]:
+    """Whether this backend runs in this process, and with what or why not."""
+    found = version()
+    if found is None:
+        return False, "Triton is not installed; pip install triton"
+    parts = found.split("+")[0].split(".")
+    if tuple(int(p) if p.isdigit() else 0 for p in parts[:2]) < OLDEST:
+        return False, f"Triton {found} is too old; pip install 'triton>={OLDEST[0]}.{OLDEST[1]}'"
+    if importlib.util.find_spec("stdc_fast.kernels") is None:
+        return False, "its kernels are not installed; pip install -e . in the source tree"
+    if interpreted():
+        return True, f"Triton {found}, interpreted on the CPU (TRITON_INTERPRET=1): for tests"
+    if not torch.cuda.is_available():
+        return False, "torch sees no NVIDIA GPU"
+    if torch.version.cuda is None:
+        return False, "torch was not built with CUDA"
+    reasons = [_unfit_device(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
+    if None in reasons:
+        return True, f"Triton {found}"
+    return False, str(reasons[0])
+
+
+def _unfit_device(device: torch.device) -> str | None:
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= TENSOR_CORES:
+        return None
+    return f"{device} is sm_{capability[0]}{capability[1]}; Triton has no tensor cores below sm_80"
+
+
+def refusal(device: torch.device | None, dtype: torch.dtype | None, plan: Plan | None) -> str | None:
+    """Why this backend does not run this, or None; what is None is not asked."""
+    if device is not None:
+        if device.type != ("cpu" if interpreted() else "cuda"):
+            return f"it does not run on {device}"
+        if device.type == "cuda" and (reason := _unfit_device(device)):
+            return reason
+    if dtype is not None and dtype not in DTYPES:
+        return f"it computes in float16, bfloat16 and float32, not {str(dtype).removeprefix('torch.')}"
+    return None if plan is None else unfit(plan)
+
+
+def compile(
+    plan: Plan,
+    dtype: torch.dtype = torch.float16,
+    device: torch.device | str = "cuda",
+    *,
+    tiles: Callable[[Work], Tiles] | None = None,
+    poisoned: bool = False,
+    graphs: bool = True,
+) -> Executable:
+    """Pack a plan's weights for the kernels.
+
+    Args:
+        plan: optimised.
+        dtype: float16, bfloat16 or float32: of maps and weights. Sums, biases, vectors and logits are
+            float32. Products of float32 are TF32 only after ``torch.set_float32_matmul_precision("high")``.
+        tiles: chooses the tiles of each kernel; by default as tuned, shipped or modelled for the device.
+        poisoned: fill all memory with NaN before each image, to prove that nothing dead is read.
+        graphs: replay CUDA graphs; else launch kernel by kernel.
+
+    Raises ValueError for a plan, dtype or device that it does not run.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    if reason := refusal(device, dtype, plan):
+        raise ValueError(f"the Triton backend can not run {plan.name}: {reason}")
+    return Executable(plan, dtype, device, tiles, poisoned, graphs)
+
+
+def products(dtype: torch.dtype) -> str:
+    """What a dtype is multiplied in: its name, or "tf32" where that was asked for."""
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return str(dtype).removeprefix("torch.")
+
+
+class Executable(NativeExecutable):
+    """A plan with packed weights, for inputs of any size, from any stream and thread."""
+
+    def __init__(self, plan, dtype, device, tiles=None, poisoned=False, graphs=True):
+        from stdc_fast.backends import lowering
+
+        super().__init__(plan, dtype, device)
+        self._lowering = lowering
+        self._packed = lowering.pack(plan, dtype, device)
+        self._tiles = tiles or chooser(device)
+        self._poisoned = poisoned
+        self._use_graphs = graphs and device.type == "cuda"
+        self._instances: collections.OrderedDict[tuple, _Instance] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def lower(self, request: Request, precision: str | None = None) -> Lowered:
+        """The launches of a request, with new memory."""
+        return self._lowering.Lowered(
+            self.plan, self._packed, request, self.dtype, self.device, self._tiles, precision
+        )
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Bytes of packed weights, and of the arenas of all sizes that are kept."""
+        weights = sum(
+            w.numel() * w.itemsize
+            for packed in self._packed.values()
+            for value in vars(packed).values()
+            for w in (value if isinstance(value, list) else [value])
+        )
+        return weights, sum(i.lowered.arena.numel() for i in list(self._instances.values()))
+
+    def _compute(self, inputs, batch, seen, labels, exact) -> Tensor:
+        if not batch:
+            return presented(self._new(batch, seen, labels), labels is not None)
+        given = tuple(inputs[0].shape[1:3])
+        exact = exact or labels is None or labels == seen
+        request = self._lowering.Request(batch, given, seen, labels, exact)
+        with torch.no_grad(), self._on_device():
+            if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                return _Instance(self, request, products(self.dtype), False)(inputs)
+            return self._instance(request)(inputs)
+
+    def _instance(self, request: Request) -> _Instance:
+        key = request, products(self.dtype)
+        with self._lock:
+            instance = self._instances.get(key)
+            if instance is None:
+                instance = self._instances[key] = _Instance(self, *key, self._use_graphs)
+                while len(self._instances) > GRAPHS:
+                    self._instances.popitem(last=False)
+            self._instances.move_to_end(key)
+            return instance
+
+    def _on_device(self):
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+
+
+class _Instance:
+    """One size: memory, launches and their graph. Made on the stream and device of its first call."""
+
+    def __init__(self, executable: Executable, request: Request, precision: str, graphs: bool):
+        self.lowered = executable.lower(request, precision)
+        self.request = request
+        self.executable = executable
+        self.labels = request.labels is not None
+        self.map = not self.labels and not executable._logits
+        self.poisoned = executable._poisoned
+        self.graphs = graphs
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.done: torch.cuda.Event | None = None
+        self.stream: torch.cuda.Stream | None = None
+        self.ready = False
+        self.lock = threading.Lock()
+
+    def __call__(self, inputs: list[Tensor]) -> Tensor:
+        with self.lock:
+            self._wait()
+            if self.poisoned:
+                self._poison()
+            for x, place in zip(inputs, self.lowered.inputs.values(), strict=True):
+                place.copy_(x)
+            if self.graph is not None:
+                self.graph.replay()
+            else:
+                self._launch()
+                if self.graphs:
+                    self.graph = self._capture()
+            result = self.lowered.result
+            # Dense and fresh, whatever view of the arena it was.
+            result = result.clone(memory_format=torch.contiguous_format)
+            self._record()
+        return result.permute(0, 3, 1, 2) if self.map else result
+
+    def _wait(self) -> None:
+        """Whoever used this memory last, on another stream, goes first."""
+        if self.done is not None and self.stream != torch.cuda.current_stream():
+            torch.cuda.current_stream().wait_event(self.done)
+
+    def _record(self) -> None:
+        if self.graphs:
+            self.stream = torch.cuda.current_stream()
+            self.done = self.done or torch.cuda.Event()
+            self.done.record(self.stream)
+
+    def _launch(self) -> None:
+        launches = self.lowered.launches
+        if not self.ready and self.executable.device.type == "cuda":
+            where = f"{self.executable.plan.name} at {self.request} in {self.executable.dtype}"
+            _log.info("preparing Triton kernels for %s", where)
+            # Shown on a terminal only, and only where there was something to compile.
+            text = f"stdc_fast: compiling kernels for {self.request}, once"
+            launches = tqdm(launches, text, leave=False, disable=None, delay=1)
+        for launch in launches:
+            launch()
+        self.ready = True
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()
+        # One at a time, as others' allocations may go on meanwhile: nothing is allocated here.
+        with _capturing, torch.cuda.stream(side):
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                for launch in self.lowered.launches:
+                    launch()
+            finally:
+                graph.capture_end()
+        return graph
+
+    def _poison(self) -> None:
+        lowered = self.lowered
+        inputs = {x.data_ptr() for x in lowered.inputs.values()}
+        for x in (lowered.arena, lowered.result, *lowered.buffers.values()):
+            if x.data_ptr() not in inputs:
+                x.fill_(255 if x.dtype == torch.uint8 else float("nan"))
+
+    def __del__(self) -> None:
+        # Its memory goes back to the stream that it was allocated on; others may still use it.
+        if getattr(self, "done", None) is not None:
+            with contextlib.suppress(Exception):  # at exit CUDA may be gone
+                self.done.synchronize()
+
+
+def chooser(device: torch.device) -> Callable[[Work], Tiles]:
+    """What picks the tiles of a work on a device: as tuned, as shipped for its class, or by the model."""
+    from stdc_fast.backends import tiles
+
+    if device.type != "cuda":
+        return interpreted_tiles
+    properties = torch.cuda.get_device_properties(device)
+    capability = properties.major, properties.minor
+    kind = device_class(capability, properties.multi_processor_count)
+    tables = [tiles.shipped(kind.key)]
+
+    def choose(work: Work) -> Tiles:
+        for table in tables:
+            if work.key in table:
+                return table[work.key]
+        return tiles.modelled(work, kind)
+
+    return choose
+
+
+def interpreted_tiles(work: Work) -> Tiles:
+    """Few large tiles: the interpreter's time goes by the number of programs."""
+    from stdc_fast.backends import tiles
+
+    height, width = list(tiles.shapes(work.height, work.width))[-1]
+    channels = min(128, tiles._power(max(16, work.outputs)))
+    depth = 32 if work.kind == "stem" else min(128, tiles._power(max(16, *work.inputs)))
+    return Tiles(height, width, channels, depth, warps=4, stages=1)
