@@ -4,9 +4,22 @@ import os
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 #: Whether kernels run in Triton's interpreter, which decides when they are defined.
 INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+
+
+@triton.jit
+def begin(DEPENDENT: tl.constexpr):
+    """To be called before a kernel touches memory.
+
+    NOTE: a dependent launch (sm_90 and later) starts while the kernel before it still runs, which hides
+    what a launch costs. It waits here until that one is done, and so all before it, and lets the next start.
+    """
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit

@@ -9,7 +9,7 @@ can not shift what they hold in shared memory. So tiles as large as the grid all
 
 import triton
 import triton.language as tl
-from stdc_fast.kernels.common import activate, dot, rounded
+from stdc_fast.kernels.common import activate, begin, dot, rounded
 
 
 @triton.jit
@@ -129,6 +129,7 @@ def conv(
     BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """``y = act(conv(x * scale + add) + bias)``; grid: tiles of all images, blocks of channels, splits.
 
@@ -203,6 +204,7 @@ def conv(
         share = tl.cdiv(steps, SPLIT)
         first = tl.minimum(split * share, steps)
         last = tl.minimum(first + share, steps)
+    begin(DEPENDENT)
     acc = tl.zeros((M, BLOCK_N), tl.float32)
     acc = _products(
         acc, x + image * (height * width) * PITCH, weight, scale + image * SCALE_PITCH,

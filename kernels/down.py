@@ -6,7 +6,7 @@ after the other. That is 2.25 times the products, of a layer that has few.
 
 import triton
 import triton.language as tl
-from stdc_fast.kernels.common import activate, dot, rounded
+from stdc_fast.kernels.common import activate, begin, dot, rounded
 
 
 @triton.jit(do_not_specialize=["height", "width", "out_height", "out_width"])
@@ -35,6 +35,7 @@ def down(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid: tiles of all images, blocks of channels.
 
@@ -58,6 +59,7 @@ def down(
     channels = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     some = channels < N
     k = tl.arange(0, BLOCK_K)
+    begin(DEPENDENT)
     x += n * height * width * PITCH
     b_offsets = k[:, None] * NP + channels[None, :]
     b_mask = (k < C)[:, None] & (channels < NP)[None, :]

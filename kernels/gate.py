@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from stdc_fast.kernels.common import activate
+from stdc_fast.kernels.common import activate, begin
 
 
 @triton.jit
@@ -28,8 +28,8 @@ def _layer(
         some = start + c < C
         v = tl.zeros((BLOCK_C,), tl.float32)
         for row in range(0, rows, ROWS_BLOCK):
-            mask = (row + r < rows)[:, None] & some[None, :]
-            v += tl.sum(tl.load(x + (row + r)[:, None] * PITCH + (start + c)[None, :], mask, 0), 0)
+            known = (row + r < rows)[:, None] & some[None, :]
+            v += tl.sum(tl.load(x + (row + r)[:, None] * PITCH + (start + c)[None, :], known, 0), 0)
         v /= divisor
         mask = (out < N)[:, None] & some[None, :]
         w = tl.load(weight + out[:, None] * C + (start + c)[None, :], mask, 0).to(tl.float32)
@@ -58,6 +58,7 @@ def gate(
     BLOCK_C: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """``y = act2(weight2 @ act(weight @ mean + bias) + bias2)``; grid: blocks of outputs, images.
 
@@ -68,6 +69,7 @@ def gate(
         y: float32 [n, N of OUT_PITCH].
     """
     n = tl.program_id(1).to(tl.int64)
+    begin(DEPENDENT)
     x += n * rows * PITCH
     out = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     if HIDDEN:

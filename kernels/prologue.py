@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from stdc_fast.kernels.common import rounded
+from stdc_fast.kernels.common import begin, rounded
 
 
 @triton.jit(do_not_specialize=["area"])
@@ -21,6 +21,7 @@ def prologue(
     ADD_PITCH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """``y = x * scale + add``; grid: blocks of pixels, blocks of channels, images.
 
@@ -34,6 +35,7 @@ def prologue(
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     some = c < C
+    begin(DEPENDENT)
     mask = (m < area)[:, None] & some[None, :]
     value = tl.load(x + n * area * PITCH + m[:, None] * PITCH + c[None, :], mask, 0).to(tl.float32)
     if SCALE:

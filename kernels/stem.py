@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from stdc_fast.kernels.common import activate, dot, rounded
+from stdc_fast.kernels.common import activate, begin, dot, rounded
 
 
 @triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "frame_height", "frame_width"])
@@ -29,6 +29,7 @@ def stem(
     TILE_W: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """``y = act(conv(image - offset) + bias)``, zero-padded after subtracting.
 
@@ -59,6 +60,7 @@ def stem(
     r = (2 * rows - 1)[:, None] + (k // 9)[None, :]
     c = (2 * columns - 1)[:, None] + (k // 3 % 3)[None, :]
     inside = (r >= 0) & (r < height) & (c >= 0) & (c < width) & (k < 27)[None, :]
+    begin(DEPENDENT)
     image += n * frame_height * frame_width * 3 + colour[None, :]
     if RESIZE:
         fr = r * scale_y

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from stdc_fast.kernels.common import begin
 
 
 @triton.jit(do_not_specialize=["height", "width", "out_height", "out_width"])
@@ -20,6 +21,7 @@ def upsample(
     TAPS: tl.constexpr,
     CELLS: tl.constexpr,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """The best class of each pixel, the lowest of equals; grid: cells, rows of labels, images.
 
@@ -38,6 +40,7 @@ def upsample(
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     row = tl.program_id(1)
     image = tl.program_id(2).to(tl.int64)
+    begin(DEPENDENT)
     start = tl.load(column_start + cell, cell < width, 0)
     end = tl.load(column_start + cell + 1, cell < width, 0)
     column = start[None, :] + tl.arange(0, BLOCK)[:, None]

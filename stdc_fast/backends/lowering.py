@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stdc_fast import kernels
-from stdc_fast.backends.tiles import Tiles, Work
+from stdc_fast.backends.tiles import Device, Prediction, Tiles, Work, predict, predict_rest
 from stdc_fast.plan.arena import layout
 from stdc_fast.plan.ops import Add, Conv, Down, Gate, Op, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
@@ -19,7 +20,11 @@ from stdc_fast.plan.plan import Plan
 
 @dataclasses.dataclass
 class Launch:
-    """One kernel with all of its arguments."""
+    """One kernel with all of its arguments.
+
+    ``work`` and ``tiles`` are of those that multiply matrices; of the others there are the bytes that they
+    move and the operations of all lanes, each a guess.
+    """
 
     op: Op
     kernel: Any
@@ -29,9 +34,20 @@ class Launch:
     stages: int
     work: Work | None = None
     tiles: Tiles | None = None
+    moved: int = 0
+    lanes: float = 0
 
     def __call__(self) -> None:
-        self.kernel[self.grid](**self.arguments, num_warps=self.warps, num_stages=self.stages)
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        if self.arguments["DEPENDENT"]:
+            options["launch_pdl"] = True
+        self.kernel[self.grid](**self.arguments, **options)
+
+    def predicted(self, device: Device) -> Prediction:
+        """Its time in a graph on such a device, by the model."""
+        if self.work is not None:
+            return predict(self.work, self.tiles, device)
+        return predict_rest(math.prod(self.grid), self.moved, self.lanes, device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +157,7 @@ class Lowered:
     Args:
         choose: the tiles of a :class:`Work`.
         products: dtype of products in :class:`Work`: that of the maps, or "tf32".
+        dependent: whether kernels start before the one before them is done; needs sm_90.
 
     Attributes:
         inputs: what to fill: frames ``[N, H, W, 3]``, images and maps ``[N, H, W, C]``, by name.
@@ -158,11 +175,13 @@ class Lowered:
         device: torch.device,
         choose,
         products: str | None = None,
+        dependent: bool = False,
     ):
         self.plan, self.packed, self.request = plan, packed, request
         self.dtype, self.device, self.choose = dtype, device, choose
         self.products = products or str(dtype).removeprefix("torch.")
         self.precision = "tf32" if self.products == "tf32" else "ieee"
+        self.dependent = dependent
         self.launches: list[Launch] = []
         arena = layout(plan, request.batch, *request.seen, dtype.itemsize)
         self.arena = torch.empty(arena.size, dtype=torch.uint8, device=device)
@@ -215,9 +234,10 @@ class Lowered:
     def _view(self, view: View) -> Tensor:
         return self.buffers[view.buffer][..., view.offset : view.offset + view.channels]
 
-    def _emit(self, op, kernel, grid, arguments, warps=4, stages=1, work=None, tiles=None) -> None:
+    def _emit(self, op, kernel, grid, arguments, warps=4, stages=1, **about) -> None:
         grid = (*grid, *(1,) * (3 - len(grid)))
-        self.launches.append(Launch(op, kernel, grid, arguments, warps, stages, work, tiles))
+        arguments["DEPENDENT"] = self.dependent
+        self.launches.append(Launch(op, kernel, grid, arguments, warps, stages, **about))
 
     def _work(self, op: Op, kind: str, view: View, **fields) -> tuple[Work, Tiles]:
         height, width = self.plan.size(view.buffer, *self.request.seen)
@@ -280,7 +300,7 @@ class Lowered:
             "PRECISION": self.precision,
         }  # fmt: skip
         grid = (work.tiles(t), work.blocks(t))
-        self._emit(op, kernels.stem, grid, arguments, t.warps, t.stages, work, t)
+        self._emit(op, kernels.stem, grid, arguments, t.warps, t.stages, work=work, tiles=t)
 
     def _conv(self, op: Conv) -> None:
         packed = self.packed[op.name]
@@ -313,7 +333,16 @@ class Lowered:
             "BLOCK_K": t.depth, "SPLIT": t.split, "PRECISION": self.precision,
             **self._prologue_arguments(op.scale, op.add),
         }  # fmt: skip
-        self._emit(op, kernels.conv, (tiles, work.blocks(t), t.split), arguments, t.warps, t.stages, work, t)
+        self._emit(
+            op,
+            kernels.conv,
+            (tiles, work.blocks(t), t.split),
+            arguments,
+            t.warps,
+            t.stages,
+            work=work,
+            tiles=t,
+        )
 
     def _sums(self, mean: View, source: View) -> Tensor:
         """Float32 ``[N, rows, C]`` of an average's buffer; rows that an op does not write stay zero."""
@@ -339,7 +368,16 @@ class Lowered:
             "COUNT_PAD": op.count_include_pad, "TILE_H": t.height, "TILE_W": t.width,
             "BLOCK_N": t.channels, "BLOCK_K": t.depth, "PRECISION": self.precision,
         }  # fmt: skip
-        self._emit(op, kernels.down, (work.tiles(t), work.blocks(t)), arguments, t.warps, t.stages, work, t)
+        self._emit(
+            op,
+            kernels.down,
+            (work.tiles(t), work.blocks(t)),
+            arguments,
+            t.warps,
+            t.stages,
+            work=work,
+            tiles=t,
+        )
 
     def _gate(self, op: Gate) -> None:
         packed = self.packed[op.name]
@@ -364,7 +402,10 @@ class Lowered:
             "BLOCK_R": min(32, _power(rows)), "BLOCK_C": min(256, _power(channels)),
             "BLOCK_H": _power(max(hidden, 1)), "BLOCK_N": block,
         }  # fmt: skip
-        self._emit(op, kernels.gate, (-(-outputs // block), self.request.batch), arguments, 8)
+        grid = (-(-outputs // block), self.request.batch)
+        weights = sum(w.numel() * w.itemsize for w in packed.weights)
+        moved = grid[0] * x.numel() * 4 + weights * self.request.batch
+        self._emit(op, kernels.gate, grid, arguments, 8, moved=moved)
 
     def _scale(self, op: Scale) -> None:
         self._map(op, op.scale, None)
@@ -384,7 +425,8 @@ class Lowered:
             "BLOCK_C": block, **self._prologue_arguments(scale, add),
         }  # fmt: skip
         grid = (-(-height * width // pixels), -(-channels // block), n)
-        self._emit(op, kernels.prologue, grid, arguments)
+        moved = 2 * x.shape[:3].numel() * channels * x.itemsize
+        self._emit(op, kernels.prologue, grid, arguments, moved=moved)
 
     def _upsample(self, op: Upsample) -> None:
         r = self.request
@@ -405,7 +447,10 @@ class Lowered:
         arguments = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
         self.result = labels
         grid = (-(-width // 32), r.labels[0], n)
-        self._emit(op, kernels.upsample, grid, arguments, max(1, min(8, block // 16)))
+        # Interpolate, compare and select twice, and a third tap; some lanes of a cell are beyond its end.
+        lanes = math.prod(grid) * 32 * block * channels * (taps + 3)
+        warps = max(1, min(8, block // 16))
+        self._emit(op, kernels.upsample, grid, arguments, warps, moved=labels.numel(), lanes=lanes)
 
 
 def interpolation(source: int, target: int, between: int | None = None) -> tuple[Tensor, Tensor]:

@@ -210,6 +210,15 @@ def predict(work: Work, t: Tiles, device: Device) -> Prediction:
     return Prediction(seconds, products, fetch, programs)
 
 
+def predict_rest(programs: int, moved: float, lanes: float, device: Device) -> Prediction:
+    """The model of kernels without matrix products: bytes from L2, and operations of single lanes."""
+    active = min(programs, device.processors)
+    fetch = moved / min(device.cache, active * device.port)
+    # An operation a lane where a fused multiply-add would be two.
+    compute = lanes / (device.fma / 2) * device.processors / active
+    return Prediction(NODE + 2 * LATENCY + max(fetch, compute), compute, fetch, programs)
+
+
 def _rate(work: Work, t: Tiles, device: Device) -> float:
     """Operations a second of the whole device in tiles of this size."""
     if work.dtype == "float32":
@@ -248,12 +257,14 @@ def candidates(work: Work, device: Device) -> Iterator[Tiles]:
         if channels > widest:
             continue
         if work.kind == "stem":
-            if 2048 <= area <= 8192:
+            if 1024 <= area <= 4096:
                 yield Tiles(height, width, channels, 32, 1, 4, 1)
             continue
         for warps, depth, stages in itertools.product((4, 8), (16, 32, 64, 128, 256, 512), (2, 3, 4)):
+            # Of sums, a thread; more than this leaves too few for the rest.
             registers = area / (32 * warps) * (3 if work.kind == "down" else 1)
-            if registers > (96 if work.kind == "down" or work.prologue else 128) or registers < 4:
+            most = 96 if work.kind == "down" else 128 if device.wgmma and not work.prologue else 64
+            if not 4 <= registers <= most:
                 continue
             if (depth < 32 or work.dtype == "float32") and depth != min(deepest, 32):
                 continue
@@ -265,6 +276,8 @@ def candidates(work: Work, device: Device) -> Iterator[Tiles]:
                 continue
             for split in (1, 2, 4, 8):
                 if split > 1 and (work.kind != "conv" or len(work.inputs) > 1 or work.kernel == 2):
+                    continue
+                if split > 1 and registers > 64:  # the others' sums come to those of one's own
                     continue
                 t = Tiles(height, width, channels, depth, split, warps, stages)
                 if split > 1 and work.steps(t) < 4 * split:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 OLDEST = (3, 5)  # version of Triton
 TENSOR_CORES = (8, 0)  # capability from which on Triton has them
+DEPENDENT = (9, 0)  # and has programmatic dependent launches
 #: Sizes whose graphs are kept; the least recently used goes first.
 GRAPHS = 8
 
@@ -145,6 +146,7 @@ class Executable(NativeExecutable):
         self._packed = lowering.pack(plan, dtype, device)
         self._tiles = tiles or chooser(device)
         self._poisoned = poisoned
+        self._dependent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= DEPENDENT
         self._use_graphs = graphs and device.type == "cuda"
         self._instances: collections.OrderedDict[tuple, _Instance] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -152,7 +154,14 @@ class Executable(NativeExecutable):
     def lower(self, request: Request, precision: str | None = None) -> Lowered:
         """The launches of a request, with new memory."""
         return self._lowering.Lowered(
-            self.plan, self._packed, request, self.dtype, self.device, self._tiles, precision
+            self.plan,
+            self._packed,
+            request,
+            self.dtype,
+            self.device,
+            self._tiles,
+            precision,
+            self._dependent,
         )
 
     @property
