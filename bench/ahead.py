@@ -28,6 +28,7 @@ import torch
 
 from stdc_fast.backends import tiles
 from stdc_fast.backends import triton as triton_backend
+from stdc_fast.backends.packed import pack
 from stdc_fast.checkpoints import write_atomic
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.reference.networks import STDCSeg
@@ -97,7 +98,7 @@ def lowered(
 
     cpu = torch.device("cpu")
     request = lowering.Request(**{"batch": batch, "given": size, "seen": size, "labels": size} | request)
-    packed = lowering.pack(plan, dtype, cpu)
+    packed = pack(plan, dtype, cpu)
     dependent = device.capability >= triton_backend.DEPENDENT
     return lowering.Lowered(plan, packed, request, dtype, cpu, choose or usual, dependent=dependent)
 

@@ -1,4 +1,4 @@
-"""The command line: ``stdc-fast predict | val | train | convert | export | info | benchmark``.
+"""The command line: ``stdc-fast predict | val | train | convert | export | tune | info | benchmark``.
 
 Exit codes: 0 done; 1 a damaged video was labelled as far as it goes; 2 something the user can mend (said in
 one line on stderr); 130 interrupted.
@@ -20,6 +20,7 @@ import typer
 from stdc_fast.benchmark.command import benchmark
 from stdc_fast.errors import UserError
 from stdc_fast.export import export
+from stdc_fast.tune import tune
 
 app = typer.Typer(
     name="stdc-fast",
@@ -435,6 +436,7 @@ def _parse_size(text: str | None, option: str = "--size") -> str | tuple[int, in
 
 
 app.command()(export)
+app.command()(tune)
 app.command()(benchmark)
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stdc_fast.backends.executable import NativeExecutable, presented
+from stdc_fast.backends.packed import pack
 from stdc_fast.backends.support import unfit
 from stdc_fast.backends.tiles import Tiles, Work, device_class
 from stdc_fast.plan.plan import Plan
@@ -143,7 +144,7 @@ class Executable(NativeExecutable):
 
         super().__init__(plan, dtype, device)
         self._lowering = lowering
-        self._packed = lowering.pack(plan, dtype, device)
+        self._packed = pack(plan, dtype, device)
         self._tiles = tiles or chooser(device)
         self._poisoned = poisoned
         self._dependent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= DEPENDENT
@@ -151,16 +152,21 @@ class Executable(NativeExecutable):
         self._instances: collections.OrderedDict[tuple, _Instance] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def lower(self, request: Request, precision: str | None = None) -> Lowered:
-        """The launches of a request, with new memory."""
+    def lower(
+        self,
+        request: Request,
+        precision: str | None = None,
+        tiles: Callable[[Work], Tiles] | None = None,
+    ) -> Lowered:
+        """The launches of a request, with new memory; ``tiles`` other than its own."""
         return self._lowering.Lowered(
             self.plan,
             self._packed,
             request,
             self.dtype,
             self.device,
-            self._tiles,
-            precision,
+            tiles or self._tiles,
+            precision or products(self.dtype),
             self._dependent,
         )
 
@@ -289,14 +295,14 @@ class _Instance:
 
 def chooser(device: torch.device) -> Callable[[Work], Tiles]:
     """What picks the tiles of a work on a device: as tuned, as shipped for its class, or by the model."""
-    from stdc_fast.backends import tiles
+    from stdc_fast.backends import tiles, tuned
 
     if device.type != "cuda":
         return interpreted_tiles
     properties = torch.cuda.get_device_properties(device)
     capability = properties.major, properties.minor
     kind = device_class(capability, properties.multi_processor_count)
-    tables = [tiles.shipped(kind.key)]
+    tables = [tuned.load(tuned.environment(device)), tiles.shipped(kind.key)]
 
     def choose(work: Work) -> Tiles:
         for table in tables:

@@ -1,0 +1,90 @@
+"""What ``stdc-fast tune`` measured: one JSON file for each device, driver and set of versions.
+
+It lies in STDC_FAST_CACHE, else in the user's cache folder. Entries are by shape and dtype
+(:attr:`stdc_fast.backends.tiles.Work.key`). A file that can not be read counts as none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from stdc_fast.backends import tiles
+from stdc_fast.backends.tiles import Tiles
+from stdc_fast.backends.triton import version
+from stdc_fast.checkpoints import write_atomic
+
+_log = logging.getLogger("stdc_fast")
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What measured times depend on."""
+    import stdc_fast
+
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device": properties.name,
+        "processors": str(properties.multi_processor_count),
+        "driver": _driver(),
+        "cuda": str(torch.version.cuda),
+        "torch": torch.__version__,
+        "triton": str(version()),
+        "stdc_fast": stdc_fast.__version__,
+    }
+
+
+def _driver() -> str:
+    """Version of NVIDIA's kernel driver, "unknown" where it can not be had without asking a program."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return "unknown"
+    found = re.search(r"\s(\d+(?:\.\d+)+)\s", text)
+    return found[1] if found else "unknown"
+
+
+def folder() -> Path:
+    """Where the files are."""
+    given = os.environ.get("STDC_FAST_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stdc_fast"
+
+
+def path(about: Mapping[str, str]) -> Path:
+    """The file of an environment."""
+    name = re.sub(r"[^a-z0-9]+", "_", about["device"].lower()).strip("_")
+    digest = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()[:12]
+    return folder() / f"tiles_{name}_{digest}.json"
+
+
+def load(about: Mapping[str, str]) -> dict[str, Tiles]:
+    """The tuned tiles of an environment; empty if nothing was tuned."""
+    file = path(about)
+    try:
+        table = tiles.read(file)
+        if table["environment"] != dict(about):
+            raise ValueError("it is of another environment")
+        return table["tiles"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        _log.warning("%s is left aside, as it can not be read: %s; run stdc-fast tune", file, error)
+        return {}
+
+
+def save(about: Mapping[str, str], found: Mapping[str, Tiles]) -> Path:
+    """Adds entries to the environment's file, in place of older ones; OSError if it can not be written."""
+    table = {"environment": dict(about), "tiles": load(about) | dict(found)}
+    file = path(about)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = tiles.dump(table)
+    write_atomic(file, lambda p: Path(p).write_text(text))
+    return file
