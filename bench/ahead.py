@@ -160,7 +160,7 @@ def compiled(job: Job) -> dict[str, object]:
     ptx = binary.asm["ptx"]
     usage = _usage(binary.asm["cubin"])
     return {
-        "kernel": job.kernel, "target": job.target, "where": job.where, "work": job.work,
+        "key": job.key, "kernel": job.kernel, "target": job.target, "where": job.where, "work": job.work,
         "tiles": job.tiles, "warps": job.warps, "stages": job.stages,
         "dtype": dict(job.signature).get("x", dict(job.signature).get("y", "")).strip("*").partition(":")[0],
         "products": len(re.findall(r"\bmma\.sync|wgmma\.mma_async|tcgen05\.mma", ptx)),

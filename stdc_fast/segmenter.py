@@ -248,7 +248,7 @@ class Segmenter(nn.Module):
         with torch.inference_mode():
             labels = self._labels(frames.to(self.device), target, (height, width), False)[0]
         # An ordinary tensor again: it is the caller's, to write to and to train with.
-        return labels.clone()
+        return labels.clone() if labels.is_inference() else labels
 
     def predict(
         self,

@@ -28,11 +28,15 @@ ENVIRONMENT = "STDC_FAST_BACKEND"
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Whether a backend can be used in this process, and why or why not."""
+    """Whether a backend can be used in this process, and why or why not.
+
+    One ``by_name`` runs only for who asks for it.
+    """
 
     name: str
     available: bool
     reason: str
+    by_name: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,7 @@ def statuses() -> list[Status]:
     absent = "not part of this version"
     return [
         Status("cuda", False, absent),
-        Status("triton", *triton.available()),
+        Status("triton", *triton.available(), by_name=triton.interpreted()),
         Status("cpu", *_native.available()),
         Status("eager", True, "plain PyTorch, on any device"),
     ]
@@ -80,8 +84,8 @@ def best(
     passed = []
     for status in statuses():
         reason = refusal(status.name, device, dtype, plan) if status.available else status.reason
-        if status.name == "triton" and status.available and triton.interpreted():
-            reason = "its interpreter is for tests; ask for it by name"
+        if status.available and status.by_name:
+            reason = f"{status.reason}; ask for it by name"
         if reason is None:
             if status.name == "cpu":
                 _native.isa()  # a mistake in STDC_FAST_CPU_ISA is said, not passed over

@@ -95,7 +95,9 @@ class NativeExecutable:
         if len(sizes) > 1 or 0 in next(iter(sizes))[1:]:
             raise ValueError(f"inputs of different or empty sizes: {[list(x.shape) for x in inputs]}")
         batch, height, width = next(iter(sizes))
-        return self._compute(given, batch, seen or (height, width), labels, exact)
+        # An ordinary tensor, the caller's to write to and to train with, also under inference_mode.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._compute(given, batch, seen or (height, width), labels, exact)
 
     def _checked(self, x: Tensor, name: str) -> Tensor:
         """As ``[N, H, W, C]``."""

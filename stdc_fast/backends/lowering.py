@@ -371,7 +371,7 @@ class Lowered:
         grid = (-(-width // 32), r.labels[0], n)
         # Interpolate, compare and select twice, and a third tap; some lanes of a cell are beyond its end.
         lanes = math.prod(grid) * 32 * block * channels * (taps + 3)
-        warps = max(1, min(8, block // 16))
+        warps = max(1, min(8, block // 8))
         self._emit(op, kernels.upsample, grid, arguments, warps, moved=labels.numel(), lanes=lanes)
 
 

@@ -47,6 +47,11 @@ class Device:
     wgmma: bool = False
 
     @property
+    def node(self) -> float:
+        """Seconds between dependent kernels."""
+        return DEPENDENT_NODE if self.capability >= (9, 0) else NODE
+
+    @property
     def key(self) -> str:
         return f"sm_{self.capability[0]}{self.capability[1]}"
 
@@ -62,8 +67,10 @@ DEVICES = {
         Device("RTX 5090", (12, 0), 170, 200e12, 90e12, 6.0e12, 140e9, 1.5e12, 99 << 10),
     )
 }
-#: Seconds between dependent kernels of a graph, and until a program's first operands have come.
-NODE, LATENCY = 1.5e-6, 0.8e-6
+#: Seconds between dependent kernels of a graph; and where one may start before the other ends (sm_90).
+NODE, DEPENDENT_NODE = 1.5e-6, 0.7e-6
+#: Seconds until a program's first operands have come.
+LATENCY = 0.8e-6
 
 
 def device_class(capability: tuple[int, int], processors: int | None = None) -> Device:
@@ -198,7 +205,7 @@ def predict(work: Work, t: Tiles, device: Device) -> Prediction:
     in_flight = together * max(1, t.stages - 1) * fetched
     bandwidth = min(device.cache / active, device.port, in_flight / LATENCY)
     products, fetch = waves * operations / rate, waves * total / bandwidth
-    seconds = NODE + LATENCY + max(products, fetch)
+    seconds = device.node + LATENCY + max(products, fetch)
     # What is written, and what other programs' sums cost.
     written = work.images * work.sets * work.height * work.width * work.outputs * work.itemsize
     if work.kind == "down":
@@ -216,7 +223,7 @@ def predict_rest(programs: int, moved: float, lanes: float, device: Device) -> P
     fetch = moved / min(device.cache, active * device.port)
     # An operation a lane where a fused multiply-add would be two.
     compute = lanes / (device.fma / 2) * device.processors / active
-    return Prediction(NODE + 2 * LATENCY + max(fetch, compute), compute, fetch, programs)
+    return Prediction(device.node + 2 * LATENCY + max(fetch, compute), compute, fetch, programs)
 
 
 def _rate(work: Work, t: Tiles, device: Device) -> float:

@@ -187,7 +187,7 @@ class Executable(NativeExecutable):
         given = tuple(inputs[0].shape[1:3])
         exact = exact or labels is None or labels == seen
         request = self._lowering.Request(batch, given, seen, labels, exact)
-        with torch.no_grad(), self._on_device():
+        with self._on_device():
             if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return _Instance(self, request, products(self.dtype), False)(inputs)
             return self._instance(request)(inputs)

@@ -145,8 +145,10 @@ class Ours(Runner):
             return self.model._executable(self.workload.frames(scope).to(self.device))
 
     def _sizes(self) -> list[tuple[int, int]]:
-        """(bytes of packed weights, of the arena) of what the native engine runs, by scope."""
-        return [self.executable(scope).memory for scope in self._scopes] if self.backend == "cpu" else []
+        """(bytes of packed weights, of the arena) of what a native backend runs, by scope."""
+        if self.backend == "eager":
+            return []
+        return [self.executable(scope).memory for scope in self._scopes]
 
     @property
     def weights(self) -> int:
@@ -166,7 +168,7 @@ def ours(device: str, dtypes: list[str], names: list[str] | None = None) -> list
     UserError for what is not available, and where nothing is left, with the reason.
     """
     if names is None:
-        names = [status.name for status in backends.statuses() if status.available]
+        names = [s.name for s in backends.statuses() if s.available and not s.by_name]
     chosen = [backends.choose(name).name for name in names]
     factory = "stdc_fast.benchmark.runners:Ours"
     found, refused = [], []

@@ -1,0 +1,142 @@
+"""Turns what ``bench.ahead`` wrote into docs/triton-kernels.md.
+
+    python -m bench.ahead_report docs/results/triton_ahead.jsonl
+
+Two tables: each target's kernels as compiled, and the kernels of STDC1 on an H100, with predicted times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from bench import ahead
+from stdc_fast.backends import tiles
+from stdc_fast.checkpoints import write_atomic
+
+OUT = Path("docs/triton-kernels.md")
+NETWORKS = (
+    ("stdc1", (512, 1024), 1),
+    ("stdc2", (512, 1024), 1),
+    ("stdc1", (768, 1536), 1),
+    ("stdc1", (512, 1024), 16),
+)
+SHOWN = "sm_90"
+
+
+def predicted(target: str, variant: str, size: tuple[int, int], batch: int) -> float:
+    """Microseconds of all kernels of a network in float16, one after the other."""
+    device = tiles.DEVICES[target]
+    whole = ahead.lowered(ahead.network(variant), device, torch.float16, size, batch)
+    return sum(launch.predicted(device).seconds for launch in whole.launches) * 1e6
+
+
+def by_target(records: list[dict]) -> Iterator[str]:
+    yield (
+        "| target | kernels | products by | with asynchronous copies | most shared memory, KB (limit) | "
+        "most registers | with stack or local memory | problems |"
+    )
+    yield "| --- | --: | --- | --: | --: | --: | --: | --: |"
+    for target, device in tiles.DEVICES.items():
+        own = [r for r in records if r["target"] == target]
+        if not own:
+            continue
+        kinds = sorted({r["instruction"] for r in own} - {""})
+        units = ", ".join(f"{kind} ({sum(r['instruction'] == kind for r in own)})" for kind in kinds)
+        copies = sum(r["asynchronous"] > 0 for r in own)
+        shared = max(r["shared"] for r in own)
+        spills = sum(r["stack"] + r["local"] > 0 for r in own)
+        problems = sum(bool(ahead.problems(r)) for r in own)
+        yield (
+            f"| {target} ({device.name}) | {len(own)} | {units} | {copies} | {shared / 1024:.0f} "
+            f"({device.shared >> 10}) | {max(r['registers'] for r in own)} | {spills} | {problems} |"
+        )
+
+
+def by_network(targets: list[str]) -> Iterator[str]:
+    names = [f"{v} {h}x{w}, batch {n}" for v, (h, w), n in NETWORKS]
+    yield "| target | " + " | ".join(names) + " |"
+    yield "| --- |" + " --: |" * len(names)
+    for target in targets:
+        times = [predicted(target, *network) for network in NETWORKS]
+        yield f"| {target} ({tiles.DEVICES[target].name}) | " + " | ".join(f"{t:.0f}" for t in times) + " |"
+
+
+def by_kernel(records: list[dict]) -> Iterator[str]:
+    device, known = tiles.DEVICES[SHOWN], {r["key"]: r for r in records}
+    whole = ahead.lowered(ahead.network("stdc1"), device, torch.float16, (512, 1024))
+    yield (
+        "| op | tile, channels, split | programs | instruction | shared KB | registers | products us | "
+        "fetch us | predicted us |"
+    )
+    yield "| --- | --- | --: | --- | --: | --: | --: | --: | --: |"
+    for launch in whole.launches:
+        record = known[ahead.job_of(launch, device, "").key]
+        p, t = launch.predicted(device), launch.tiles
+        tile = "-"
+        if t is not None:
+            tile = f"{t.height}x{t.width}x{t.channels}" + (f"/{t.split}" if t.split > 1 else "")
+        yield (
+            f"| {launch.op.kind} {launch.op.name} | {tile} | {p.programs} | {record['instruction'] or '-'} | "
+            f"{record['shared'] / 1024:.0f} | {record['registers']} | {p.products * 1e6:.1f} | "
+            f"{p.fetch * 1e6:.1f} | {p.seconds * 1e6:.1f} |"
+        )
+
+
+def document(records: list[dict], source: Path) -> str:
+    targets = [t for t in tiles.DEVICES if any(r["target"] == t for r in records)]
+    versions = ", ".join(sorted({r["triton"] for r in records}))
+    bad = [p for r in records for p in ahead.problems(r)]
+    lines = [
+        "# The Triton kernels, compiled ahead",
+        "",
+        f"Written by `python -m bench.ahead_report {source}`; do not edit. Triton {versions}. Nothing here was",
+        "measured on a GPU: the machine code was made and looked at without one, and times are predictions.",
+        "",
+        "## As compiled",
+        "",
+        "All kernels that STDC1 and STDC2 need with the tiles that are shipped, in float16 and bfloat16, for",
+        f"{' and '.join(f'{h}x{w}' for h, w in ahead.SIZES)}, with frames of that size and of twice that. Kernels",
+        "without matrix products are the gates and the labels. `python -m bench.ahead` holds each to: tensor core instructions where there are products",
+        "(`wgmma` on sm_90 for tiles of at least 64 pixels a warp group), asynchronous copies in pipelined loops,",
+        "shared memory within the limit, no stack and no local memory (that is, no spilled registers).",
+        "",
+        *by_target(records),
+        "",
+        *([f"- {problem}" for problem in bad] or ["No kernel has a problem."]),
+        "",
+        "## Predicted, all kernels one after the other",
+        "",
+        "Microseconds in float16, uint8 frame to uint8 labels, in a CUDA graph. Measured: not measured. The model",
+        "(`stdc_fast/backends/tiles.py`) takes for each kernel the longer of its products and of what its tiles",
+        "fetch from L2, plus its launch; its constants are assumptions, which rank tiles.",
+        "",
+        *by_network(targets),
+        "",
+        f"## Predicted, kernel by kernel: STDC1, 512x1024, batch 1, float16, {tiles.DEVICES[SHOWN].name}",
+        "",
+        *by_kernel(records),
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.ahead_report", description=__doc__.splitlines()[0])
+    parser.add_argument("records", type=Path, help="what bench.ahead wrote")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    records = [json.loads(line) for line in options.records.read_text().splitlines()]
+    text = document(records, options.records)
+    write_atomic(options.out, lambda path: Path(path).write_text(text))
+    print(options.out, file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
