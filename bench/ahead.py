@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
+import triton.language as tl
 
 from stdc_fast.backends import tiles
 from stdc_fast.backends import triton as triton_backend
@@ -120,7 +121,8 @@ def jobs(
 def job_of(launch, device: tiles.Device, where: str) -> Job:
     """What compiles a launch for that device."""
     constants, signature = {}, {}
-    constexprs = {p.name for p in launch.kernel.params if p.is_constexpr}
+    function = launch.kernel.fn  # the Python function, compiled or interpreted
+    constexprs = {n for n, kind in function.__annotations__.items() if kind is tl.constexpr}
     for name, value in launch.arguments.items():
         if name in constexprs:
             constants[name] = value
@@ -131,7 +133,7 @@ def job_of(launch, device: tiles.Device, where: str) -> Job:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
     predicted = launch.predicted(device).seconds * 1e6
     return Job(
-        kernel=launch.kernel.__name__, target=device.key, constants=tuple(sorted(constants.items())),
+        kernel=function.__name__, target=device.key, constants=tuple(sorted(constants.items())),
         signature=tuple(sorted(signature.items())), warps=launch.warps, stages=launch.stages,
         where=f"{where} {launch.op.name}", work=launch.work.key if launch.work else "",
         tiles=str(launch.tiles or ""), predicted_us=predicted,
@@ -232,6 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
     if unknown := set(options.targets.split(",")) - set(tiles.DEVICES):
         parser.error(f"unknown targets {', '.join(sorted(unknown))}; known are {', '.join(tiles.DEVICES)}")
+    if not all(re.fullmatch(r"\d+x\d+", size) for size in options.sizes.split(",")):
+        parser.error(f"--sizes must be like 512x1024,768x1536, not {options.sizes}")
     sizes = [tuple(map(int, size.split("x"))) for size in options.sizes.split(",")]
     dtypes = [getattr(torch, name) for name in options.dtypes.split(",")]
     todo = jobs(options.variants.split(","), options.targets.split(","), dtypes, sizes)

@@ -88,42 +88,54 @@ def by_kernel(records: list[dict]) -> Iterator[str]:
         )
 
 
+TEXT = """# The Triton kernels, compiled ahead
+
+Written by `python -m bench.ahead_report {source}`; do not edit. Triton {versions}.
+Nothing here was measured on a GPU: the machine code was made and looked at without one, and times are
+predictions.
+
+## As compiled
+
+All kernels that STDC1 and STDC2 need with the tiles that are shipped, in float16 and bfloat16, for {sizes},
+with frames of that size and of twice that. Kernels without matrix products are the gates and the labels.
+`python -m bench.ahead` holds each to: tensor core instructions where there are products (`wgmma` on sm_90 for
+tiles of at least 64 pixels a warp group), asynchronous copies in pipelined convolutions, shared memory within
+the limit, no stack and no local memory (that is, no spilled registers), and a wait for the kernel before it
+where launches are dependent (sm_90 and later).
+
+{by_target}
+
+{problems}
+
+## Predicted, all kernels one after the other
+
+Microseconds in float16, uint8 frame to uint8 labels, in a CUDA graph. On a GPU: not measured. The model
+(`stdc_fast/backends/tiles.py`) takes for each kernel the longer of its products and of what its tiles fetch
+from L2, plus its launch; its constants are assumptions, which rank tiles.
+
+{by_network}
+
+## Predicted, kernel by kernel: STDC1, 512x1024, batch 1, float16, {shown}
+
+{by_kernel}
+"""
+
+
 def document(records: list[dict], source: Path) -> str:
-    targets = [t for t in tiles.DEVICES if any(r["target"] == t for r in records)]
-    versions = ", ".join(sorted({r["triton"] for r in records}))
-    bad = [p for r in records for p in ahead.problems(r)]
-    lines = [
-        "# The Triton kernels, compiled ahead",
-        "",
-        f"Written by `python -m bench.ahead_report {source}`; do not edit. Triton {versions}. Nothing here was",
-        "measured on a GPU: the machine code was made and looked at without one, and times are predictions.",
-        "",
-        "## As compiled",
-        "",
-        "All kernels that STDC1 and STDC2 need with the tiles that are shipped, in float16 and bfloat16, for",
-        f"{' and '.join(f'{h}x{w}' for h, w in ahead.SIZES)}, with frames of that size and of twice that. Kernels",
-        "without matrix products are the gates and the labels. `python -m bench.ahead` holds each to: tensor core instructions where there are products",
-        "(`wgmma` on sm_90 for tiles of at least 64 pixels a warp group), asynchronous copies in pipelined loops,",
-        "shared memory within the limit, no stack and no local memory (that is, no spilled registers).",
-        "",
-        *by_target(records),
-        "",
-        *([f"- {problem}" for problem in bad] or ["No kernel has a problem."]),
-        "",
-        "## Predicted, all kernels one after the other",
-        "",
-        "Microseconds in float16, uint8 frame to uint8 labels, in a CUDA graph. Measured: not measured. The model",
-        "(`stdc_fast/backends/tiles.py`) takes for each kernel the longer of its products and of what its tiles",
-        "fetch from L2, plus its launch; its constants are assumptions, which rank tiles.",
-        "",
-        *by_network(targets),
-        "",
-        f"## Predicted, kernel by kernel: STDC1, 512x1024, batch 1, float16, {tiles.DEVICES[SHOWN].name}",
-        "",
-        *by_kernel(records),
-        "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    """The whole text."""
+    bad = [f"- {problem}" for record in records for problem in ahead.problems(record)]
+    return TEXT.format(
+        source=source,
+        versions=", ".join(sorted({record["triton"] for record in records})),
+        sizes=" and ".join(f"{h}x{w}" for h, w in ahead.SIZES),
+        by_target="\n".join(by_target(records)),
+        problems="\n".join(bad) or "No kernel has a problem.",
+        by_network="\n".join(
+            by_network([t for t in tiles.DEVICES if any(r["target"] == t for r in records)])
+        ),
+        shown=tiles.DEVICES[SHOWN].name,
+        by_kernel="\n".join(by_kernel(records)),
+    )
 
 
 def main() -> int:

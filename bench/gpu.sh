@@ -5,22 +5,45 @@
 #
 # Runs from the source tree, installs nothing, needs no network and leaves the card's settings alone. A step
 # that fails does not stop the next; all of them end up in one file, gpu_<UTC time>.jsonl: a summary, then the
-# records of bench.suite. Exit code 0 if every step passed or was skipped, 1 if not, 3 if there is no GPU here.
+# records of bench.suite and of bench.gpu_kernels. The step tune leaves its table of tiles in OUT/tuned; no
+# other step uses it (STDC_FAST_CACHE=OUT/tuned makes them). Exit code 0 if every step passed or was skipped,
+# 1 if not, 2 for an unknown step, 3 if there is no GPU here.
 #
 # From the environment (paths are relative to the repository):
+#     STEPS           those to run, in the script's order (all): build tests triton kernels memcheck racecheck
+#                     synccheck tune per_kernel benchmarks
 #     PYTHON          has torch and what the library needs (python3)
 #     OUT             folder of the results (bench/results)
+#     WORKERS         processes of a step of tests, where pytest-xdist is installed (8): compiling takes longest
 #     SECONDS_TOTAL   limit of everything (570); each step gets what is left, at most
-#     SECONDS_BUILD, SECONDS_TESTS, SECONDS_SANITIZER   (60, 180, 60)
+#     SECONDS_BENCHMARKS   of these the other steps leave to the benchmarks (150, at most a third of the total)
+#     SECONDS_BUILD, SECONDS_TESTS, SECONDS_TRITON, SECONDS_KERNELS   limits (60, 180, 150, 180)
+#     SECONDS_SANITIZER, SECONDS_TUNE, SECONDS_PER_KERNEL             (60, 90, 40)
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 SECONDS=0 # bash counts on from here
-: "${SECONDS_TOTAL:=570}" "${SECONDS_BUILD:=60}" "${SECONDS_TESTS:=180}" "${SECONDS_SANITIZER:=60}"
-: "${OUT:=bench/results}"
+: "${SECONDS_TOTAL:=570}" "${SECONDS_BENCHMARKS:=150}"
+: "${SECONDS_BUILD:=60}" "${SECONDS_TESTS:=180}" "${SECONDS_TRITON:=150}" "${SECONDS_KERNELS:=180}"
+: "${SECONDS_SANITIZER:=60}" "${SECONDS_TUNE:=90}" "${SECONDS_PER_KERNEL:=40}"
+: "${OUT:=bench/results}" "${WORKERS:=8}"
+ALL="build tests triton kernels memcheck racecheck synccheck tune per_kernel benchmarks"
+: "${STEPS:=$ALL}"
 export PYTHON="${PYTHON:-python3}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export CUDA_DEVICE_ORDER=PCI_BUS_ID # as nvidia-smi counts
+
+for name in $STEPS; do
+    case " $ALL " in
+        *" $name "*) ;;
+        *)
+            echo "gpu.sh: unknown step $name in STEPS; there are $ALL" >&2
+            exit 2
+            ;;
+    esac
+done
+
+wanted() { case " $STEPS " in *" $1 "*) return 0 ;; *) return 1 ;; esac }
 
 no_gpu() {
     echo "gpu.sh: no GPU to use: $1" >&2
@@ -42,7 +65,8 @@ if not torch.cuda.is_available():
 ' 2>&1
 }
 
-# Everything is Python so far: there is nothing to compile, only to look at.
+# Everything is Python so far: there is nothing to compile, only to look at. (Triton compiles at first use, for
+# which it needs a C compiler.)
 build() {
     "$PYTHON" - <<'PY'
 import importlib, os, platform, sys
@@ -61,9 +85,13 @@ try:
     print("triton", triton.__version__)
 except ImportError:
     print("triton is absent")
+from stdc_fast import backends
+for s in backends.statuses():
+    print("backend", s.name, "runs" if s.available else "does not run:", s.reason)
 PY
     local result=$?
     echo "driver $(nvidia-smi -i "$GPU" --query-gpu=driver_version --format=csv,noheader)"
+    command -v "${CC:-cc}" >/dev/null || command -v gcc >/dev/null || echo "a C compiler is absent; Triton needs one"
     if command -v nvcc >/dev/null; then nvcc --version | tail -n 2; else echo "nvcc is absent"; fi
     return "$result"
 }
@@ -99,11 +127,25 @@ skip() {
 
 left() { echo $((SECONDS_TOTAL - SECONDS)); }
 
-# step NAME LIMIT COMMAND...: run it for at most LIMIT seconds, or what is left.
+# What is not for any other step than the benchmarks.
+reserve=$((SECONDS_TOTAL / 3))
+if [ "$reserve" -gt "$SECONDS_BENCHMARKS" ]; then reserve=$SECONDS_BENCHMARKS; fi
+wanted benchmarks || reserve=0
+
+# room NAME LIMIT: seconds that a step may take now.
+room() {
+    local free
+    free=$(left)
+    if [ "$1" != benchmarks ]; then free=$((free - reserve)); fi
+    if [ "$2" -lt "$free" ]; then echo "$2"; else echo "$free"; fi
+}
+
+# step NAME LIMIT COMMAND...: run it, if it is wanted, for at most LIMIT seconds, or what is left.
 step() {
-    local name=$1 limit=$2 start=$SECONDS code status
+    local name=$1 limit start=$SECONDS code status
+    wanted "$name" || return 0
+    limit=$(room "$name" "$2")
     shift 2
-    if [ "$limit" -gt "$(left)" ]; then limit=$(left); fi
     if [ "$limit" -le 0 ]; then
         echo "not started: nothing is left of $SECONDS_TOTAL s" >"$work/$name.log"
         note "$name" "timed out" 0
@@ -126,9 +168,18 @@ step() {
     note "$name" "$status" $((SECONDS - start))
 }
 
+# Several processes, each with few threads, where pytest can.
+pytest=("$PYTHON" -m pytest)
+if "$PYTHON" -c "import xdist" 2>/dev/null; then
+    pytest=(env OMP_NUM_THREADS=2 "${pytest[@]}" -n "$WORKERS")
+fi
+
 step build "$SECONDS_BUILD" bash -c build
-step tests "$SECONDS_TESTS" "$PYTHON" -m pytest tests/test_gpu.py
+step tests "$SECONDS_TESTS" "${pytest[@]}" tests/test_gpu.py
+step triton "$SECONDS_TRITON" "${pytest[@]}" tests/test_triton_gpu.py tests/test_triton_gpu_graphs.py
+step kernels "$SECONDS_KERNELS" "${pytest[@]}" tests/test_triton_ops.py tests/test_triton_network.py
 for tool in memcheck racecheck synccheck; do
+    wanted "$tool" || continue
     if ! command -v compute-sanitizer >/dev/null; then
         skip "$tool" "compute-sanitizer was not found"
     elif [ ! -d csrc/cuda ]; then
@@ -138,10 +189,14 @@ for tool in memcheck racecheck synccheck; do
             --error-exitcode 9 "$PYTHON" -m pytest tests/test_gpu.py
     fi
 done
-# The suite is told to be done before its limit, so that it ends by itself.
-seconds=$(($(left) - 15))
-if [ "$seconds" -lt 1 ]; then seconds=1; fi
-step benchmarks "$(left)" "$PYTHON" -m bench.suite --device cuda --seconds "$seconds" --out "$work/records"
+# What follows is told to be done before its limit, so that it ends by itself and keeps what it found.
+before() { if [ "$1" -gt "$2" ]; then echo $(($1 - $2)); else echo 1; fi; }
+step tune "$SECONDS_TUNE" env STDC_FAST_CACHE="$OUT/tuned" "$PYTHON" -m stdc_fast tune --size 512x1024 \
+    --seconds "$(before "$(room tune "$SECONDS_TUNE")" 30)"
+step per_kernel "$SECONDS_PER_KERNEL" "$PYTHON" -m bench.gpu_kernels --out "$work/kernels" \
+    --seconds "$(before "$(room per_kernel "$SECONDS_PER_KERNEL")" 10)"
+step benchmarks "$(left)" "$PYTHON" -m bench.suite --device cuda --seconds "$(before "$(left)" 15)" \
+    --out "$work/records"
 
 fields=name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit
 timeout 10 nvidia-smi -i "$GPU" --query-gpu="$fields" --format=csv >"$work/nvidia_smi" 2>&1

@@ -3,7 +3,7 @@
     python bench/gpu_summary.py FOLDER FILE
 
 FOLDER has ``steps`` (lines of name, status and seconds, between tabs), ``NAME.log`` of each step,
-``nvidia_smi`` (CSV, one GPU) and perhaps ``records`` of bench.suite. Exit code 0 if every step passed or was
+``nvidia_smi`` (CSV, one GPU) and perhaps ``records`` of bench.suite and ``kernels`` of bench.gpu_kernels. Exit code 0 if every step passed or was
 skipped, else 1.
 """
 
@@ -54,7 +54,7 @@ def records(text: str) -> tuple[list[str], int]:
 
 def main(folder: Path, target: Path) -> int:
     done = steps(folder)
-    lines, broken = records(read(folder / "records"))
+    lines, broken = records("\n".join(read(folder / name) for name in ("records", "kernels")))
     summary = {
         "schema": 1,
         "kind": "gpu_run",

@@ -23,7 +23,7 @@ def upsample(
     BLOCK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """The best class of each pixel, the lowest of equals; grid: cells, rows of labels, images.
+    """The best class of each pixel, the lowest of equals; grid: rows of labels, cells, images.
 
     A cell is what lies between two columns of the logits: its pixels read the same columns, so these are
     interpolated between rows once for all of them. NOTE: cells run along the lanes of a warp and a cell's
@@ -37,8 +37,8 @@ def upsample(
         column_weight: float32 [out_width, TAPS]; a column of cell j reads columns j, j + 1, ...
         labels: uint8 [n, out_height, out_width].
     """
-    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
-    row = tl.program_id(1)
+    row = tl.program_id(0)
+    cell = tl.program_id(1) * CELLS + tl.arange(0, CELLS)
     image = tl.program_id(2).to(tl.int64)
     begin(DEPENDENT)
     start = tl.load(column_start + cell, cell < width, 0)

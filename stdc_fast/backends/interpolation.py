@@ -2,8 +2,38 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
+
+
+@functools.lru_cache(maxsize=64)
+def cells(
+    logits: tuple[int, int],
+    labels: tuple[int, int],
+    between: tuple[int, int] | None,
+    device: torch.device,
+) -> tuple[dict[str, Tensor], int]:
+    """The tables of ``kernels/upsample.py``, by their names there, and the most columns that a cell has.
+
+    They are kept, so that there is nothing to copy from the host where somebody captures a graph.
+
+    Args:
+        logits, labels: (H, W).
+        between: (H, W) to which logits are interpolated first.
+    """
+    rows, row_weights = interpolation(logits[0], labels[0], between and between[0])
+    columns, column_weights = interpolation(logits[1], labels[1], between and between[1])
+    starts = torch.searchsorted(columns, torch.arange(logits[1] + 1, dtype=torch.int32)).to(torch.int32)
+    tables = {
+        "row_base": rows,
+        "row_weight": row_weights,
+        "column_start": starts,
+        "column_weight": column_weights,
+    }
+    most = int((starts[1:] - starts[:-1]).max())
+    return {name: table.to(device) for name, table in tables.items()}, most
 
 
 def interpolation(source: int, target: int, between: int | None = None) -> tuple[Tensor, Tensor]:

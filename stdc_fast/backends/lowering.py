@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stdc_fast import kernels
-from stdc_fast.backends.interpolation import interpolation
+from stdc_fast.backends.interpolation import cells
 from stdc_fast.backends.tiles import Device, Prediction, Tiles, Work, predict, predict_rest
 from stdc_fast.plan.arena import layout
 from stdc_fast.plan.ops import Add, Conv, Down, Gate, Op, Scale, Stem, Upsample, View
@@ -205,6 +205,12 @@ class Lowered:
             "ADD_PITCH": pitch,
         }
 
+    def tensors(self) -> Iterator[Tensor]:
+        """All memory that the launches use, weights too."""
+        yield self.arena
+        for launch in self.launches:
+            yield from (value for value in launch.arguments.values() if isinstance(value, Tensor))
+
     # One a kind.
 
     def _stem(self, op: Stem) -> None:
@@ -354,21 +360,17 @@ class Lowered:
         r = self.request
         n, channels, height, width = self.result.shape
         between = r.seen if r.exact and r.labels != r.seen else None
-        rows, row_weights = interpolation(height, r.labels[0], between and between[0])
-        columns, column_weights = interpolation(width, r.labels[1], between and between[1])
-        starts = torch.searchsorted(columns, torch.arange(width + 1, dtype=torch.int32)).to(torch.int32)
+        tables, most = cells((height, width), r.labels, between, self.device)
         taps = 3 if between else 2
-        block = max(2, _power(int((starts[1:] - starts[:-1]).max())))
+        block = max(2, _power(most))
         labels = torch.empty((n, *r.labels), dtype=torch.uint8, device=self.device)
         arguments = {
-            "logits": self.result, "row_base": rows, "row_weight": row_weights, "column_start": starts,
-            "column_weight": column_weights, "labels": labels, "height": height, "width": width,
+            "logits": self.result, **tables, "labels": labels, "height": height, "width": width,
             "out_height": r.labels[0], "out_width": r.labels[1], "CLASSES": channels, "TAPS": taps,
             "CELLS": 32, "BLOCK": block,
         }  # fmt: skip
-        arguments = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
         self.result = labels
-        grid = (-(-width // 32), r.labels[0], n)
+        grid = (r.labels[0], -(-width // 32), n)
         # Interpolate, compare and select twice, and a third tap; some lanes of a cell are beyond its end.
         lanes = math.prod(grid) * 32 * block * channels * (taps + 3)
         warps = max(1, min(8, block // 8))

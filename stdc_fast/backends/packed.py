@@ -13,29 +13,31 @@ from stdc_fast.plan.plan import Plan
 
 def pack(plan: Plan, dtype: torch.dtype, device: torch.device) -> dict[str, SimpleNamespace]:
     """The weights of each op as its kernel reads them: rounded once, biases float32."""
-    packed = {}
-    for op in plan.ops:
-        if type(op) in _PACK:
-            packed[op.name] = _PACK[type(op)](_Source(plan, dtype, device), op)
+    source = _Source(plan, dtype)
+    packed = {op.name: _PACK[type(op)](source, op) for op in plan.ops if type(op) in _PACK}
+    # Computed on the CPU and copied at once: whatever stream reads them first finds them there.
+    for found in packed.values():
+        for name, value in vars(found).items():
+            several = isinstance(value, list)
+            setattr(found, name, [w.to(device) for w in value] if several else value.to(device))
     return packed
 
 
 class _Source:
-    def __init__(self, plan: Plan, dtype: torch.dtype, device: torch.device):
-        self.plan, self.dtype, self.device = plan, dtype, device
+    def __init__(self, plan: Plan, dtype: torch.dtype):
+        self.plan, self.dtype = plan, dtype
 
     def weight(self, name: str) -> Tensor:
         return self.plan.weights[name].to(self.dtype)
 
     def wide(self, name: str | None, channels: int) -> Tensor:
         """A bias, or zeros."""
-        found = torch.zeros(channels) if name is None else self.plan.weights[name].float()
-        return found.to(self.device)
+        return torch.zeros(channels) if name is None else self.plan.weights[name].float()
 
     def columns(self, weight: Tensor) -> Tensor:
         """Output channels, the last dimension, padded to a multiple of 16."""
         padded = torch.nn.functional.pad(weight, (0, -weight.shape[-1] % 16))
-        return padded.contiguous().to(self.device)
+        return padded.contiguous()
 
 
 def _pack_stem(s: _Source, op: Stem) -> SimpleNamespace:
@@ -47,10 +49,10 @@ def _pack_stem(s: _Source, op: Stem) -> SimpleNamespace:
         # the border, and into the bias, with the weights as rounded.
         exact = torch.tensor(op.offset, dtype=torch.float32)
         offset = torch.stack([exact.round(), exact - exact.round()])
-        bias = bias - (weight.float() * offset[1].view(1, -1, 1, 1)).sum((1, 2, 3)).to(s.device)
+        bias = bias - (weight.float() * offset[1].view(1, -1, 1, 1)).sum((1, 2, 3))
     taps = weight.permute(2, 3, 1, 0).reshape(27, len(weight))
     taps = torch.nn.functional.pad(taps, (0, 0, 0, 5))
-    return SimpleNamespace(weight=s.columns(taps), bias=bias, offset=offset.to(s.device))
+    return SimpleNamespace(weight=s.columns(taps), bias=bias, offset=offset)
 
 
 def _pack_conv(s: _Source, op: Conv) -> SimpleNamespace:
@@ -70,13 +72,13 @@ def _pack_down(s: _Source, op: Down) -> SimpleNamespace:
     return SimpleNamespace(
         weight=s.columns(s.weight(op.weight).flatten(1).T),
         bias=s.wide(op.bias, n),
-        depthwise=depthwise.to(s.device),
+        depthwise=depthwise,
         depthwise_bias=s.wide(op.depthwise_bias, n),
     )
 
 
 def _pack_gate(s: _Source, op: Gate) -> SimpleNamespace:
-    weights = [s.weight(name).flatten(1).contiguous().to(s.device) for name in op.layers]
+    weights = [s.weight(name).flatten(1).contiguous() for name in op.layers]
     biases = [s.wide(b, len(w)) for b, w in zip(op.biases, weights, strict=True)]
     return SimpleNamespace(weights=weights, biases=biases)
 

@@ -189,8 +189,18 @@ class Executable(NativeExecutable):
         request = self._lowering.Request(batch, given, seen, labels, exact)
         with self._on_device():
             if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                return _Instance(self, request, products(self.dtype), False)(inputs)
+                return self._captured(request)(inputs)
             return self._instance(request)(inputs)
+
+    def _captured(self, request: Request) -> _Instance:
+        """For a graph that the caller captures: its kernels, with memory that belongs to that graph."""
+        with self._lock:
+            known = (request, products(self.dtype)) in self._instances
+        if not known:
+            raise RuntimeError(
+                f"{self.plan.name} at {request} is not compiled; call it once before the graph is captured"
+            )
+        return _Instance(self, request, products(self.dtype), graphs=False, ordered=False)
 
     def _instance(self, request: Request) -> _Instance:
         key = request, products(self.dtype)
@@ -210,7 +220,9 @@ class Executable(NativeExecutable):
 class _Instance:
     """One size: memory, launches and their graph. Made on the stream and device of its first call."""
 
-    def __init__(self, executable: Executable, request: Request, precision: str, graphs: bool):
+    def __init__(
+        self, executable: Executable, request: Request, precision: str, graphs: bool, ordered: bool = True
+    ):
         self.lowered = executable.lower(request, precision)
         self.request = request
         self.executable = executable
@@ -218,9 +230,11 @@ class _Instance:
         self.map = not self.labels and not executable._logits
         self.poisoned = executable._poisoned
         self.graphs = graphs
+        self.ordered = ordered and executable.device.type == "cuda"
         self.graph: torch.cuda.CUDAGraph | None = None
         self.done: torch.cuda.Event | None = None
         self.stream: torch.cuda.Stream | None = None
+        self.streams: set[torch.cuda.Stream] = set()
         self.ready = False
         self.lock = threading.Lock()
 
@@ -245,11 +259,20 @@ class _Instance:
 
     def _wait(self) -> None:
         """Whoever used this memory last, on another stream, goes first."""
-        if self.done is not None and self.stream != torch.cuda.current_stream():
-            torch.cuda.current_stream().wait_event(self.done)
+        if not self.ordered:
+            return
+        stream = torch.cuda.current_stream()
+        if self.done is not None and self.stream != stream:
+            stream.wait_event(self.done)
+        if stream not in self.streams:
+            # Given back only when the work of all of these is done.
+            self.streams.add(stream)
+            for x in (*self.lowered.tensors(), *self.lowered.inputs.values(), self.lowered.result):
+                if x.numel():
+                    x.record_stream(stream)
 
     def _record(self) -> None:
-        if self.graphs:
+        if self.ordered:
             self.stream = torch.cuda.current_stream()
             self.done = self.done or torch.cuda.Event()
             self.done.record(self.stream)
@@ -285,12 +308,6 @@ class _Instance:
         for x in (lowered.arena, lowered.result, *lowered.buffers.values()):
             if x.data_ptr() not in inputs:
                 x.fill_(255 if x.dtype == torch.uint8 else float("nan"))
-
-    def __del__(self) -> None:
-        # Its memory goes back to the stream that it was allocated on; others may still use it.
-        if getattr(self, "done", None) is not None:
-            with contextlib.suppress(Exception):  # at exit CUDA may be gone
-                self.done.synchronize()
 
 
 def chooser(device: torch.device) -> Callable[[Work], Tiles]:
