@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-sanitize lint format clean
+.PHONY: demo test test-all test-sanitize lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stdc-fast predict stdc_fast/assets/street.jpg --out out
 
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest
+
+# Every combination of dtypes, sizes and cases; without a GPU this takes long, as kernels are interpreted.
+test-all: $(VENV)/.test-installed
+	$(BIN)/python -m pytest -m "wide or not wide"
 
 # The native engine under AddressSanitizer, UBSan and ThreadSanitizer.
 test-sanitize: $(VENV)/.test-installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -46,18 +47,20 @@ class _Snapshot:
     def __init__(self, module: nn.Module):
         modules = list(module.modules())
         self.module = weakref.ref(module)
-        self.kinds = [(m, type(m)) for m in modules[1:]]
+        self.children, self.kinds = modules[1:], [type(m) for m in modules[1:]]
         self.hooks = [torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks]
         for m in modules[1:]:  # its own hooks see what it takes and gives, however that is computed
             self.hooks += [m._forward_hooks, m._forward_pre_hooks]
         dicts = [m.__dict__ for m in modules]
         members = [d for m in modules for d in (m._modules, m._parameters, m._buffers)]
-        self.same = [(d, k, d[k]) for d in dicts for k in _SETTINGS if k in d]
-        self.same += [(d, k, v) for d in members for k, v in d.items()]
-        self.sizes = [(d, len(d)) for d in (*dicts[1:], *members)]
+        same = [(d, k, d[k]) for d in dicts for k in _SETTINGS if k in d]
+        same += [(d, k, v) for d in members for k, v in d.items()]
+        self.places, self.keys, self.values = map(list, zip(*same, strict=True))
+        self.dicts = [*dicts[1:], *members]
+        self.sizes = list(map(len, self.dicts))
         watched = [b for d in members for b in d.values() if isinstance(b, Tensor)]
         # num_batches_tracked too: batch norm does not count what it does to its statistics.
-        self.numbers = [(w, w._version, w.data_ptr(), w.stride()) for w in watched]
+        self.watched, self.numbers = watched, _numbers(watched)
         self.weights = list(weights_of(module))
         self.storages = [w.untyped_storage() for w in watched]  # held, so that no other has their address
         self.parameters = list(module.parameters())
@@ -69,17 +72,21 @@ class _Snapshot:
         self.executables: dict[Hashable, Any] = {}
 
     def holds(self, module: nn.Module) -> bool:
+        # At every call, on the way to a GPU that may need 200 us: so no loops in Python.
         return (
             self.module() is module
-            and all(d.get(k) is v for d, k, v in self.same)
-            and all(len(d) == n for d, n in self.sizes)
-            and all(type(m) is kind for m, kind in self.kinds)
+            and all(map(operator.is_, map(dict.get, self.places, self.keys), self.values))
+            and list(map(len, self.dicts)) == self.sizes
+            and all(map(operator.is_, map(type, self.children), self.kinds))
             and not any(self.hooks)
-            and all(
-                w._version == version and w.data_ptr() == place and w.stride() == stride
-                for w, version, place, stride in self.numbers
-            )
+            and _numbers(self.watched) == self.numbers
         )
+
+
+def _numbers(tensors: list[Tensor]) -> tuple[list, ...]:
+    """What shows that tensors were written to or put elsewhere."""
+    versions = map(operator.attrgetter("_version"), tensors)
+    return list(versions), list(map(Tensor.data_ptr, tensors)), list(map(Tensor.stride, tensors))
 
 
 def _count_fused(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:

@@ -102,6 +102,24 @@ def test_installed_from_an_sdist(built, tmp_path):
     assert info["compiler"] in printed[3]
 
 
+def test_triton_kernels_and_their_tiles_are_installed(built, tmp_path):
+    kernels = {file.name for file in ROOT.glob("kernels/*.py")}
+    assert kernels == {file.name for file in built.site.glob("stdc_fast/kernels/*.py")}
+    assert {Path("kernels", name) for name in kernels} <= set(built.names)
+    tables = {file.name for file in ROOT.glob("stdc_fast/tiles/*.json")}
+    assert tables and tables == {file.name for file in built.site.glob("stdc_fast/tiles/*.json")}
+    pytest.importorskip("triton", reason="Triton is not installed")
+    code = (
+        "import torch\n"
+        "from stdc_fast import kernels, nn\n"
+        "print(kernels.__file__)\n"
+        "with torch.no_grad(): print(nn.ConvBNReLU(4, 8).eval()(torch.ones(1, 4, 3, 3)).shape)\n"
+    )
+    environment = {"PYTHONPATH": built.site, "TRITON_INTERPRET": 1, "STDC_FAST_BACKEND": "triton"}
+    file, shape = run(sys.executable, "-c", code, cwd=tmp_path, **environment).splitlines()
+    assert Path(file).parent == built.site / "stdc_fast" / "kernels" and shape == "torch.Size([1, 8, 3, 3])"
+
+
 def test_the_native_module_needs_no_torch(built, tmp_path):
     assert not built.wheel.stem.endswith("-none-any")
     code = (
@@ -123,6 +141,14 @@ def test_a_source_tree_may_hide_the_installation(built, tmp_path):
     assert found == "False"
     assert f"{built.tree} hides the installed {built.site / 'stdc_fast'}" in reason
     assert f"pip install -e {built.tree}" in reason
+
+
+def test_kernels_are_found_installed_and_in_a_source_tree(built, tmp_path):
+    """Triton's kernels, without Triton: the folder kernels/ of the tree is a package of the installation."""
+    code = "from importlib.util import find_spec as f; print(f('stdc_fast.kernels').origin)"
+    for path, folder in ((built.site, built.site / "stdc_fast"), (built.tree, built.tree)):
+        printed = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=path)
+        assert printed.strip() == str(folder / "kernels" / "__init__.py")
 
 
 def test_instruction_sets_share_no_code(built):
