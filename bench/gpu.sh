@@ -69,7 +69,7 @@ if not torch.cuda.is_available():
 # which it needs a C compiler.)
 build() {
     "$PYTHON" - <<'PY'
-import importlib, os, platform, sys
+import importlib, os, platform, shutil, sys
 print("python", platform.python_version(), sys.executable)
 for name in ("stdc_fast", "stdc_fast.cli", "pytest"):
     try:
@@ -85,13 +85,13 @@ try:
     print("triton", triton.__version__)
 except ImportError:
     print("triton is absent")
+print("C compiler for Triton:", os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 from stdc_fast import backends
 for s in backends.statuses():
     print("backend", s.name, "runs" if s.available else "does not run:", s.reason)
 PY
     local result=$?
     echo "driver $(nvidia-smi -i "$GPU" --query-gpu=driver_version --format=csv,noheader)"
-    command -v "${CC:-cc}" >/dev/null || command -v gcc >/dev/null || echo "a C compiler is absent; Triton needs one"
     if command -v nvcc >/dev/null; then nvcc --version | tail -n 2; else echo "nvcc is absent"; fi
     return "$result"
 }

@@ -3,8 +3,8 @@
     python bench/gpu_summary.py FOLDER FILE
 
 FOLDER has ``steps`` (lines of name, status and seconds, between tabs), ``NAME.log`` of each step,
-``nvidia_smi`` (CSV, one GPU) and perhaps ``records`` of bench.suite and ``kernels`` of bench.gpu_kernels. Exit code 0 if every step passed or was
-skipped, else 1.
+``nvidia_smi`` (CSV, one GPU) and perhaps ``records`` of bench.suite and ``kernels`` of bench.gpu_kernels.
+Exit code 0 if every step passed or was skipped, else 1.
 """
 
 from __future__ import annotations

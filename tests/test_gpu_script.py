@@ -1,4 +1,4 @@
-"""bench/gpu.sh with a stub for the card and for Python: refusals, limits, the one file of results."""
+"""bench/gpu.sh with a stub for the card and for Python: refusals, limits, steps, the one file of results."""
 
 import json
 import os
@@ -28,9 +28,14 @@ esac
 # Each case is one call of the script; what the steps do comes from the environment.
 PYTHON = f"""
 case "$*" in
+    "-c import xdist") exit "$NO_XDIST" ;;
     "-c "*) ;;
     -) cat >/dev/null; echo torch 2.99 ;;
-    "-m pytest tests/test_gpu.py") eval "$TESTS" ;;
+    "-m pytest"*" tests/test_gpu.py") eval "$TESTS" ;;
+    "-m pytest"*" tests/test_triton_gpu.py tests/test_triton_gpu_graphs.py") eval "$TRITON" ;;
+    "-m pytest"*" tests/test_triton_ops.py tests/test_triton_network.py") eval "$KERNELS" ;;
+    "-m stdc_fast tune --size 512x1024 --seconds "*) eval "$TUNE" ;;
+    "-m bench.gpu_kernels --out "*" --seconds "*) FILE=$4; eval "$TIMES" ;;
     "-m bench.suite --device cuda --seconds "*" --out "*) FILE="${{@: -1}}"; eval "$SUITE" ;;
     bench/gpu_summary.py*) exec {sys.executable} "$@" ;;
     *) echo "unexpected: $*"; exit 99 ;;
@@ -56,7 +61,12 @@ class Machine:
             "TMPDIR": str(folder / "temporary"),
             "ROOT": str(folder),
             "PYTHON": "stub-python",
+            "NO_XDIST": "1",
             "TESTS": "echo 3 passed",
+            "TRITON": "echo 4 passed",
+            "KERNELS": "echo 5 passed",
+            "TUNE": 'mkdir -p "$STDC_FAST_CACHE"; echo tiles for "${@: -1}" s >"$STDC_FAST_CACHE/tiles.json"',
+            "TIMES": """echo '{"kind": "kernels"}' >>"$FILE"; echo 200 us""",
             "SUITE": RECORDS,
         }
         self.folder = folder
@@ -83,7 +93,8 @@ class Machine:
 
     def written(self):
         """Files that the script left, in the results and elsewhere, beside what stubs wrote."""
-        inside = [p for p in self.root.rglob("*") if p.name not in ("gpu.sh", "gpu_summary.py")]
+        known = ("gpu.sh", "gpu_summary.py", "tiles.json")
+        inside = [p for p in self.root.rglob("*") if p.name not in known]
         return [p for p in (*inside, *(self.folder / "temporary").iterdir()) if p.is_file()]
 
     def results(self):
@@ -150,19 +161,27 @@ def test_one_file_with_the_summary_and_the_records(machine):
     assert statuses(summary) == {
         "build": "passed",
         "tests": "passed",
+        "triton": "passed",
+        "kernels": "passed",
         "memcheck": "skipped",
         "racecheck": "skipped",
         "synccheck": "skipped",
+        "tune": "passed",
+        "per_kernel": "passed",
         "benchmarks": "passed",
     }
     tails = {step["name"]: step["tail"] for step in summary["steps"]}
     assert tails["build"] == "torch 2.99\ndriver 580.1\nnvcc is absent"
-    assert tails["tests"] == "3 passed"
+    assert [tails[name] for name in ("tests", "triton", "kernels")] == ["3 passed", "4 passed", "5 passed"]
+    assert tails["per_kernel"] == "200 us"
     assert tails["memcheck"] == "compute-sanitizer was not found"
     assert summary["nvidia_smi"] == {"name": "a stub", "driver_version": "580.1", "power.draw [W]": "70.5 W"}
-    assert records == [{"kind": "latency", "i": 1}, {"kind": "latency", "i": 2}]
+    assert records == [{"kind": "latency", "i": 1}, {"kind": "latency", "i": 2}, {"kind": "kernels"}]
     last = out.splitlines()[-1]
-    assert last.startswith("2 records: bench/results/gpu_")
+    assert last.startswith("3 records: bench/results/gpu_")
+    # Told to end before its limit, and what it found is with the results.
+    tuned = machine.root / "bench" / "results" / "tuned" / "tiles.json"
+    assert tuned.read_text() == "tiles for 60 s\n"
     # The card is asked, never told.
     asked = (machine.folder / "smi").read_text().splitlines()
     assert len(asked) == 3 and all(line == "-L" or "--query-gpu=" in line for line in asked)
@@ -176,7 +195,7 @@ def test_a_failing_step_does_not_stop_the_next(machine):
     assert statuses(summary)["tests"] == "failed" and statuses(summary)["benchmarks"] == "passed"
     assert summary["steps"][1]["tail"].splitlines() == [f"line {i}" for i in range(11, 31)]
     assert summary["nvidia_smi"] == {"error": "no such field"}
-    assert len(records) == 2
+    assert len(records) == 3
     assert "line 1\n" in out  # all of it is shown
 
 
@@ -186,7 +205,7 @@ def test_a_step_over_its_limit_is_stopped(machine):
     assert code == 1
     assert statuses(summary)["tests"] == "timed out" and statuses(summary)["benchmarks"] == "passed"
     assert summary["steps"][1]["tail"].startswith("begun")
-    assert len(records) == 2
+    assert len(records) == 3
 
 
 def test_a_suite_that_is_stopped_leaves_whole_records(machine):
@@ -196,8 +215,8 @@ def test_a_suite_that_is_stopped_leaves_whole_records(machine):
     summary, *records = machine.results()
     assert code == 1
     assert statuses(summary)["tests"] == "passed" and statuses(summary)["benchmarks"] == "timed out"
-    assert len(records) == 2 and summary["broken_records"] == 1
-    assert "2 records, 1 broken: " in out
+    assert len(records) == 3 and summary["broken_records"] == 1
+    assert "3 records, 1 broken: " in out
 
 
 def test_the_total_holds_for_all_steps(machine):
@@ -208,20 +227,57 @@ def test_the_total_holds_for_all_steps(machine):
     assert summary["steps"][-1]["tail"] == "not started: nothing is left of 2 s"
 
 
+def test_the_other_steps_leave_time_to_the_benchmarks(machine):
+    """Never more than a third of the total; nothing where the benchmarks are not wanted."""
+    code, _, _ = machine.run(TRITON="sleep 600", SECONDS_TOTAL="6", SECONDS_BENCHMARKS="3")
+    summary, *records = machine.results()
+    steps = {step["name"]: step for step in summary["steps"]}
+    assert code == 1 and len(records) == 2
+    assert statuses(summary)["triton"] == "timed out" and steps["triton"]["seconds"] <= 5
+    assert statuses(summary)["benchmarks"] == "passed"
+    assert steps["tune"]["tail"] == "not started: nothing is left of 6 s"
+
+
+def test_only_the_wanted_steps_run(machine):
+    code, _, _ = machine.run(STEPS="tune tests", TESTS="exit 1", SECONDS_TUNE="45")
+    summary, *records = machine.results()
+    assert (code, records) == (1, [])
+    assert statuses(summary) == {"tests": "failed", "tune": "passed"}
+    tuned = machine.root / "bench" / "results" / "tuned" / "tiles.json"
+    assert tuned.read_text() == "tiles for 15 s\n"
+
+
+def test_an_unknown_step_is_refused(machine):
+    code, _, err = machine.run(STEPS="tests benchmark", TESTS=': >"$ROOT/ran"')
+    assert code == 2 and "unknown step benchmark in STEPS" in err and " per_kernel benchmarks" in err
+    assert not (machine.folder / "ran").exists() and machine.written() == []
+
+
+def test_tests_run_in_several_processes_where_pytest_can(machine):
+    command = 'echo "$*" with "$OMP_NUM_THREADS"'
+    machine.run(NO_XDIST="0", WORKERS="3", STEPS="tests", TESTS=command, OMP_NUM_THREADS="16")
+    (summary,), (path,) = machine.results(), machine.written()
+    assert summary["steps"][0]["tail"] == "-m pytest -n 3 tests/test_gpu.py with 2"
+    path.unlink()
+    machine.run(STEPS="tests", TESTS=command, OMP_NUM_THREADS="16")
+    (summary,) = machine.results()
+    assert summary["steps"][0]["tail"] == "-m pytest tests/test_gpu.py with 16"
+
+
 def test_sanitizers_run_where_there_are_kernels(machine):
     machine.add("compute-sanitizer", 'echo "$*"; case "$*" in *racecheck*) exit 9 ;; esac')
     machine.run()
     (summary, *_), (path,) = machine.results(), machine.written()
     assert statuses(summary)["memcheck"] == "skipped"
-    assert "csrc/cuda is absent" in summary["steps"][2]["tail"]
+    assert "csrc/cuda is absent" in summary["steps"][4]["tail"]
     path.unlink()
     (machine.root / "csrc" / "cuda").mkdir(parents=True)
     code, _, _ = machine.run()
     summary, *_ = machine.results()
     assert code == 1
-    assert [step["status"] for step in summary["steps"][2:5]] == ["passed", "failed", "passed"]
-    assert summary["steps"][2]["tail"].startswith("--tool memcheck ")
-    assert summary["steps"][2]["tail"].endswith(" stub-python -m pytest tests/test_gpu.py")
+    assert [step["status"] for step in summary["steps"][4:7]] == ["passed", "failed", "passed"]
+    assert summary["steps"][4]["tail"].startswith("--tool memcheck ")
+    assert summary["steps"][4]["tail"].endswith(" stub-python -m pytest tests/test_gpu.py")
 
 
 def test_an_unusable_folder_is_found_before_the_work(machine):

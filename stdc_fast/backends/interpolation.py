@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def cells(
     logits: tuple[int, int],
     labels: tuple[int, int],
@@ -17,7 +17,8 @@ def cells(
 ) -> tuple[dict[str, Tensor], int]:
     """The tables of ``kernels/upsample.py``, by their names there, and the most columns that a cell has.
 
-    They are kept, so that there is nothing to copy from the host where somebody captures a graph.
+    They are kept for good: there is nothing to copy from the host where somebody captures a graph, which then
+    goes on reading them.
 
     Args:
         logits, labels: (H, W).

@@ -5,7 +5,11 @@ seconds for a network; Triton keeps them on disk, so once a machine), and captur
 
 A graph has memory of its own, into which inputs are copied and out of which results are: results never alias.
 Calls go to the caller's current stream; those of one size from several streams and threads run one after the
-other. Under somebody else's graph capture the kernels are captured one by one, in memory of that capture.
+other. Under somebody else's capture, after one call of that size, the kernels go into that graph one by one,
+with memory of its own.
+
+While a graph is captured here (a few milliseconds at the first call of a size), other threads should neither
+synchronise the device nor draw random numbers on it: CUDA and torch refuse that.
 """
 
 from __future__ import annotations
@@ -131,7 +135,8 @@ def compile(
 
 def products(dtype: torch.dtype) -> str:
     """What a dtype is multiplied in: its name, or "tf32" where that was asked for."""
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+    # What set_float32_matmul_precision sets; torch refuses to read that back where somebody used this.
+    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return str(dtype).removeprefix("torch.")
 
@@ -223,14 +228,15 @@ class _Instance:
     def __init__(
         self, executable: Executable, request: Request, precision: str, graphs: bool, ordered: bool = True
     ):
+        # No reference to the executable: with a cycle its memory would wait for the garbage collector.
         self.lowered = executable.lower(request, precision)
-        self.request = request
-        self.executable = executable
-        self.labels = request.labels is not None
-        self.map = not self.labels and not executable._logits
+        self.what = f"{executable.plan.name} at {request} in {executable.dtype}"
+        self.size = str(request)
+        self.device = executable.device
+        self.map = request.labels is None and not executable._logits
         self.poisoned = executable._poisoned
         self.graphs = graphs
-        self.ordered = ordered and executable.device.type == "cuda"
+        self.ordered = ordered and self.device.type == "cuda"
         self.graph: torch.cuda.CUDAGraph | None = None
         self.done: torch.cuda.Event | None = None
         self.stream: torch.cuda.Stream | None = None
@@ -279,11 +285,10 @@ class _Instance:
 
     def _launch(self) -> None:
         launches = self.lowered.launches
-        if not self.ready and self.executable.device.type == "cuda":
-            where = f"{self.executable.plan.name} at {self.request} in {self.executable.dtype}"
-            _log.info("preparing Triton kernels for %s", where)
+        if not self.ready and self.device.type == "cuda":
+            _log.info("preparing Triton kernels for %s", self.what)
             # Shown on a terminal only, and only where there was something to compile.
-            text = f"stdc_fast: compiling kernels for {self.request}, once"
+            text = f"stdc_fast: compiling kernels for {self.size}, once"
             launches = tqdm(launches, text, leave=False, disable=None, delay=1)
         for launch in launches:
             launch()
@@ -291,15 +296,17 @@ class _Instance:
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream()
-        # One at a time, as others' allocations may go on meanwhile: nothing is allocated here.
-        with _capturing, torch.cuda.stream(side):
+        # One at a time. Others' allocations may go on meanwhile: nothing is allocated here.
+        with _capturing, torch.cuda.stream(_capture_stream(self.device)):
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 for launch in self.lowered.launches:
                     launch()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # the capture's, which hides what it comes from
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return graph
 
     def _poison(self) -> None:
@@ -308,6 +315,12 @@ class _Instance:
         for x in (lowered.arena, lowered.result, *lowered.buffers.values()):
             if x.data_ptr() not in inputs:
                 x.fill_(255 if x.dtype == torch.uint8 else float("nan"))
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which a device's graphs are captured: always one that nobody else is given by default."""
+    return torch.cuda.Stream(device, priority=-1)
 
 
 def chooser(device: torch.device) -> Callable[[Work], Tiles]:

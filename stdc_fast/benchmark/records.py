@@ -1,9 +1,10 @@
 """Records of measurements: one JSON object a line, appended to a file.
 
-A record has ``schema`` (1), ``id``, ``time`` (UTC), ``kind`` ("latency", "scaling" or "roofline"), ``header``
-(machine, versions, commit, threads, clocks, load), ``limits`` (:func:`stdc_fast.benchmark.limits.measure`),
-``rows`` (:func:`stdc_fast.benchmark.run.rows`, of a roofline with ``ops``) and, of scaling, ``fits``.
-``python -m bench.report`` reads them, but those of rooflines.
+A record has ``schema`` (1), ``id``, ``time`` (UTC), ``kind`` ("latency", "scaling", "kernels" or "roofline"),
+``header`` (machine, versions, commit, threads, clocks, load), ``limits``
+(:func:`stdc_fast.benchmark.limits.measure`), ``rows`` (:func:`stdc_fast.benchmark.run.rows`, of a roofline
+with ``ops``) and, of scaling, ``fits``. Those of kernels are as ``bench/gpu_kernels.py`` has them.
+``python -m bench.report`` reads latency and scaling.
 """
 
 from __future__ import annotations
