@@ -142,7 +142,7 @@ def conv(
         y: [n, out_height, out_width, N of OUT_PITCH]; PLANAR: float32 [n, OUT_PITCH, out_height, out_width].
         scale: float32 [n, C of SCALE_PITCH].
         add: vector, float32 [n, C of ADD_PITCH], or map like x.
-        sums: float32 [n, sums_rows, N of SUMS_PITCH]: what each tile adds to the sum over the image.
+        sums: float32 [n, sums_rows, N of SUMS_PITCH]: what each tile adds to the average of the image.
         workspace, arrivals: where SPLIT programs share a tile, float32 [tiles, blocks, SPLIT, M, BLOCK_N] and
             int32 [tiles, blocks], zero before and after.
     """
@@ -213,9 +213,12 @@ def conv(
         KERNEL, C, PITCH, NP, SCALE, ADD, ADD_PITCH, BLOCK_N, BLOCK_K, PRECISION,
     )  # fmt: skip
     if OTHER_C:
+        others = tl.cdiv(OTHER_C, BLOCK_K) * TAPS
+        if SPLIT > 1:  # the first of those that share a tile
+            others = tl.where(split == 0, others, 0)
         acc = _products(
             acc, other + image * (height * width) * OTHER_PITCH, weight + TAPS * C * NP, scale, add,
-            in_rows, in_columns, channels, height, width, 0, tl.cdiv(OTHER_C, BLOCK_K) * TAPS, 0, 0,
+            in_rows, in_columns, channels, height, width, 0, others, 0, 0,
             KERNEL, OTHER_C, OTHER_PITCH, NP, False, "none", 0, BLOCK_N, BLOCK_K, PRECISION,
         )  # fmt: skip
 
@@ -236,7 +239,7 @@ def conv(
     if done:
         acc = activate(acc + tl.load(bias + channels, channels < N, 0)[None, :], ACT)
         if SUMS:
-            total = tl.sum(tl.where(live[:, None], acc, 0), 0)
+            total = tl.sum(tl.where(live[:, None], acc, 0), 0) / (out_height * out_width)
             row = image * sums_rows + inner
             tl.store(sums + row * SUMS_PITCH + channels, total, channels < N)
         mask = live[:, None] & (channels < N)[None, :]

@@ -13,7 +13,6 @@ def _layer(
     out,
     ROWS_BLOCK: tl.constexpr,
     rows,
-    divisor,
     C: tl.constexpr,
     PITCH: tl.constexpr,
     N: tl.constexpr,
@@ -30,14 +29,13 @@ def _layer(
         for row in range(0, rows, ROWS_BLOCK):
             known = (row + r < rows)[:, None] & some[None, :]
             v += tl.sum(tl.load(x + (row + r)[:, None] * PITCH + (start + c)[None, :], known, 0), 0)
-        v /= divisor
         mask = (out < N)[:, None] & some[None, :]
         w = tl.load(weight + out[:, None] * C + (start + c)[None, :], mask, 0).to(tl.float32)
         acc += tl.sum(w * v[None, :], 1)
     return acc + tl.load(bias + out, out < N, 0)
 
 
-@triton.jit(do_not_specialize=["rows", "divisor"])
+@triton.jit(do_not_specialize=["rows"])
 def gate(
     x,
     weight,
@@ -46,7 +44,6 @@ def gate(
     bias2,
     y,
     rows,
-    divisor,
     C: tl.constexpr,
     PITCH: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -60,10 +57,10 @@ def gate(
     BLOCK_N: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """``y = act2(weight2 @ act(weight @ mean + bias) + bias2)``; grid: blocks of outputs, images.
+    """``y = act2(weight2 @ act(weight @ x + bias) + bias2)``; grid: blocks of outputs, images.
 
     Args:
-        x: float32 [n, rows, C of PITCH]: partial sums; their sum over the rows is divided by ``divisor``.
+        x: float32 [n, rows, C of PITCH]: what the tiles of a map add to its average.
         weight: [HIDDEN or N, C].
         weight2: [N, HIDDEN], where there is a second layer; each program computes all of the first.
         y: float32 [n, N of OUT_PITCH].
@@ -74,7 +71,7 @@ def gate(
     out = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     if HIDDEN:
         h = tl.arange(0, BLOCK_H)
-        hidden = _layer(x, weight, bias, h, BLOCK_R, rows, divisor, C, PITCH, HIDDEN, BLOCK_C, BLOCK_H)
+        hidden = _layer(x, weight, bias, h, BLOCK_R, rows, C, PITCH, HIDDEN, BLOCK_C, BLOCK_H)
         hidden = tl.where(h < HIDDEN, activate(hidden, ACT), 0)
         mask = (out < N)[:, None] & (h < HIDDEN)[None, :]
         w = tl.load(weight2 + out[:, None] * HIDDEN + h[None, :], mask, 0).to(tl.float32)
@@ -82,6 +79,6 @@ def gate(
         result += tl.load(bias2 + out, out < N, 0)
         result = activate(result, ACT2)
     else:
-        result = _layer(x, weight, bias, out, BLOCK_R, rows, divisor, C, PITCH, N, BLOCK_C, BLOCK_N)
+        result = _layer(x, weight, bias, out, BLOCK_R, rows, C, PITCH, N, BLOCK_C, BLOCK_N)
         result = activate(result, ACT)
     tl.store(y + n * OUT_PITCH + out, result, out < N)

@@ -1,8 +1,15 @@
 """Fixtures of all tests: a small random model, pictures, the command line run in this process."""
 
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    # Before anything defines kernels: Triton then interprets them, on the CPU.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import contextlib
 import dataclasses
-import os
 import shutil
 import struct
 import sys
@@ -11,7 +18,6 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import stdc_fast

@@ -1,30 +1,39 @@
 """Whole networks on the native CPU engine: numbers and labels, whatever the threads, sizes and callers."""
 
 import contextlib
-import copy
 import functools
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from engines import FULL, ISAS, LOW, in_both_dtypes, needs_native, on_every_isa, small_network, wrong_labels
-from PIL import Image
-from plans import VARIANTS, one_thread, random_frames, random_images, random_network
+from engines import (
+    FULL,
+    ISAS,
+    LOW,
+    as_key,
+    emulated,
+    in_both_dtypes,
+    needs_native,
+    on_every_isa,
+    small_network,
+    street,
+    trained,
+    trained_plan,
+    truth,
+    wrong_labels,
+)
+from plans import VARIANTS, random_frames, random_images, random_network
 
-import stdc_fast
 from stdc_fast import images, numerics
-from stdc_fast.backends import cpu, eager
-from stdc_fast.backends.rounding import Rounding
+from stdc_fast.backends import cpu
 from stdc_fast.plan import build, optimise
 from stdc_fast.postprocess import resize_argmax
 from stdc_fast.reference.networks import upsample
 
 pytestmark = needs_native
 
-STREET = Path(__file__).resolve().parents[1] / "stdc_fast" / "assets" / "street.jpg"
 SIZES = ((160, 256), (129, 159), (97, 33), (32, 32))
 THREADS = (1, 2, 3, 5, 16)
 
@@ -35,45 +44,6 @@ def threads(count):
     torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)
-
-
-@functools.cache
-def trained():
-    """The embedded network in float64."""
-    model = stdc_fast.load("stdc1_camvid", device="cpu", dtype="float32", backend="eager")
-    return copy.deepcopy(model.network).double().eval().requires_grad_(False)
-
-
-@functools.cache
-def trained_plan(frames=True):
-    return optimise(build(trained(), frames=frames))
-
-
-@functools.cache
-def street(size):
-    """The photo's middle, small enough that the network sees what it was trained on."""
-    image = Image.fromarray(images.read_image(STREET))
-    height = round(256 * image.height / image.width)
-    image = np.array(image.resize((256, height), Image.Resampling.BILINEAR))
-    top, left = max(0, (height - size[0]) // 2), (256 - size[1]) // 2
-    crop = image[top : top + size[0], left : left + size[1]]
-    if crop.shape[:2] != size:
-        crop = np.array(Image.fromarray(crop).resize(size[::-1], Image.Resampling.BILINEAR))
-    return torch.from_numpy(crop.copy())[None]
-
-
-@functools.cache
-def truth(net, frames):
-    """Logits and labels of the float64 network."""
-    with one_thread():
-        logits = net.logits8(images.normalise(frames, torch.float64))
-    return logits, resize_argmax(logits, tuple(frames.shape[1:3]))[0]
-
-
-@functools.cache
-def emulated(plan, dtype, image):
-    how = {} if dtype == FULL else {"rounding": Rounding(dtype)}
-    return eager.compile(plan, FULL, **how)(image)
 
 
 # Numbers.
@@ -96,14 +66,6 @@ def test_trained_weights(frames, dtype, isa):
             dtype, got, logits, executable.labels(image), labels, emulated=emulation, trained=True
         )
         assert not problems, (size, problems)
-
-
-_KEYS = {}
-
-
-def as_key(x):
-    """One tensor for all of the same numbers, so that it can be a key of a cache."""
-    return _KEYS.setdefault((x.shape, x.numpy().tobytes()), x)
 
 
 @functools.cache

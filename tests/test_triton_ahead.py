@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cases
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -83,6 +84,28 @@ def test_float32_is_compiled_well(target, tmp_path):
     found, finished = compiled(tmp_path, "--targets", target, "--dtypes", "float32", "--variants", "stdc1")
     check(found, finished)
     assert not any(r["products"] for r in found), "TF32 that nobody asked for"
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_plans_with_odd_channels_are_compiled(target, monkeypatch):
+    """The interpreter sees no types, and accepts what the compiler does not. What is not aligned is copied
+    the slow way, so only what a kernel must not need is checked.
+    """
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # for the processes that compile
+    device, todo = tiles.DEVICES[target], {}
+    for make in (
+        *cases.CONVS.values(),
+        *cases.LOGITS.values(),
+        *cases.SUBPIXEL.values(),
+        *cases.DOWNS.values(),
+    ):
+        for launch in ahead.lowered(make(), device, torch.float16, (41, 67), labels=None).launches:
+            job = ahead.job_of(launch, device, "a plan")
+            todo.setdefault(job.key, job)
+    for record in ahead.compile_all(list(todo.values())):
+        assert record["shared"] <= device.shared and record["local"] == 0
+        assert record["products"] or record["kernel"] in ("gate", "prologue", "upsample")
 
 
 GOOD = {

@@ -118,7 +118,7 @@ class Lowered:
             elif plan.buffers[name].store != "uint8":  # labels have a size of their own
                 self.buffers[name] = self._empty(name, *plan.size(name, *request.seen))
         self.inputs = {name: self.buffers[name] for name in plan.inputs}
-        self._averages: dict[str, tuple[Tensor, str]] = {}
+        self._averages: dict[str, Tensor] = {}
         self._sums_rows: dict[str, int] = {}
         for op in plan.ops:
             if isinstance(op, Conv) and op.mean:
@@ -245,7 +245,7 @@ class Lowered:
             arrivals = torch.zeros(shared, dtype=torch.int32, device=self.device)
         rows = width = 0
         if op.mean:
-            sums = self._sums(op.mean, op.output)
+            sums = self._sums(op.mean)
             rows, width = sums.shape[1:]
             sums = sums[..., op.mean.offset :]
         arguments = {
@@ -272,13 +272,13 @@ class Lowered:
             tiles=t,
         )
 
-    def _sums(self, mean: View, source: View) -> Tensor:
+    def _sums(self, mean: View) -> Tensor:
         """Float32 ``[N, rows, C]`` of an average's buffer; rows that an op does not write stay zero."""
         if mean.buffer not in self._averages:
             rows, channels = self._sums_rows[mean.buffer], self.plan.buffers[mean.buffer].channels
             sums = torch.zeros(self.request.batch, rows, channels, device=self.device)
-            self._averages[mean.buffer] = sums, source.buffer
-        return self._averages[mean.buffer][0]
+            self._averages[mean.buffer] = sums
+        return self._averages[mean.buffer]
 
     def _down(self, op: Down) -> None:
         packed = self.packed[op.name]
@@ -311,12 +311,11 @@ class Lowered:
         packed = self.packed[op.name]
         channels, view = op.input.channels, op.input
         if view.buffer in self._averages:
-            x, source = self._averages[view.buffer]
-            height, width = self.buffers[source].shape[1:3]
-            rows, divisor, pitch = x.shape[1], float(height * width), x.shape[2]
+            x = self._averages[view.buffer]
+            rows, pitch = x.shape[1:]
             x = x[..., view.offset :]
         else:
-            x, rows, divisor = self._view(view), 1, 1.0
+            x, rows = self._view(view), 1
             pitch = self.buffers[view.buffer].shape[3]
         two = len(op.layers) == 2
         hidden = len(packed.weights[0]) if two else 0
@@ -324,7 +323,7 @@ class Lowered:
         block = 16 if two else 8
         arguments = {
             "x": x, "weight": packed.weights[0], "bias": packed.biases[0], "weight2": packed.weights[-1],
-            "bias2": packed.biases[-1], "y": self._view(op.output), "rows": rows, "divisor": divisor,
+            "bias2": packed.biases[-1], "y": self._view(op.output), "rows": rows,
             "C": channels, "PITCH": pitch, "HIDDEN": hidden, "N": outputs,
             "OUT_PITCH": self.buffers[op.output.buffer].shape[3], "ACT": op.acts[0], "ACT2": op.acts[-1],
             "BLOCK_R": min(32, _power(rows)), "BLOCK_C": min(256, _power(channels)),

@@ -185,7 +185,8 @@ def shared_bytes(work: Work, t: Tiles) -> int:
         # The weights once; nine sets of pixels.
         step = t.pixels * t.depth * work.itemsize
         return t.stages * step + t.channels * t.depth * work.itemsize
-    chunks = -(-work.inputs[0] // t.depth) if work.kind == "down" else 1
+    # The steps of a pixel of `down` are one stage of the pipeline.
+    chunks = -(-work.inputs[0] // t.depth) if work.kind == "down" and t.stages > 1 else 1
     return max(t.stages * step * chunks, t.pixels * t.channels * 4)
 
 
@@ -202,7 +203,7 @@ def predict(work: Work, t: Tiles, device: Device) -> Prediction:
     if work.kind == "down" and t.depth >= work.inputs[0]:
         total = (9 * t.pixels + t.channels) * t.depth * work.itemsize
     together = max(1, min(waves, device.shared // max(1, shared_bytes(work, t)), 32 // t.warps))
-    in_flight = together * max(1, t.stages - 1) * fetched
+    in_flight = together * max(0.5, t.stages - 1) * fetched
     bandwidth = min(device.cache / active, device.port, in_flight / LATENCY)
     products, fetch = waves * operations / rate, waves * total / bandwidth
     seconds = device.node + LATENCY + max(products, fetch)
@@ -267,7 +268,7 @@ def candidates(work: Work, device: Device) -> Iterator[Tiles]:
             if 1024 <= area <= 4096:
                 yield Tiles(height, width, channels, 32, 1, 4, 1)
             continue
-        for warps, depth, stages in itertools.product((4, 8), (16, 32, 64, 128, 256, 512), (2, 3, 4)):
+        for warps, depth, stages in itertools.product((4, 8), (16, 32, 64, 128, 256, 512), (1, 2, 3, 4)):
             # Of sums, a thread; more than this leaves too few for the rest.
             registers = area / (32 * warps) * (3 if work.kind == "down" else 1)
             most = 96 if work.kind == "down" else 128 if device.wgmma and not work.prologue else 64
@@ -275,7 +276,7 @@ def candidates(work: Work, device: Device) -> Iterator[Tiles]:
                 continue
             if (depth < 32 or work.dtype == "float32") and depth != min(deepest, 32):
                 continue
-            if depth > deepest or (work.kind == "conv" and depth > 128):
+            if depth > deepest or (work.kind == "conv" and (depth > 128 or stages == 1)):
                 continue
             if work.dtype == "float32" and (area > 4096 or stages > 2):
                 continue

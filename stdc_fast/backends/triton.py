@@ -47,6 +47,7 @@ GRAPHS = 8
 
 _log = logging.getLogger("stdc_fast")
 _capturing = threading.Lock()
+_interpreting = threading.RLock()  # the interpreter runs one program at a time
 
 
 def interpreted() -> bool:
@@ -242,7 +243,7 @@ class _Instance:
         self.stream: torch.cuda.Stream | None = None
         self.streams: set[torch.cuda.Stream] = set()
         self.ready = False
-        self.lock = threading.Lock()
+        self.lock = threading.Lock() if self.device.type == "cuda" else _interpreting
 
     def __call__(self, inputs: list[Tensor]) -> Tensor:
         with self.lock:
@@ -344,10 +345,16 @@ def chooser(device: torch.device) -> Callable[[Work], Tiles]:
 
 
 def interpreted_tiles(work: Work) -> Tiles:
-    """Few large tiles: the interpreter's time goes by the number of programs."""
-    from stdc_fast.backends import tiles
-
-    height, width = list(tiles.shapes(work.height, work.width))[-1]
-    channels = min(128, tiles._power(max(16, work.outputs)))
-    depth = 32 if work.kind == "stem" else min(128, tiles._power(max(16, *work.inputs)))
-    return Tiles(height, width, channels, depth, warps=4, stages=1)
+    """Tiles no larger than they must be: the interpreter's time goes by the programs, then by their size."""
+    shapes = [(n >> i, 1 << i) for n in (16, 32, 64, 128, 256) for i in range(n.bit_length())]
+    height, width = min(
+        shapes,
+        key=lambda s: (
+            -(-work.height // s[0]) * -(-work.width // s[1]),
+            s[0] * s[1],
+            abs(s[0] - s[1]),
+        ),
+    )
+    channels = min(128, 1 << (max(16, work.outputs) - 1).bit_length())
+    depth = 32 if work.kind == "stem" else min(128, 1 << (max(16, *work.inputs) - 1).bit_length())
+    return Tiles(height, width, channels, depth, stages=1)
