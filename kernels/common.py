@@ -23,6 +23,24 @@ def begin(DEPENDENT: tl.constexpr):
 
 
 @triton.jit
+def tile_at(number, height, width, sets, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """Where tile ``number`` of all images lies, of ``sets`` times a map of height x width each.
+
+    Returns the image (int64), the tile's number in it, which of the sets, and rows and columns of its pixels,
+    [TILE_H * TILE_W], some of which may be beyond the map's end.
+    """
+    tiles_x = tl.cdiv(width, TILE_W)
+    tiles = tiles_x * tl.cdiv(height, TILE_H)
+    image = (number // (tiles * sets)).to(tl.int64)
+    inner = number % (tiles * sets)
+    spot = inner % tiles
+    m = tl.arange(0, TILE_H * TILE_W)
+    rows = spot // tiles_x * TILE_H + m // TILE_W
+    columns = spot % tiles_x * TILE_W + m % TILE_W
+    return image, inner, inner // tiles, rows, columns
+
+
+@triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """``acc + a @ b`` in float32; float32 operands as ``PRECISION`` says, "ieee" or "tf32"."""
     if INTERPRETED:

@@ -9,7 +9,7 @@ can not shift what they hold in shared memory. So tiles as large as the grid all
 
 import triton
 import triton.language as tl
-from stdc_fast.kernels.common import activate, begin, dot, rounded
+from stdc_fast.kernels.common import activate, begin, dot, rounded, tile_at
 
 
 @triton.jit
@@ -164,15 +164,7 @@ def conv(
         sets_x = 2 + out_width % 2
         grid_h = height
         grid_w = width
-    tiles_x = tl.cdiv(grid_w, TILE_W)
-    tiles_y = tl.cdiv(grid_h, TILE_H)
-    per_image = tiles_x * tiles_y * sets_y * sets_x
-    image = (tile // per_image).to(tl.int64)
-    inner = tile % per_image
-    spot = inner % (tiles_x * tiles_y)
-    m = tl.arange(0, M)
-    rows = spot // tiles_x * TILE_H + m // TILE_W
-    columns = spot % tiles_x * TILE_W + m % TILE_W
+    image, inner, chosen, rows, columns = tile_at(tile, grid_h, grid_w, sets_y * sets_x, TILE_H, TILE_W)
     live = (rows < grid_h) & (columns < grid_w)
     steps = tl.cdiv(C, BLOCK_K) * TAPS
     out_rows = rows
@@ -180,8 +172,8 @@ def conv(
     in_rows = rows * STRIDE
     in_columns = columns * STRIDE
     if KERNEL == 2:
-        set_y = inner // (tiles_x * tiles_y) // sets_x
-        set_x = inner // (tiles_x * tiles_y) % sets_x
+        set_y = chosen // sets_x
+        set_x = chosen % sets_x
         parity_y = set_y % 2
         parity_x = set_x % 2
         # The last row of an odd height belongs to the third set and to no other; columns alike.
@@ -226,7 +218,7 @@ def conv(
     if SPLIT > 1:
         # Each leaves its sum; who comes last adds all of them up in order, whatever that of arrival was.
         shared = tile * tl.num_programs(1) + block
-        place = m[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        place = tl.arange(0, M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         own = workspace + (shared * SPLIT).to(tl.int64) * (M * BLOCK_N) + place
         tl.store(own + split * (M * BLOCK_N), acc)
         tl.debug_barrier()  # the whole program's stores before the one arrival that tells of them

@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from stdc_fast.kernels.common import activate, begin, dot, rounded
+from stdc_fast.kernels.common import activate, begin, dot, rounded, tile_at
 
 
 @triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "frame_height", "frame_width"])
@@ -45,13 +45,7 @@ def stem(
         y: [n, out_height, out_width, N of OUT_PITCH].
     """
     M: tl.constexpr = TILE_H * TILE_W
-    tiles_x = tl.cdiv(out_width, TILE_W)
-    per_image = tiles_x * tl.cdiv(out_height, TILE_H)
-    n = (tl.program_id(0) // per_image).to(tl.int64)
-    spot = tl.program_id(0) % per_image
-    m = tl.arange(0, M)
-    rows = spot // tiles_x * TILE_H + m // TILE_W
-    columns = spot % tiles_x * TILE_W + m % TILE_W
+    n, _, _, rows, columns = tile_at(tl.program_id(0), out_height, out_width, 1, TILE_H, TILE_W)
     channels = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
 
     # Pixels: what is wanted of row and column, and the colour.
