@@ -196,19 +196,26 @@ def tune_network(
     with torch.cuda.device(loaded.device):
         properties = torch.cuda.get_device_properties(loaded.device)
         kind = tiles.device_class((properties.major, properties.minor), properties.multi_processor_count)
-        about = tuned.environment(loaded.device)
+        about = check_writable(loaded.device)
         for size in sizes:
             executable = triton.compile(loaded.plan(), loaded.dtype, loaded.device)
             request = lowering.Request(batch, tuple(size), tuple(size), tuple(size))
             result = Tuner(executable, request, kind, GraphClock(), seconds).run(quiet)
-            try:
-                tuned.save(about, result.tiles)
-            except OSError as error:
-                raise UserError(
-                    f"{tuned.path(about)} can not be written: {error.strerror}; set STDC_FAST_CACHE"
-                ) from None
+            tuned.save(about, result.tiles)
             found.append(result)
     return found
+
+
+def check_writable(device: torch.device) -> dict[str, str]:
+    """The environment of a device, whose file of tuned tiles can be written; UserError if it can not."""
+    from stdc_fast.backends import tuned
+
+    about = tuned.environment(device)
+    try:
+        tuned.save(about, {})
+    except UserError as error:
+        raise UserError(f"{error}; set STDC_FAST_CACHE to a folder for tuned tiles") from None
+    return about
 
 
 def tune(

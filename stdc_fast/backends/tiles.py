@@ -85,11 +85,13 @@ class Tiles:
     """How one kernel is launched.
 
     Attributes:
-        height, width: pixels of a program's tile; their product is at least 16, and all are powers of two.
-        channels: of the output, in a program.
-        depth: input channels in a step.
+        height, width: pixels of a program's tile; their product is at least 16.
+        channels: of the output, in a program; at least 16.
+        depth: input channels in a step; at least 16.
         split: programs that share a tile.
         warps, stages: Triton's options.
+
+    All but the stages are powers of two. ValueError for what no kernel can have.
     """
 
     height: int
@@ -99,6 +101,14 @@ class Tiles:
     split: int = 1
     warps: int = 4
     stages: int = 3
+
+    def __post_init__(self) -> None:
+        numbers = dataclasses.astuple(self)
+        whole = all(type(n) is int and 1 <= n <= 1024 for n in numbers)
+        if not whole or any(n & (n - 1) for n in numbers[:-1]):
+            raise ValueError(f"tiles of {numbers}: they must be powers of two")
+        if min(self.pixels, self.channels, self.depth) < 16 or self.warps > 32 or self.stages > 8:
+            raise ValueError(f"tiles of {numbers}: no kernel has such")
 
     @property
     def pixels(self) -> int:
@@ -321,6 +331,11 @@ def read(path: Path) -> dict:
     table = json.loads(path.read_text())
     table["tiles"] = {key: Tiles(*numbers) for key, numbers in table["tiles"].items()}
     return table
+
+
+def fits(work: Work, t: Tiles, device: Device) -> bool:
+    """Whether tiles, from wherever they come, can be launched for this work on this device."""
+    return shared_bytes(work, t) <= device.shared and t.pixels * max(t.channels, t.depth) <= 1 << 16
 
 
 def dump(table: dict) -> str:

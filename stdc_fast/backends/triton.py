@@ -337,7 +337,7 @@ def chooser(device: torch.device) -> Callable[[Work], Tiles]:
 
     def choose(work: Work) -> Tiles:
         for table in tables:
-            if work.key in table:
+            if work.key in table and tiles.fits(work, table[work.key], kind):
                 return table[work.key]
         return tiles.modelled(work, kind)
 

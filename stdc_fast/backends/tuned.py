@@ -81,10 +81,9 @@ def load(about: Mapping[str, str]) -> dict[str, Tiles]:
 
 
 def save(about: Mapping[str, str], found: Mapping[str, Tiles]) -> Path:
-    """Adds entries to the environment's file, in place of older ones; OSError if it can not be written."""
+    """Adds entries to the environment's file, in place of older ones; UserError if it can not be written."""
     table = {"environment": dict(about), "tiles": load(about) | dict(found)}
     file = path(about)
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = tiles.dump(table)
     write_atomic(file, lambda p: Path(p).write_text(text))
     return file
