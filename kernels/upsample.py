@@ -5,7 +5,7 @@ import triton.language as tl
 from stdc_fast.kernels.common import begin
 
 
-@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width"])
+@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "pieces"])
 def upsample(
     logits,
     row_base,
@@ -17,17 +17,19 @@ def upsample(
     width,
     out_height,
     out_width,
+    pieces,
     CLASSES: tl.constexpr,
     TAPS: tl.constexpr,
     CELLS: tl.constexpr,
     BLOCK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """The best class of each pixel, the lowest of equals; grid: rows of labels, cells, images.
+    """The best class of each pixel, the lowest of equals; grid: rows, cells in pieces, images.
 
     A cell is what lies between two columns of the logits: its pixels read the same columns, so these are
     interpolated between rows once for all of them. NOTE: cells run along the lanes of a warp and a cell's
-    pixels along its registers, so that loads of the (planar) logits are coalesced and used ``BLOCK`` times.
+    pixels along its registers, so that loads of the (planar) logits are coalesced and serve up to ``BLOCK``
+    pixels; wider cells are in ``pieces``.
 
     Args:
         logits: float32 [n, CLASSES, height, width].
@@ -38,12 +40,13 @@ def upsample(
         labels: uint8 [n, out_height, out_width].
     """
     row = tl.program_id(0)
-    cell = tl.program_id(1) * CELLS + tl.arange(0, CELLS)
+    cell = tl.program_id(1) // pieces * CELLS + tl.arange(0, CELLS)
+    first = tl.program_id(1) % pieces * BLOCK
     image = tl.program_id(2).to(tl.int64)
     begin(DEPENDENT)
     start = tl.load(column_start + cell, cell < width, 0)
     end = tl.load(column_start + cell + 1, cell < width, 0)
-    column = start[None, :] + tl.arange(0, BLOCK)[:, None]
+    column = start[None, :] + first + tl.arange(0, BLOCK)[:, None]
     live = column < end[None, :]
 
     base = tl.load(row_base + row)

@@ -243,5 +243,5 @@ def tune(
         ended = "" if result.finished else " (stopped at the limit)"
         print(
             f"{text}, batch {batch}: {result.before * 1e6:.0f} us before, {result.after * 1e6:.0f} us after, "
-            f"{len(result.tiles)} kernels{ended}"
+            f"{len(result.tiles)} kernels{ended}; used where the network sees just this size and batch"
         )

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.metadata
 import itertools
+import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -87,6 +89,25 @@ def test_it_can_be_had_with_one_good_gpu(version, machine, monkeypatch):
     assert triton.refusal(torch.device("cuda", 1), HALF, None) is None
     assert backends.best(torch.device("cuda", 1), HALF).name == "triton"
     assert backends.best(CUDA, HALF).name == "eager"
+
+
+def test_torch_for_other_gpus_is_said(machine, monkeypatch):
+    machine()
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert triton.available() == (False, "torch was built for ROCm; the kernels are for NVIDIA GPUs")
+
+
+def test_a_missing_compiler_is_said(machine, monkeypatch):
+    """Triton's own launcher is compiled at its first use."""
+    machine()
+    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(triton, "_unbuildable", triton._unbuildable.__wrapped__)
+    assert triton.available()[0]
+    monkeypatch.setattr(triton.shutil, "which", lambda name: None)
+    # Its driver can not be had; nor may Triton be imported here for the first time, as it is not interpreted.
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace())
+    found, said = triton.available()
+    assert not found and "needs a C compiler" in said and "apt install gcc" in said
 
 
 def test_missing_kernels_are_said(machine, monkeypatch):
@@ -235,6 +256,35 @@ def test_threads_share_an_executable(how):
         found = list(pool.map(lambda inputs: executable(*inputs).cpu(), given))
     for got, (_, expected) in zip(found, known, strict=True):
         check(got, expected, FULL)
+
+
+@needs_triton
+def test_tiles_that_the_device_refuses_are_replaced(monkeypatch):
+    """As a chooser of a GPU does, which this one stands for; then no choice is left."""
+    from triton.runtime.errors import OutOfResources
+
+    from stdc_fast.backends import lowering
+
+    plan, taken = plain(6, 10, 3, 1)(), []
+    ((inputs, expected),) = answers(plan, FULL, [(1, 5, 6)])
+    chooser = object.__new__(triton.Chooser)
+    chooser._tiles, chooser.kind, chooser.tables, chooser.refused = tiles, DEVICES["sm_90"], [], {}
+    executable, launch = kernels(plan, FULL, chooser), lowering.Launch.__call__
+
+    def refusing(self):
+        taken.append(self.tiles)
+        if len(taken) <= most:
+            raise OutOfResources(1 << 20, 1 << 17, "shared memory")
+        launch(self)
+
+    monkeypatch.setattr(lowering.Launch, "__call__", refusing)
+    most = 2
+    check(executable(*(x.to(DEVICE) for x in inputs)).cpu(), expected, FULL)
+    assert len(set(taken)) == len(taken) == 3
+    most, executable = 1000, kernels(plan, FULL)
+    executable._tiles = triton.interpreted_tiles
+    with pytest.raises(Exception, match="shared memory"):
+        executable(*(x.to(DEVICE) for x in inputs))
 
 
 @needs_triton

@@ -62,11 +62,21 @@ def test_where_the_files_are(set_, expected, tmp_path, monkeypatch):
     assert tuned.folder() == tmp_path / expected
 
 
+def test_without_a_home_there_is_nothing_tuned(monkeypatch):
+    for name in ("STDC_FAST_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert tuned.load(ABOUT) == {}
+    with pytest.raises(UserError, match="set STDC_FAST_CACHE"):
+        tuned.save(ABOUT, {})
+
+
 GOOD = tiles.dump({"environment": ABOUT, "tiles": {WORK.key: BEST}})
 DAMAGED = {
     "cut": GOOD[: len(GOOD) // 2],
     "empty": "",
     "no object": "[1, 2]",
+    "deep": "[" * 100_000,
     "no tiles": '{"environment": {}}',
     "another environment": tiles.dump({"environment": {}, "tiles": {WORK.key: BEST}}),
     "tiles in a list": GOOD.replace("{\n", "[", 1),
@@ -104,8 +114,8 @@ def test_tuned_goes_before_shipped_before_modelled(h100, monkeypatch):
     assert triton.chooser(h100)(WORK) == BEST
 
 
-def test_tiles_beyond_the_device_are_passed_over(h100):
-    large = Tiles(16, 16, 256, 256, 1, 8, 4)
+def test_tiles_beyond_all_measure_are_passed_over(h100):
+    large = Tiles(32, 32, 256, 256, 1, 8, 4)
     tuned.save(tuned.environment(h100), {WORK.key: large})
     assert tuned.load(tuned.environment(h100)) == {WORK.key: large}
     assert triton.chooser(h100)(WORK) == tiles.shipped("sm_90")[WORK.key]

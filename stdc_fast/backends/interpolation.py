@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def cells(
     logits: tuple[int, int],
     labels: tuple[int, int],
@@ -17,8 +17,7 @@ def cells(
 ) -> tuple[dict[str, Tensor], int]:
     """The tables of ``kernels/upsample.py``, by their names there, and the most columns that a cell has.
 
-    They are kept for good: there is nothing to copy from the host where somebody captures a graph, which then
-    goes on reading them.
+    They are kept, so that there is nothing to copy from the host where somebody captures a graph.
 
     Args:
         logits, labels: (H, W).

@@ -118,6 +118,10 @@ class Lowered:
             elif plan.buffers[name].store != "uint8":  # labels have a size of their own
                 self.buffers[name] = self._empty(name, *plan.size(name, *request.seen))
         self.inputs = {name: self.buffers[name] for name in plan.inputs}
+        for name, x in self.buffers.items():
+            # NOTE: offsets within an image are 32 bits; a tile may reach some rows beyond its end.
+            if x[:1].numel() + 64 * x[0, :1].numel() >= 1 << 31:
+                raise ValueError(f"{name} is too large for the kernels: {list(x.shape)}; use smaller images")
         self._averages: dict[str, Tensor] = {}
         self._sums_rows: dict[str, int] = {}
         for op in plan.ops:
@@ -361,15 +365,16 @@ class Lowered:
         between = r.seen if r.exact and r.labels != r.seen else None
         tables, most = cells((height, width), r.labels, between, self.device)
         taps = 3 if between else 2
-        block = max(2, _power(most))
+        block = min(16, max(2, _power(most)))
+        pieces = -(-most // block)
         labels = torch.empty((n, *r.labels), dtype=torch.uint8, device=self.device)
         arguments = {
             "logits": self.result, **tables, "labels": labels, "height": height, "width": width,
-            "out_height": r.labels[0], "out_width": r.labels[1], "CLASSES": channels, "TAPS": taps,
-            "CELLS": 32, "BLOCK": block,
+            "out_height": r.labels[0], "out_width": r.labels[1], "pieces": pieces,
+            "CLASSES": channels, "TAPS": taps, "CELLS": 32, "BLOCK": block,
         }  # fmt: skip
         self.result = labels
-        grid = (r.labels[0], -(-width // 32), n)
+        grid = (r.labels[0], -(-width // 32) * pieces, n)
         # Interpolate, compare and select twice, and a third tap; some lanes of a cell are beyond its end.
         lanes = math.prod(grid) * 32 * block * channels * (taps + 3)
         warps = max(1, min(8, block // 8))

@@ -195,8 +195,13 @@ def shared_bytes(work: Work, t: Tiles) -> int:
         # The weights once; nine sets of pixels.
         step = t.pixels * t.depth * work.itemsize
         return t.stages * step + t.channels * t.depth * work.itemsize
+    chunks = -(-work.inputs[0] // t.depth) if work.kind == "down" else 1
+    if work.kind == "down" and t.stages == 1:
+        # The compiler moves the weights, which are the same for all nine pixels, out of the loop; and when
+        # sums are stored they may go through shared memory.
+        weights = chunks * t.depth * t.channels
+        return (weights + t.pixels * t.depth) * work.itemsize + t.pixels * t.channels * 4
     # The steps of a pixel of `down` are one stage of the pipeline.
-    chunks = -(-work.inputs[0] // t.depth) if work.kind == "down" and t.stages > 1 else 1
     return max(t.stages * step * chunks, t.pixels * t.channels * 4)
 
 
@@ -333,9 +338,9 @@ def read(path: Path) -> dict:
     return table
 
 
-def fits(work: Work, t: Tiles, device: Device) -> bool:
-    """Whether tiles, from wherever they come, can be launched for this work on this device."""
-    return shared_bytes(work, t) <= device.shared and t.pixels * max(t.channels, t.depth) <= 1 << 16
+def sane(t: Tiles) -> bool:
+    """Whether tiles, from wherever they come, are worth compiling; Triton refuses tensors much larger."""
+    return max(t.pixels * t.channels, t.pixels * t.depth, t.channels * t.depth) <= 1 << 17
 
 
 def dump(table: dict) -> str:

@@ -21,8 +21,11 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import shutil
+import sysconfig
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,13 +55,13 @@ _interpreting = threading.RLock()  # the interpreter runs one program at a time
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on the CPU: for tests, and thousands of times slower."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
 @functools.cache
 def version() -> str | None:
     """Triton's version, or None if it is not installed."""
-    for name in ("triton", "pytorch-triton"):
+    for name in ("triton", "pytorch-triton", "triton-windows"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
     return None
@@ -66,6 +69,8 @@ def version() -> str | None:
 
 def available() -> tuple[bool, str]:
     """Whether this backend runs in this process, and with what or why not."""
+    if torch.version.hip is not None:
+        return False, "torch was built for ROCm; the kernels are for NVIDIA GPUs"
     found = version()
     if found is None:
         return False, "Triton is not installed; pip install triton"
@@ -82,8 +87,26 @@ def available() -> tuple[bool, str]:
         return False, "torch was not built with CUDA"
     reasons = [_unfit_device(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
     if None in reasons:
-        return True, f"Triton {found}"
+        missing = _unbuildable()
+        return missing is None, missing or f"Triton {found}"
     return False, str(reasons[0])
+
+
+@functools.cache
+def _unbuildable() -> str | None:
+    """Why Triton can not make its own launcher, which it compiles at first use and keeps; or None."""
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "clang", "cc")), None)
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if compiler and shutil.which(compiler) and header.is_file():
+        return None
+    try:
+        import triton
+
+        triton.runtime.driver.active.utils  # noqa: B018 - made by an earlier process, perhaps
+    except Exception:
+        what = f"{header}" if compiler else "a C compiler"
+        return f"Triton needs {what} at its first use; apt install gcc python3-dev"
+    return None
 
 
 def _unfit_device(device: torch.device) -> str | None:
@@ -156,6 +179,7 @@ class Executable(NativeExecutable):
         self._dependent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= DEPENDENT
         self._use_graphs = graphs and device.type == "cuda"
         self._instances: collections.OrderedDict[tuple, _Instance] = collections.OrderedDict()
+        self._pinned: list = []
         self._lock = threading.Lock()
 
     def lower(
@@ -196,7 +220,22 @@ class Executable(NativeExecutable):
         with self._on_device():
             if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return self._captured(request)(inputs)
-            return self._instance(request)(inputs)
+            while True:
+                instance = self._instance(request)
+                try:
+                    return instance(inputs)
+                except _Refused as error:
+                    self._refuse(request, error)
+
+    def _refuse(self, request: Request, error: _Refused) -> None:
+        """Takes other tiles for this and all later sizes; raises the error if there is no choice."""
+        launch = error.launch
+        if not isinstance(self._tiles, Chooser) or launch.work is None:
+            raise error
+        _log.info("%s; taking the next best", error)
+        with self._lock:
+            self._tiles.refuse(launch.work, launch.tiles)
+            self._instances.pop((request, products(self.dtype)), None)
 
     def _captured(self, request: Request) -> _Instance:
         """For a graph that the caller captures: its kernels, with memory that belongs to that graph."""
@@ -206,7 +245,12 @@ class Executable(NativeExecutable):
             raise RuntimeError(
                 f"{self.plan.name} at {request} is not compiled; call it once before the graph is captured"
             )
-        return _Instance(self, request, products(self.dtype), graphs=False, ordered=False)
+        instance = _Instance(self, request, products(self.dtype), graphs=False, ordered=False)
+        # These do not belong to the graph's own memory: they stay as long as the weights, which it reads too.
+        if instance.lowered.launches[-1].kernel is self._lowering.kernels.upsample:
+            tables = ("row_base", "row_weight", "column_start", "column_weight")
+            self._pinned.append([instance.lowered.launches[-1].arguments[name] for name in tables])
+        return instance
 
     def _instance(self, request: Request) -> _Instance:
         key = request, products(self.dtype)
@@ -243,6 +287,7 @@ class _Instance:
         self.stream: torch.cuda.Stream | None = None
         self.streams: set[torch.cuda.Stream] = set()
         self.ready = False
+        self._record()  # counters are set to zero on this stream: others wait for it
         self.lock = threading.Lock() if self.device.type == "cuda" else _interpreting
 
     def __call__(self, inputs: list[Tensor]) -> Tensor:
@@ -257,7 +302,10 @@ class _Instance:
             else:
                 self._launch()
                 if self.graphs:
-                    self.graph = self._capture()
+                    try:
+                        self.graph = self._capture()
+                    except RuntimeError as error:  # another thread did what no capture allows
+                        _log.warning("no graph of %s yet: %s", self.what, error)
             result = self.lowered.result
             # Dense and fresh, whatever view of the arena it was.
             result = result.clone(memory_format=torch.contiguous_format)
@@ -291,8 +339,13 @@ class _Instance:
             # Shown on a terminal only, and only where there was something to compile.
             text = f"stdc_fast: compiling kernels for {self.size}, once"
             launches = tqdm(launches, text, leave=False, disable=None, delay=1)
+        from triton.runtime.errors import OutOfResources, PTXASError
+
         for launch in launches:
-            launch()
+            try:
+                launch()
+            except (OutOfResources, PTXASError) as error:
+                raise _Refused(launch, error) from error
         self.ready = True
 
     def _capture(self) -> torch.cuda.CUDAGraph:
@@ -324,24 +377,45 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device, priority=-1)
 
 
+class Chooser:
+    """Picks the tiles of a work on a GPU: as tuned there, as shipped for its class, or by the model."""
+
+    def __init__(self, device: torch.device):
+        from stdc_fast.backends import tiles, tuned
+
+        self._tiles = tiles
+        properties = torch.cuda.get_device_properties(device)
+        capability = properties.major, properties.minor
+        self.kind = device_class(capability, properties.multi_processor_count)
+        self.tables = [tuned.load(tuned.environment(device)), tiles.shipped(self.kind.key)]
+        self.refused: dict[str, set[Tiles]] = {}
+
+    def __call__(self, work: Work) -> Tiles:
+        refused = self.refused.get(work.key, ())
+        for table in self.tables:
+            found = table.get(work.key)
+            if found is not None and found not in refused and self._tiles.sane(found):
+                return found
+        if not refused:
+            return self._tiles.modelled(work, self.kind)
+        return next(t for t in self._tiles.ranked(work, self.kind) if t not in refused)
+
+    def refuse(self, work: Work, found: Tiles) -> None:
+        """The compiler or the device did not take these: what they need is only estimated."""
+        self.refused.setdefault(work.key, set()).add(found)
+
+
+class _Refused(Exception):
+    """Tiles that can not be launched here."""
+
+    def __init__(self, launch, cause: Exception):
+        super().__init__(f"{launch.op.name} with tiles {launch.tiles}: {cause}")
+        self.launch = launch
+
+
 def chooser(device: torch.device) -> Callable[[Work], Tiles]:
-    """What picks the tiles of a work on a device: as tuned, as shipped for its class, or by the model."""
-    from stdc_fast.backends import tiles, tuned
-
-    if device.type != "cuda":
-        return interpreted_tiles
-    properties = torch.cuda.get_device_properties(device)
-    capability = properties.major, properties.minor
-    kind = device_class(capability, properties.multi_processor_count)
-    tables = [tuned.load(tuned.environment(device)), tiles.shipped(kind.key)]
-
-    def choose(work: Work) -> Tiles:
-        for table in tables:
-            if work.key in table and tiles.fits(work, table[work.key], kind):
-                return table[work.key]
-        return tiles.modelled(work, kind)
-
-    return choose
+    """What picks the tiles of a work on a device."""
+    return Chooser(device) if device.type == "cuda" else interpreted_tiles
 
 
 def interpreted_tiles(work: Work) -> Tiles:

@@ -20,6 +20,7 @@ from stdc_fast.backends import tiles
 from stdc_fast.backends.tiles import Tiles
 from stdc_fast.backends.triton import version
 from stdc_fast.checkpoints import write_atomic
+from stdc_fast.errors import UserError
 
 _log = logging.getLogger("stdc_fast")
 
@@ -54,8 +55,11 @@ def folder() -> Path:
     """Where the files are."""
     given = os.environ.get("STDC_FAST_CACHE")
     if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stdc_fast"
+        return Path(given).expanduser()
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stdc_fast"
+    except RuntimeError:
+        raise UserError("there is no home directory for tuned tiles; set STDC_FAST_CACHE") from None
 
 
 def path(about: Mapping[str, str]) -> Path:
@@ -67,7 +71,10 @@ def path(about: Mapping[str, str]) -> Path:
 
 def load(about: Mapping[str, str]) -> dict[str, Tiles]:
     """The tuned tiles of an environment; empty if nothing was tuned."""
-    file = path(about)
+    try:
+        file = path(about)
+    except UserError:
+        return {}
     try:
         table = tiles.read(file)
         if table["environment"] != dict(about):
@@ -75,7 +82,7 @@ def load(about: Mapping[str, str]) -> dict[str, Tiles]:
         return table["tiles"]
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         _log.warning("%s is left aside, as it can not be read: %s; run stdc-fast tune", file, error)
         return {}
 
