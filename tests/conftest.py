@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
 import contextlib
 import dataclasses
 import shutil
+import signal
 import struct
 import sys
 import traceback
@@ -24,6 +25,14 @@ import stdc_fast
 from stdc_fast import checkpoints, cli
 from stdc_fast.classes import CAMVID
 from stdc_fast.reference.networks import STDCSeg
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A shell that starts tests in the background has Ctrl-C ignored, and so have their children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
