@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stdc_fast import kernels
 from stdc_fast.backends.interpolation import cells
-from stdc_fast.backends.tiles import Device, Prediction, Tiles, Work, predict, predict_rest
+from stdc_fast.backends.tiles import Device, Prediction, Tiles, Work, power_of_two, predict, predict_rest
 from stdc_fast.plan.arena import layout
 from stdc_fast.plan.ops import Add, Conv, Down, Gate, Op, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
@@ -330,8 +330,8 @@ class Lowered:
             "bias2": packed.biases[-1], "y": self._view(op.output), "rows": rows,
             "C": channels, "PITCH": pitch, "HIDDEN": hidden, "N": outputs,
             "OUT_PITCH": self.buffers[op.output.buffer].shape[3], "ACT": op.acts[0], "ACT2": op.acts[-1],
-            "BLOCK_R": min(32, _power(rows)), "BLOCK_C": min(256, _power(channels)),
-            "BLOCK_H": _power(max(hidden, 1)), "BLOCK_N": block,
+            "BLOCK_R": min(32, power_of_two(rows)), "BLOCK_C": min(256, power_of_two(channels)),
+            "BLOCK_H": power_of_two(hidden or 1), "BLOCK_N": block,
         }  # fmt: skip
         grid = (-(-outputs // block), self.request.batch)
         weights = sum(w.numel() * w.itemsize for w in packed.weights)
@@ -348,7 +348,7 @@ class Lowered:
         x = self.buffers[op.input.buffer]
         n, height, width, pitch = x.shape
         channels = op.input.channels
-        block = min(128, _power(channels))
+        block = min(128, power_of_two(channels))
         pixels = max(1, 2048 // block)
         arguments = {
             "x": self._view(op.input), "y": self._view(op.output), "area": height * width, "C": channels,
@@ -365,7 +365,7 @@ class Lowered:
         between = r.seen if r.exact and r.labels != r.seen else None
         tables, most = cells((height, width), r.labels, between, self.device)
         taps = 3 if between else 2
-        block = min(16, max(2, _power(most)))
+        block = min(16, max(2, power_of_two(most)))
         pieces = -(-most // block)
         labels = torch.empty((n, *r.labels), dtype=torch.uint8, device=self.device)
         arguments = {
@@ -379,8 +379,3 @@ class Lowered:
         lanes = math.prod(grid) * 32 * block * channels * (taps + 3)
         warps = max(1, min(8, block // 8))
         self._emit(op, kernels.upsample, grid, arguments, warps, moved=labels.numel(), lanes=lanes)
-
-
-def _power(n: int) -> int:
-    """The next power of two."""
-    return 1 << (max(n, 1) - 1).bit_length()

@@ -255,7 +255,7 @@ def _rate(work: Work, t: Tiles, device: Device) -> float:
     return rate * (0.75 if area >= 64 * 64 else 0.6 if area >= 64 * 32 else 0.4)
 
 
-def _power(n: int) -> int:
+def power_of_two(n: int) -> int:
     """The next power of two."""
     return 1 << (n - 1).bit_length()
 
@@ -271,8 +271,8 @@ def shapes(height: int, width: int) -> Iterator[tuple[int, int]]:
 
 def candidates(work: Work, device: Device) -> Iterator[Tiles]:
     """All choices that fit the device."""
-    widest = max(16, min(256, _power(work.outputs)))
-    deepest = max(16, _power(max(work.inputs)))
+    widest = max(16, min(256, power_of_two(work.outputs)))
+    deepest = max(16, power_of_two(max(work.inputs)))
     for (height, width), channels in itertools.product(
         shapes(work.height, work.width), (16, 32, 64, 128, 256)
     ):

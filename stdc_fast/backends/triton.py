@@ -35,7 +35,7 @@ from tqdm import tqdm
 from stdc_fast.backends.executable import NativeExecutable, presented
 from stdc_fast.backends.packed import pack
 from stdc_fast.backends.support import unfit
-from stdc_fast.backends.tiles import Tiles, Work, device_class
+from stdc_fast.backends.tiles import Tiles, Work, device_class, power_of_two
 from stdc_fast.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -429,6 +429,6 @@ def interpreted_tiles(work: Work) -> Tiles:
             abs(s[0] - s[1]),
         ),
     )
-    channels = min(128, 1 << (max(16, work.outputs) - 1).bit_length())
-    depth = 32 if work.kind == "stem" else min(128, 1 << (max(16, *work.inputs) - 1).bit_length())
+    channels = min(128, power_of_two(max(16, work.outputs)))
+    depth = 32 if work.kind == "stem" else min(128, power_of_two(max(16, *work.inputs)))
     return Tiles(height, width, channels, depth, stages=1)
