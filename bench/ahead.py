@@ -28,8 +28,9 @@ import torch
 import triton.language as tl
 
 from stdc_fast.backends import tiles
-from stdc_fast.backends import triton as triton_backend
+from stdc_fast.backends.graphs import DEPENDENT
 from stdc_fast.backends.packed import pack
+from stdc_fast.backends.placed import Request
 from stdc_fast.checkpoints import write_atomic
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.reference.networks import STDCSeg
@@ -90,7 +91,7 @@ def lowered(
 
     Args:
         choose: tiles other than those.
-        request: sizes other than that of the frames, as of :class:`stdc_fast.backends.lowering.Request`.
+        request: sizes other than that of the frames, as of :class:`stdc_fast.backends.placed.Request`.
     """
     from stdc_fast.backends import lowering
 
@@ -98,9 +99,9 @@ def lowered(
         return tiles.shipped(device.key).get(work.key) or tiles.modelled(work, device)
 
     cpu = torch.device("cpu")
-    request = lowering.Request(**{"batch": batch, "given": size, "seen": size, "labels": size} | request)
+    request = Request(**{"batch": batch, "given": size, "seen": size, "labels": size} | request)
     packed = pack(plan, dtype, cpu)
-    dependent = device.capability >= triton_backend.DEPENDENT
+    dependent = device.capability >= DEPENDENT
     return lowering.Lowered(plan, packed, request, dtype, cpu, choose or usual, dependent=dependent)
 
 
@@ -198,7 +199,7 @@ def problems(record: dict) -> list[str]:
     warp_groups = device.wgmma and record["kernel"] == "conv" and _large(record)
     if warp_groups and low and record["instruction"] != "wgmma":
         found.append(f"{record['instruction']} where wgmma was expected")
-    if device.capability >= triton_backend.DEPENDENT and not record["dependent"]:
+    if device.capability >= DEPENDENT and not record["dependent"]:
         found.append("it does not wait for the kernel before it")
     if record["kernel"] == "conv" and record["stages"] > 1 and not record["asynchronous"]:
         found.append("no asynchronous copies")

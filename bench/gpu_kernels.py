@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from bench.ahead import network
-from stdc_fast.backends import lowering, tiles, triton
+from stdc_fast.backends import tiles, triton
+from stdc_fast.backends.placed import Request
 from stdc_fast.benchmark import header, records
 from stdc_fast.benchmark.table import aligned
 from stdc_fast.errors import UserError
@@ -40,7 +41,7 @@ def measure(
         device: class of the GPU, whose model predicts.
         end: of time.monotonic, after which no further kernel is timed.
     """
-    launches = executable.lower(lowering.Request(1, size, size, size)).launches
+    launches = executable.lower(Request(1, size, size, size)).launches
     together = clock.launches(launches)  # first, so that kernels alone find what they will find
     rows = []
     for launch in launches:

@@ -187,7 +187,8 @@ def tune_network(
     UserError where the Triton backend does not run.
     """
     import stdc_fast
-    from stdc_fast.backends import lowering, triton, tuned
+    from stdc_fast.backends import triton, tuned
+    from stdc_fast.backends.placed import Request
 
     loaded = stdc_fast.load(model, device=device, dtype=dtype, backend="triton")
     if loaded.device.type != "cuda":
@@ -199,7 +200,7 @@ def tune_network(
         about = check_writable(loaded.device)
         for size in sizes:
             executable = triton.compile(loaded.plan(), loaded.dtype, loaded.device)
-            request = lowering.Request(batch, tuple(size), tuple(size), tuple(size))
+            request = Request(batch, tuple(size), tuple(size), tuple(size))
             result = Tuner(executable, request, kind, GraphClock(), seconds).run(quiet)
             tuned.save(about, result.tiles)
             found.append(result)

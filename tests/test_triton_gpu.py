@@ -12,7 +12,8 @@ from test_library import weights_of
 
 import stdc_fast
 from stdc_fast import backends, images, nn, tune
-from stdc_fast.backends import eager, lowering, tiles, triton, tuned
+from stdc_fast.backends import eager, tiles, triton, tuned
+from stdc_fast.backends.placed import Request
 from stdc_fast.backends.rounding import Rounding
 from stdc_fast.backends.tiles import Tiles, Work
 from stdc_fast.numerics import failures, label_agreement, relative_error, tolerance
@@ -230,7 +231,7 @@ def test_tuned_tiles_are_used_and_give_the_same_labels(tmp_path, monkeypatch):
     frames = frames_of(1, *SMALL)
     executable = triton.compile(small_network(), HALF, DEVICE)
     labels, logits = executable.labels(frames), executable(frames)
-    request = lowering.Request(1, SMALL, SMALL, SMALL)
+    request = Request(1, SMALL, SMALL, SMALL)
     clock = tune.GraphClock(repeats=16, rounds=3)
     found = tune.Tuner(executable, request, kind, clock, seconds=6).run(quiet=True)
     assert found.tiles and 0 < found.after <= found.before < 0.1

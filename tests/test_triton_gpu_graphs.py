@@ -29,6 +29,7 @@ from test_triton_gpu import (
 import stdc_fast
 from stdc_fast import images
 from stdc_fast.backends import triton
+from stdc_fast.backends.graphs import DEPENDENT, GRAPHS
 from stdc_fast.numerics import relative_error, tolerance
 
 pytestmark = on_a_gpu
@@ -54,7 +55,7 @@ def test_a_replay_is_what_its_launches_are(dtype):
 
 @every_dtype
 def test_dependent_launches_change_nothing(dtype):
-    if torch.cuda.get_device_capability(0) < triton.DEPENDENT:
+    if torch.cuda.get_device_capability(0) < DEPENDENT:
         assert not small(dtype)._dependent
         pytest.skip("no dependent launches before sm_90")
     frames, results = frames_of(1, 256, 512), []
@@ -194,7 +195,7 @@ def test_several_threads(same):
 def test_more_sizes_than_are_kept():
     """The first goes while its graph waits on another stream, and what takes its memory must not be seen."""
     executable, alone = small(), small()
-    frames = [frames_of(1, 64, 64 + 8 * i, seed=i) for i in range(triton.GRAPHS + 3)]
+    frames = [frames_of(1, 64, 64 + 8 * i, seed=i) for i in range(GRAPHS + 3)]
     expected = [alone.labels(x) for x in frames]
     executable.labels(frames[0])
     torch.cuda.synchronize()
@@ -208,7 +209,7 @@ def test_more_sizes_than_are_kept():
     for x in frames[1:]:
         found.append(executable.labels(x))
         junk += [torch.full((1 << k,), 255, dtype=torch.uint8, device=DEVICE) for k in range(9, 21)]
-    assert len(executable._instances) == triton.GRAPHS
+    assert len(executable._instances) == GRAPHS
     torch.cuda.synchronize()
     assert all(map(torch.equal, (first, *found), expected))
     assert torch.equal(executable.labels(frames[0]), expected[0])

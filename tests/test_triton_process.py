@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from stdc_fast import UserError, backends
 from stdc_fast.backends import tiles, triton
+from stdc_fast.backends.graphs import GRAPHS
 from stdc_fast.backends.interpolation import interpolation
 from stdc_fast.backends.tiles import DEVICES, Tiles, Work
 from stdc_fast.plan import build
@@ -222,7 +223,7 @@ def test_wrong_inputs_name_their_values():
 def test_the_sizes_that_were_used_last_are_kept():
     plan = plain(6, 10, 1, 1)()
     executable = kernels(plan, FULL)
-    shapes = [(1, 2, 3 + i) for i in range(triton.GRAPHS + 3)]
+    shapes = [(1, 2, 3 + i) for i in range(GRAPHS + 3)]
     known = list(zip(shapes, answers(plan, FULL, shapes), strict=True))
 
     def run(i):
@@ -232,15 +233,15 @@ def test_the_sizes_that_were_used_last_are_kept():
     def kept():
         return [request.given[1] - 3 for request, _ in executable._instances]
 
-    for i in range(triton.GRAPHS):
+    for i in range(GRAPHS):
         run(i)
-    assert kept() == list(range(triton.GRAPHS))
+    assert kept() == list(range(GRAPHS))
     run(0)
-    run(triton.GRAPHS)
-    assert kept() == [*range(2, triton.GRAPHS), 0, triton.GRAPHS]
+    run(GRAPHS)
+    assert kept() == [*range(2, GRAPHS), 0, GRAPHS]
     for i in (*range(len(shapes)), 0, 1, 0):
         run(i)
-        assert len(executable._instances) <= triton.GRAPHS
+        assert len(executable._instances) <= GRAPHS
     assert executable.memory[0] > 0
 
 

@@ -6,7 +6,7 @@ from engines import small_network
 
 from stdc_fast import tune
 from stdc_fast.backends import tiles, triton
-from stdc_fast.backends.lowering import Request
+from stdc_fast.backends.placed import Request
 
 SIZE, DEVICE = (64, 96), tiles.DEVICES["sm_90"]
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from tqdm import tqdm
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from stdc_fast import kernels
-from stdc_fast.backends.interpolation import cells
+from stdc_fast.backends.placed import Labelling, Placed, Refused, Request
 from stdc_fast.backends.tiles import Device, Prediction, Tiles, Work, power_of_two, predict, predict_rest
-from stdc_fast.plan.arena import layout
 from stdc_fast.plan.ops import Add, Conv, Down, Gate, Op, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
+
+_log = logging.getLogger("stdc_fast")
 
 
 @dataclasses.dataclass
@@ -51,40 +54,14 @@ class Launch:
         return predict_rest(math.prod(self.grid), self.moved, self.lanes, device)
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is asked of a plan, which decides all sizes.
-
-    Attributes:
-        batch: number of images.
-        given: (H, W) of the images.
-        seen: (H, W) at which the network sees them; other than ``given`` for raw frames only.
-        labels: (H, W) of the labels, or None for logits or a block's map.
-        exact: interpolate the logits to ``seen`` before they are to ``labels``.
-    """
-
-    batch: int
-    given: tuple[int, int]
-    seen: tuple[int, int]
-    labels: tuple[int, int] | None = None
-    exact: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.batch}x{self.seen[0]}x{self.seen[1]}"
-
-
-class Lowered:
-    """A plan for one :class:`Request`: its memory, and the launches that run it once, in order.
+class Lowered(Placed):
+    """A plan for one :class:`Request`: its memory, and the launches that run it once.
 
     Args:
-        choose: the tiles of a :class:`Work`.
-        products: dtype of products in :class:`Work`: that of the maps, or "tf32".
+        choose, products: as of :class:`Placed`.
         dependent: whether kernels start before the one before them is done; needs sm_90.
 
     Attributes:
-        inputs: what to fill: frames ``[N, H, W, 3]``, images and maps ``[N, H, W, C]``, by name.
-        arena: bytes of all maps between.
-        result: labels ``[N, H, W]``, logits ``[N, C, h, w]`` or a block's map ``[N, H, W, C]``.
         launches: in the plan's order.
     """
 
@@ -95,108 +72,33 @@ class Lowered:
         request: Request,
         dtype: torch.dtype,
         device: torch.device,
-        choose,
+        choose: Callable[[Work], Tiles],
         products: str | None = None,
         dependent: bool = False,
     ):
-        self.plan, self.packed, self.request = plan, packed, request
-        self.dtype, self.device, self.choose = dtype, device, choose
-        self.products = products or str(dtype).removeprefix("torch.")
+        super().__init__(plan, packed, request, dtype, device, choose, products)
         self.precision = "tf32" if self.products == "tf32" else "ieee"
         self.dependent = dependent
         self.launches: list[Launch] = []
-        arena = layout(plan, request.batch, *request.seen, dtype.itemsize)
-        self.arena = torch.empty(arena.size, dtype=torch.uint8, device=device)
-        self.buffers: dict[str, Tensor] = {}
-        for name in plan.buffers:
-            if name in arena.spans:
-                taken = self.arena[arena.spans[name]]
-                taken = taken[: arena.shapes[name].numel() * self._dtype(name).itemsize]
-                self.buffers[name] = taken.view(self._dtype(name)).view(arena.shapes[name])
-            elif name in plan.inputs:
-                self.buffers[name] = self._empty(name, *request.given)
-            elif plan.buffers[name].store != "uint8":  # labels have a size of their own
-                self.buffers[name] = self._empty(name, *plan.size(name, *request.seen))
-        self.inputs = {name: self.buffers[name] for name in plan.inputs}
-        for name, x in self.buffers.items():
-            # NOTE: offsets within an image are 32 bits; a tile may reach some rows beyond its end.
-            if x[:1].numel() + 64 * x[0, :1].numel() >= 1 << 31:
-                raise ValueError(f"{name} is too large for the kernels: {list(x.shape)}; use smaller images")
-        self._averages: dict[str, Tensor] = {}
-        self._sums_rows: dict[str, int] = {}
-        for op in plan.ops:
-            if isinstance(op, Conv) and op.mean:
-                rows = self._sets_and_tiles(op)
-                self._sums_rows[op.mean.buffer] = max(rows, self._sums_rows.get(op.mean.buffer, 0))
-        self.result = self._none = torch.empty(0, device=device)
         self._lower()
 
-    def _dtype(self, buffer: str) -> torch.dtype:
-        stores = {"act": self.dtype, "float32": torch.float32, "uint8": torch.uint8}
-        return stores[self.plan.buffers[buffer].store]
-
-    def _empty(self, buffer: str, height: int, width: int) -> Tensor:
-        shape = (self.request.batch, height, width, self.plan.buffers[buffer].channels)
-        return torch.empty(shape, dtype=self._dtype(buffer), device=self.device)
-
-    def _lower(self) -> None:
-        plan = self.plan
-        ends = {op.output.buffer: op.input for op in plan.ops if isinstance(op, Upsample)}
-        output = ends.get(plan.outputs[0].buffer, plan.outputs[0])
-        self._planar = {output.buffer} if plan.buffers[output.buffer].store == "float32" else set()
-        whole = self.buffers[output.buffer]
-        if self._planar:
-            n, height, width, channels = whole.shape
-            self.result = whole.view(n, channels, height, width)
-        else:
-            self.result = self._view(output)
-        for op in plan.ops:
-            if isinstance(op, Upsample):
-                if self.request.labels is not None:
-                    self._upsample(op)
-            else:
-                getattr(self, f"_{op.kind}")(op)
-
-    def _view(self, view: View) -> Tensor:
-        return self.buffers[view.buffer][..., view.offset : view.offset + view.channels]
+    def launch(self, first: bool = False) -> None:
+        launches = self.launches
+        if first and self.device.type == "cuda":
+            _log.info("preparing Triton kernels for %s at %s in %s", self.plan.name, self.request, self.dtype)
+            # Shown on a terminal only, and only where there was something to compile.
+            text = f"stdc_fast: compiling kernels for {self.request}, once"
+            launches = tqdm(launches, text, leave=False, disable=None, delay=1)
+        for launch in launches:
+            try:
+                launch()
+            except (OutOfResources, PTXASError) as error:
+                raise Refused(launch.op, launch.work, launch.tiles, error) from error
 
     def _emit(self, op, kernel, grid, arguments, warps=4, stages=1, **about) -> None:
         grid = (*grid, *(1,) * (3 - len(grid)))
         arguments["DEPENDENT"] = self.dependent
         self.launches.append(Launch(op, kernel, grid, arguments, warps, stages, **about))
-
-    def _work(self, op: Op, kind: str, view: View, **fields) -> tuple[Work, Tiles]:
-        height, width = self.plan.size(view.buffer, *self.request.seen)
-        work = Work(
-            kind=kind, outputs=op.output.channels, images=self.request.batch, height=height, width=width,
-            dtype=self.products, **fields,
-        )  # fmt: skip
-        return work, self.choose(work)
-
-    def _conv_work(self, op: Conv) -> tuple[Work, Tiles]:
-        small = op.inputs[0] if op.kernel == 2 else op.output
-        inputs = tuple(view.channels for view in op.inputs)
-        changed = op.scale is not None or op.add is not None
-        return self._work(
-            op, "conv", small, kernel=op.kernel, stride=op.stride, inputs=inputs, prologue=changed
-        )
-
-    def _sets_and_tiles(self, op: Conv) -> int:
-        """Number of tiles of one image, of all sets of the sub-pixel form."""
-        _, t = self._conv_work(op)
-        height, width = self.plan.size(op.output.buffer, *self.request.seen)
-        sets = 1
-        if op.kernel == 2:
-            sets = (2 + height % 2) * (2 + width % 2)
-            height, width = self.plan.size(op.inputs[0].buffer, *self.request.seen)
-        return sets * -(-height // t.height) * -(-width // t.width)
-
-    def _vector_or_map(self, view: View | None) -> tuple[Tensor, str, int]:
-        """(tensor, kind, pitch) of what a prologue adds."""
-        if view is None:
-            return self._none, "none", 0
-        kind = "map" if self.plan.buffers[view.buffer].stride else "vector"
-        return self._view(view), kind, self.plan.buffers[view.buffer].channels
 
     def _prologue_arguments(self, scale: View | None, add: View | None) -> dict[str, Any]:
         added, kind, pitch = self._vector_or_map(add)
@@ -209,24 +111,19 @@ class Lowered:
             "ADD_PITCH": pitch,
         }
 
-    def tensors(self) -> Iterator[Tensor]:
-        """All memory that the launches use, weights too."""
-        yield self.arena
-        for launch in self.launches:
-            yield from (value for value in launch.arguments.values() if isinstance(value, Tensor))
-
     # One a kind.
 
     def _stem(self, op: Stem) -> None:
         packed, r = self.packed[op.name], self.request
-        work, t = self._work(op, "stem", op.output, kernel=3, stride=2, inputs=(3,))
+        work = self._work(op)
+        t = self.choose(work)
         y = self.buffers[op.output.buffer]
-        scales = [(a - 1) / (b - 1) if b > 1 else 0.0 for a, b in zip(r.given, r.seen, strict=True)]
+        scale_y, scale_x = self._pixel_scales()
         arguments = {
             "image": self.buffers[op.input.buffer], "weight": packed.weight, "bias": packed.bias,
             "offset": packed.offset, "y": self._view(op.output), "height": r.seen[0], "width": r.seen[1],
             "out_height": y.shape[1], "out_width": y.shape[2], "frame_height": r.given[0],
-            "frame_width": r.given[1], "scale_y": scales[0], "scale_x": scales[1],
+            "frame_width": r.given[1], "scale_y": scale_y, "scale_x": scale_x,
             "N": op.output.channels, "NP": packed.weight.shape[-1], "OUT_PITCH": y.shape[3], "ACT": op.act,
             "RESIZE": r.given != r.seen, "TILE_H": t.height, "TILE_W": t.width, "BLOCK_N": t.channels,
             "PRECISION": self.precision,
@@ -236,22 +133,19 @@ class Lowered:
 
     def _conv(self, op: Conv) -> None:
         packed = self.packed[op.name]
-        work, t = self._conv_work(op)
+        work = self._work(op)
+        t = self.choose(work)
         first = op.inputs[0]
         second = op.inputs[1] if len(op.inputs) > 1 else None
         x, y = self.buffers[first.buffer], self.buffers[op.output.buffer]
-        tiles = self.request.batch * self._sets_and_tiles(op)
-        workspace = arrivals = sums = self._none
+        tiles = self.request.batch * self._tiles_of_image(op)
+        workspace = arrivals = self._none
         if t.split > 1:
             shared = tiles * work.blocks(t)
             size = shared * t.split * t.pixels * t.channels
-            workspace = torch.empty(size, dtype=torch.float32, device=self.device)
-            arrivals = torch.zeros(shared, dtype=torch.int32, device=self.device)
-        rows = width = 0
-        if op.mean:
-            sums = self._sums(op.mean)
-            rows, width = sums.shape[1:]
-            sums = sums[..., op.mean.offset :]
+            workspace = self._extra(size)
+            arrivals = self._extra(shared, dtype=torch.int32, zero=True)
+        sums, rows, width = self._sums(op.mean)
         arguments = {
             "x": self._view(first), "other": self._view(second or first), "weight": packed.weight,
             "bias": packed.bias, "y": self._view(op.output), "sums": sums, "workspace": workspace,
@@ -276,17 +170,10 @@ class Lowered:
             tiles=t,
         )
 
-    def _sums(self, mean: View) -> Tensor:
-        """Float32 ``[N, rows, C]`` of an average's buffer; rows that an op does not write stay zero."""
-        if mean.buffer not in self._averages:
-            rows, channels = self._sums_rows[mean.buffer], self.plan.buffers[mean.buffer].channels
-            sums = torch.zeros(self.request.batch, rows, channels, device=self.device)
-            self._averages[mean.buffer] = sums
-        return self._averages[mean.buffer]
-
     def _down(self, op: Down) -> None:
         packed = self.packed[op.name]
-        work, t = self._work(op, "down", op.output, kernel=1, stride=2, inputs=(op.input.channels,))
+        work = self._work(op)
+        t = self.choose(work)
         x, y = self.buffers[op.input.buffer], self.buffers[op.output.buffer]
         pooled = op.pooled
         arguments = {
@@ -313,14 +200,8 @@ class Lowered:
 
     def _gate(self, op: Gate) -> None:
         packed = self.packed[op.name]
-        channels, view = op.input.channels, op.input
-        if view.buffer in self._averages:
-            x = self._averages[view.buffer]
-            rows, pitch = x.shape[1:]
-            x = x[..., view.offset :]
-        else:
-            x, rows = self._view(view), 1
-            pitch = self.buffers[view.buffer].shape[3]
+        channels = op.input.channels
+        x, rows, pitch = self._vector(op.input)
         two = len(op.layers) == 2
         hidden = len(packed.weights[0]) if two else 0
         outputs = op.output.channels
@@ -338,12 +219,6 @@ class Lowered:
         moved = grid[0] * x.numel() * 4 + weights * self.request.batch
         self._emit(op, kernels.gate, grid, arguments, 8, moved=moved)
 
-    def _scale(self, op: Scale) -> None:
-        self._map(op, op.scale, None)
-
-    def _add(self, op: Add) -> None:
-        self._map(op, None, op.other)
-
     def _map(self, op: Scale | Add, scale: View | None, add: View | None) -> None:
         x = self.buffers[op.input.buffer]
         n, height, width, pitch = x.shape
@@ -359,23 +234,18 @@ class Lowered:
         moved = 2 * x.shape[:3].numel() * channels * x.itemsize
         self._emit(op, kernels.prologue, grid, arguments, moved=moved)
 
-    def _upsample(self, op: Upsample) -> None:
-        r = self.request
-        n, channels, height, width = self.result.shape
-        between = r.seen if r.exact and r.labels != r.seen else None
-        tables, most = cells((height, width), r.labels, between, self.device)
-        taps = 3 if between else 2
-        block = min(16, max(2, power_of_two(most)))
-        pieces = -(-most // block)
-        labels = torch.empty((n, *r.labels), dtype=torch.uint8, device=self.device)
+    def _upsample(self, op: Upsample, given: Labelling) -> None:
+        n, channels, height, width = given.logits.shape
+        out_height, out_width = given.labels.shape[1:]
+        block = min(16, max(2, power_of_two(given.widest)))
+        pieces = -(-given.widest // block)
         arguments = {
-            "logits": self.result, **tables, "labels": labels, "height": height, "width": width,
-            "out_height": r.labels[0], "out_width": r.labels[1], "pieces": pieces,
-            "CLASSES": channels, "TAPS": taps, "CELLS": 32, "BLOCK": block,
+            "logits": given.logits, **given.tables, "labels": given.labels, "height": height,
+            "width": width, "out_height": out_height, "out_width": out_width, "pieces": pieces,
+            "CLASSES": channels, "TAPS": given.taps, "CELLS": 32, "BLOCK": block,
         }  # fmt: skip
-        self.result = labels
-        grid = (r.labels[0], -(-width // 32) * pieces, n)
+        grid = (out_height, -(-width // 32) * pieces, n)
         # Interpolate, compare and select twice, and a third tap; some lanes of a cell are beyond its end.
-        lanes = math.prod(grid) * 32 * block * channels * (taps + 3)
+        lanes = math.prod(grid) * 32 * block * channels * (given.taps + 3)
         warps = max(1, min(8, block // 8))
-        self._emit(op, kernels.upsample, grid, arguments, warps, moved=labels.numel(), lanes=lanes)
+        self._emit(op, kernels.upsample, grid, arguments, warps, moved=given.labels.numel(), lanes=lanes)

@@ -2,19 +2,11 @@
 
 Nothing is compiled at install. The first call of a size compiles the kernels that it needs (some tens of
 seconds for a network; Triton keeps them on disk, so once a machine), and captures the graph.
-
-A graph has memory of its own, into which inputs are copied and out of which results are: results never alias.
-Calls go to the caller's current stream; those of one size from several streams and threads run one after the
-other. Under somebody else's capture, after one call of that size, the kernels go into that graph one by one,
-with memory of its own.
-
-While a graph is captured here (a few milliseconds at the first call of a size), other threads should neither
-synchronise the device nor draw random numbers on it: CUDA and torch refuse that.
+The graphs, and what else any GPU backend has, are in :mod:`stdc_fast.backends.graphs`.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import importlib.metadata
@@ -23,34 +15,27 @@ import logging
 import os
 import shutil
 import sysconfig
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from stdc_fast.backends.executable import NativeExecutable, presented
+from stdc_fast.backends.graphs import GraphExecutable, numbered
 from stdc_fast.backends.packed import pack
 from stdc_fast.backends.support import unfit
 from stdc_fast.backends.tiles import Tiles, Work, device_class, power_of_two
 from stdc_fast.plan.plan import Plan
 
 if TYPE_CHECKING:
-    from stdc_fast.backends.lowering import Lowered, Request
+    from stdc_fast.backends.lowering import Lowered
+    from stdc_fast.backends.placed import Refused, Request
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 OLDEST = (3, 5)  # version of Triton
 TENSOR_CORES = (8, 0)  # capability from which on Triton has them
-DEPENDENT = (9, 0)  # and has programmatic dependent launches
-#: Sizes whose graphs are kept; the least recently used goes first.
-GRAPHS = 8
 
 _log = logging.getLogger("stdc_fast")
-_capturing = threading.Lock()
-_interpreting = threading.RLock()  # the interpreter runs one program at a time
 
 
 def interpreted() -> bool:
@@ -149,9 +134,7 @@ def compile(
 
     Raises ValueError for a plan, dtype or device that it does not run.
     """
-    device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = numbered(device)
     if reason := refusal(device, dtype, plan):
         raise ValueError(f"the Triton backend can not run {plan.name}: {reason}")
     return Executable(plan, dtype, device, tiles, poisoned, graphs)
@@ -165,27 +148,20 @@ def products(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-class Executable(NativeExecutable):
-    """A plan with packed weights, for inputs of any size, from any stream and thread."""
+class Executable(GraphExecutable):
+    """A plan with weights packed for Triton's kernels."""
 
     def __init__(self, plan, dtype, device, tiles=None, poisoned=False, graphs=True):
         from stdc_fast.backends import lowering
 
-        super().__init__(plan, dtype, device)
+        super().__init__(plan, dtype, device, pack(plan, dtype, device), poisoned, graphs)
         self._lowering = lowering
-        self._packed = pack(plan, dtype, device)
         self._tiles = tiles or chooser(device)
-        self._poisoned = poisoned
-        self._dependent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= DEPENDENT
-        self._use_graphs = graphs and device.type == "cuda"
-        self._instances: collections.OrderedDict[tuple, _Instance] = collections.OrderedDict()
-        self._pinned: list = []
-        self._lock = threading.Lock()
 
     def lower(
         self,
         request: Request,
-        precision: str | None = None,
+        variant: str | None = None,
         tiles: Callable[[Work], Tiles] | None = None,
     ) -> Lowered:
         """The launches of a request, with new memory; ``tiles`` other than its own."""
@@ -196,185 +172,18 @@ class Executable(NativeExecutable):
             self.dtype,
             self.device,
             tiles or self._tiles,
-            precision or products(self.dtype),
+            variant or self.variant(),
             self._dependent,
         )
 
-    @property
-    def memory(self) -> tuple[int, int]:
-        """Bytes of packed weights, and of the arenas of all sizes that are kept."""
-        weights = sum(
-            w.numel() * w.itemsize
-            for packed in self._packed.values()
-            for value in vars(packed).values()
-            for w in (value if isinstance(value, list) else [value])
-        )
-        return weights, sum(i.lowered.arena.numel() for i in list(self._instances.values()))
+    def variant(self) -> str:
+        return products(self.dtype)
 
-    def _compute(self, inputs, batch, seen, labels, exact) -> Tensor:
-        if not batch:
-            return presented(self._new(batch, seen, labels), labels is not None)
-        given = tuple(inputs[0].shape[1:3])
-        exact = exact or labels is None or labels == seen
-        request = self._lowering.Request(batch, given, seen, labels, exact)
-        with self._on_device():
-            if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                return self._captured(request)(inputs)
-            while True:
-                instance = self._instance(request)
-                try:
-                    return instance(inputs)
-                except _Refused as error:
-                    self._refuse(request, error)
-
-    def _refuse(self, request: Request, error: _Refused) -> None:
-        """Takes other tiles for this and all later sizes; raises the error if there is no choice."""
-        launch = error.launch
-        if not isinstance(self._tiles, Chooser) or launch.work is None:
+    def refuse(self, error: Refused) -> None:
+        if not isinstance(self._tiles, Chooser) or error.work is None:
             raise error
         _log.info("%s; taking the next best", error)
-        with self._lock:
-            self._tiles.refuse(launch.work, launch.tiles)
-            self._instances.pop((request, products(self.dtype)), None)
-
-    def _captured(self, request: Request) -> _Instance:
-        """For a graph that the caller captures: its kernels, with memory that belongs to that graph."""
-        with self._lock:
-            known = (request, products(self.dtype)) in self._instances
-        if not known:
-            raise RuntimeError(
-                f"{self.plan.name} at {request} is not compiled; call it once before the graph is captured"
-            )
-        instance = _Instance(self, request, products(self.dtype), graphs=False, ordered=False)
-        # These do not belong to the graph's own memory: they stay as long as the weights, which it reads too.
-        if instance.lowered.launches[-1].kernel is self._lowering.kernels.upsample:
-            tables = ("row_base", "row_weight", "column_start", "column_weight")
-            self._pinned.append([instance.lowered.launches[-1].arguments[name] for name in tables])
-        return instance
-
-    def _instance(self, request: Request) -> _Instance:
-        key = request, products(self.dtype)
-        with self._lock:
-            instance = self._instances.get(key)
-            if instance is None:
-                instance = self._instances[key] = _Instance(self, *key, self._use_graphs)
-                while len(self._instances) > GRAPHS:
-                    self._instances.popitem(last=False)
-            self._instances.move_to_end(key)
-            return instance
-
-    def _on_device(self):
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
-
-
-class _Instance:
-    """One size: memory, launches and their graph. Made on the stream and device of its first call."""
-
-    def __init__(
-        self, executable: Executable, request: Request, precision: str, graphs: bool, ordered: bool = True
-    ):
-        # No reference to the executable: with a cycle its memory would wait for the garbage collector.
-        self.lowered = executable.lower(request, precision)
-        self.what = f"{executable.plan.name} at {request} in {executable.dtype}"
-        self.size = str(request)
-        self.device = executable.device
-        self.map = request.labels is None and not executable._logits
-        self.poisoned = executable._poisoned
-        self.graphs = graphs
-        self.ordered = ordered and self.device.type == "cuda"
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.done: torch.cuda.Event | None = None
-        self.stream: torch.cuda.Stream | None = None
-        self.streams: set[torch.cuda.Stream] = set()
-        self.ready = False
-        self._record()  # counters are set to zero on this stream: others wait for it
-        self.lock = threading.Lock() if self.device.type == "cuda" else _interpreting
-
-    def __call__(self, inputs: list[Tensor]) -> Tensor:
-        with self.lock:
-            self._wait()
-            if self.poisoned:
-                self._poison()
-            for x, place in zip(inputs, self.lowered.inputs.values(), strict=True):
-                place.copy_(x)
-            if self.graph is not None:
-                self.graph.replay()
-            else:
-                self._launch()
-                if self.graphs:
-                    try:
-                        self.graph = self._capture()
-                    except RuntimeError as error:  # another thread did what no capture allows
-                        _log.warning("no graph of %s yet: %s", self.what, error)
-            result = self.lowered.result
-            # Dense and fresh, whatever view of the arena it was.
-            result = result.clone(memory_format=torch.contiguous_format)
-            self._record()
-        return result.permute(0, 3, 1, 2) if self.map else result
-
-    def _wait(self) -> None:
-        """Whoever used this memory last, on another stream, goes first."""
-        if not self.ordered:
-            return
-        stream = torch.cuda.current_stream()
-        if self.done is not None and self.stream != stream:
-            stream.wait_event(self.done)
-        if stream not in self.streams:
-            # Given back only when the work of all of these is done.
-            self.streams.add(stream)
-            for x in (*self.lowered.tensors(), *self.lowered.inputs.values(), self.lowered.result):
-                if x.numel():
-                    x.record_stream(stream)
-
-    def _record(self) -> None:
-        if self.ordered:
-            self.stream = torch.cuda.current_stream()
-            self.done = self.done or torch.cuda.Event()
-            self.done.record(self.stream)
-
-    def _launch(self) -> None:
-        launches = self.lowered.launches
-        if not self.ready and self.device.type == "cuda":
-            _log.info("preparing Triton kernels for %s", self.what)
-            # Shown on a terminal only, and only where there was something to compile.
-            text = f"stdc_fast: compiling kernels for {self.size}, once"
-            launches = tqdm(launches, text, leave=False, disable=None, delay=1)
-        from triton.runtime.errors import OutOfResources, PTXASError
-
-        for launch in launches:
-            try:
-                launch()
-            except (OutOfResources, PTXASError) as error:
-                raise _Refused(launch, error) from error
-        self.ready = True
-
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        # One at a time. Others' allocations may go on meanwhile: nothing is allocated here.
-        with _capturing, torch.cuda.stream(_capture_stream(self.device)):
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                for launch in self.lowered.launches:
-                    launch()
-            except BaseException:
-                with contextlib.suppress(RuntimeError):  # the capture's, which hides what it comes from
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        return graph
-
-    def _poison(self) -> None:
-        lowered = self.lowered
-        inputs = {x.data_ptr() for x in lowered.inputs.values()}
-        for x in (lowered.arena, lowered.result, *lowered.buffers.values()):
-            if x.data_ptr() not in inputs:
-                x.fill_(255 if x.dtype == torch.uint8 else float("nan"))
-
-
-@functools.cache
-def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream on which a device's graphs are captured: always one that nobody else is given by default."""
-    return torch.cuda.Stream(device, priority=-1)
+        self._tiles.refuse(error.work, error.tiles)
 
 
 class Chooser:
@@ -403,14 +212,6 @@ class Chooser:
     def refuse(self, work: Work, found: Tiles) -> None:
         """The compiler or the device did not take these: what they need is only estimated."""
         self.refused.setdefault(work.key, set()).add(found)
-
-
-class _Refused(Exception):
-    """Tiles that can not be launched here."""
-
-    def __init__(self, launch, cause: Exception):
-        super().__init__(f"{launch.op.name} with tiles {launch.tiles}: {cause}")
-        self.launch = launch
 
 
 def chooser(device: torch.device) -> Callable[[Work], Tiles]:
