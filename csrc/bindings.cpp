@@ -29,7 +29,15 @@ stdc::Tensor tensor(const Spec& spec) {
 
 }  // namespace
 
+#if defined(STDC_HAVE_CUDA)
+void bind_gpu(py::module_& m);
+#endif
+
 PYBIND11_MODULE(_C, m) {
+#if defined(STDC_HAVE_CUDA)
+  py::module_ gpu = m.def_submodule("gpu");
+  bind_gpu(gpu);
+#endif
   m.def("isas", &stdc::isas);
   m.def("best_isa", &stdc::best_isa, py::arg("wanted") = "");
   py::class_<stdc::Engine>(m, "Engine")

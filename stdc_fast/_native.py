@@ -58,6 +58,13 @@ def build_info() -> dict[str, object]:
     return _read_info(PACKAGE)
 
 
+def cuda_info() -> dict[str, object]:
+    """Of :func:`build_info` what is on CUDA: built, compiler and targets, or the reason why it was not built."""
+    info = build_info()
+    reason = "the native module was never built here" if not info else "it was built before there were any"
+    return info.get("cuda") or {"built": False, "reason": info.get("reason", reason)}
+
+
 def _read_info(package: Path) -> dict[str, object]:
     try:
         return json.loads((package / "_build_info.json").read_text())

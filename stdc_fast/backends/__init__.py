@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from stdc_fast import _native
-from stdc_fast.backends import program, triton
+from stdc_fast.backends import cuda, program, triton
 from stdc_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,9 +50,8 @@ class Choice:
 
 def statuses() -> list[Status]:
     """All backends, the preferred first."""
-    absent = "not part of this version"
     return [
-        Status("cuda", False, absent),
+        Status("cuda", *cuda.available()),
         Status("triton", *triton.available(), by_name=triton.interpreted()),
         Status("cpu", *_native.available()),
         Status("eager", True, "plain PyTorch, on any device"),
@@ -63,8 +62,8 @@ def refusal(
     name: str, device: torch.device | None, dtype: torch.dtype | None, plan: Plan | None
 ) -> str | None:
     """Why a backend that is available does not run this, or None; what is None is not asked."""
-    if name == "triton":
-        return triton.refusal(device, dtype, plan)
+    if name in ("cuda", "triton"):
+        return (cuda if name == "cuda" else triton).refusal(device, dtype, plan)
     if name != "cpu":
         return None
     if device is not None and device.type != "cpu":

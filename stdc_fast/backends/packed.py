@@ -15,11 +15,20 @@ def pack(plan: Plan, dtype: torch.dtype, device: torch.device) -> dict[str, Simp
     """The weights of each op as its kernel reads them: rounded once, biases float32."""
     source = _Source(plan, dtype)
     packed = {op.name: _PACK[type(op)](source, op) for op in plan.ops if type(op) in _PACK}
-    # Computed on the CPU and copied at once: whatever stream reads them first finds them there.
+    return moved(packed, device)
+
+
+def moved(packed: dict[str, SimpleNamespace], device: torch.device) -> dict[str, SimpleNamespace]:
+    """The same, its tensors and lists of tensors on a device.
+
+    Computed on the CPU and copied at once: whatever stream reads them first finds them there.
+    """
     for found in packed.values():
         for name, value in vars(found).items():
-            several = isinstance(value, list)
-            setattr(found, name, [w.to(device) for w in value] if several else value.to(device))
+            if isinstance(value, Tensor):
+                setattr(found, name, value.to(device))
+            elif isinstance(value, list) and isinstance(value[0], Tensor):
+                setattr(found, name, [w.to(device) for w in value])
     return packed
 
 

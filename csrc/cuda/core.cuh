@@ -1,0 +1,453 @@
+// The convolution core: products of a tile of pixels with a block of output channels, on tensor cores.
+//
+// The pixels of a tile and of its halo lie in shared memory, `chunk` input channels at a time, and all taps are read
+// from there. Weights stream through a ring of stages, in the order in which the lanes of a warp multiply them.
+// The products are cut into units of 16 input channels of one tap; kUnits of them are a step of the pipeline.
+#pragma once
+
+#include <stdexcept>
+
+#include "gpu.h"
+#include "primitives.cuh"
+
+namespace stdc {
+namespace gpu {
+
+constexpr int kUnits = 4;
+constexpr int kStages = 4;
+constexpr int kUnitBytes = 512;  // of the weights of 16 input by 16 output channels
+constexpr int kZeros = 128;      // bytes at the start of shared memory that stay zero
+
+// Warps along pixels and channels, and of each warp blocks of 16 pixels and of 8 channels.
+template <int WM, int WN, int MI, int NI>
+struct Shape {
+  static constexpr int kWarpsM = WM, kWarpsN = WN, kM = MI, kN = NI;
+  static constexpr int kPixels = WM * MI * 16, kChannels = WN * NI * 8;
+  static constexpr int kWarps = WM * WN, kThreads = 32 * kWarps;
+  static constexpr int kStageBytes = kUnits * kChannels * 32;
+  static_assert(NI % 2 == 0 && kChannels % 16 == 0, "weights come in blocks of 16 channels");
+};
+
+// Division by a number that is known at launch, of numbers below 65,536.
+struct Divisor {
+  int by;
+  uint32_t magic;
+};
+inline Divisor divisor(int by) { return {by, by == 1 ? 0u : static_cast<uint32_t>(0xffffffffu / by + 1)}; }
+STDC_DEVICE int divide(int n, const Divisor& d) {
+  return d.by == 1 ? n : static_cast<int>(multiply_high(static_cast<uint32_t>(n), d.magic));
+}
+
+struct Input {
+  const void* x;  // [images, height, width, channels of pitch]
+  int channels, units, pitch;  // units: channels / 16, rounded up
+  int aligned;                 // to 16 bytes, all pixels
+};
+
+// What products need to know of a convolution, the same for all blocks.
+struct Source {
+  Input first, second;
+  const void* weight;  // fragments [taps, units, blocks] of the first input, then of the second
+  int blocks;          // of 16 output channels
+  int height, width, kernel;
+  int chunk;           // units of a chunk
+  int first_chunks, chunks;
+  int halo_height, halo_width;
+  int pixel;           // bytes from pixel to pixel in shared memory
+  int buffers;         // of chunks of pixels
+  const float* scale;
+  const void* add;
+  int scale_pitch, add_kind, add_pitch, add_aligned;
+};
+
+// Eight channels from memory, of which those from `count` on are zero; and to memory.
+template <class T>
+STDC_DEVICE Vec load_some(const T* p, int count) {
+  uint16_t x[8] = {};
+  STDC_UNROLL
+  for (int i = 0; i < 8; ++i)
+    if (i < count) x[i] = load(&p[i].bits);
+  Vec v;
+  STDC_UNROLL
+  for (int i = 0; i < 4; ++i) v.word[i] = x[2 * i] | static_cast<uint32_t>(x[2 * i + 1]) << 16;
+  return v;
+}
+
+template <class T>
+STDC_DEVICE void store_vector(T* to, const Vec& v, int count, bool aligned) {
+  if (aligned && count >= 8) {
+    store(reinterpret_cast<Vec*>(to), v);
+    return;
+  }
+  STDC_UNROLL
+  for (int i = 0; i < 8; ++i)
+    if (i < count) store(&to[i].bits, static_cast<uint16_t>(v.word[i / 2] >> (i % 2 * 16)));
+}
+
+// Of one block.
+struct Where {
+  int64_t image;
+  int row, column;        // of the halo's first pixel, in the input
+  int first, last;        // chunks
+  int block;              // first of its blocks of 16 output channels
+  int64_t set;            // weights before those that it uses, in units
+};
+
+// A place among the products: a chunk, a unit in it, and the unit's tap and channels.
+struct Cursor {
+  int chunk, unit, units;
+  int width;  // units of one tap
+  int tap, k;
+
+  STDC_DEVICE void enter(const Source& s, int taps, int number) {
+    chunk = number;
+    const bool other = number >= s.first_chunks;
+    const int begin = (other ? number - s.first_chunks : number) * s.chunk;
+    const int left = (other ? s.second.units : s.first.units) - begin;
+    width = left < s.chunk ? left : s.chunk;
+    units = width * taps;
+    unit = tap = k = 0;
+  }
+  // To the next step.
+  STDC_DEVICE void advance(const Source& s, int taps) {
+    unit += kUnits;
+    if (unit >= units) {
+      enter(s, taps, chunk + 1);
+      return;
+    }
+    k += kUnits;
+    while (k >= width) {
+      k -= width;
+      ++tap;
+    }
+  }
+};
+
+template <class S>
+STDC_DEVICE uint32_t stage_at(int step) {
+  return kZeros + (step % kStages) * S::kStageBytes;
+}
+template <class S>
+STDC_DEVICE uint32_t pixels_at(const Source& s, const Where& w, int chunk) {
+  const int size = s.halo_height * s.halo_width * s.pixel;
+  return kZeros + kStages * S::kStageBytes + (chunk - w.first) % s.buffers * size;
+}
+
+// Starts the copies of a step's weights.
+template <class S>
+STDC_DEVICE void fetch_weights(const Source& s, const Where& w, const Cursor& c, uint32_t stage) {
+  constexpr int kVectors = S::kChannels * 2;  // of 16 bytes, a unit
+  constexpr int kRatio = S::kThreads / kVectors;
+  constexpr int kGroups = kRatio < 1 ? 1 : kRatio > kUnits ? kUnits : kRatio;  // that copy units side by side
+  const int thread = thread_id();
+  const int group = kGroups > 1 ? thread / kVectors : 0;
+  const bool other = c.chunk >= s.first_chunks;
+  const int begin = (other ? c.chunk - s.first_chunks : c.chunk) * s.chunk;
+  const int all = other ? s.second.units : s.first.units;
+  const int64_t base = w.set + (other ? static_cast<int64_t>(s.kernel * s.kernel) * s.first.units : 0);
+  const char* weight = static_cast<const char*>(s.weight);
+  STDC_UNROLL
+  for (int i = 0; i < kUnits; i += kGroups) {
+    const int u = i + group;
+    if (group >= kGroups || u >= kUnits) continue;
+    int tap = c.tap, k = c.k + u;
+    while (k >= c.width) {
+      k -= c.width;
+      ++tap;
+    }
+    const bool some = c.unit + u < c.units;
+    const int64_t unit = some ? base + static_cast<int64_t>(tap) * all + begin + k : 0;
+    const char* from = weight + (unit * s.blocks + w.block) * kUnitBytes;
+    STDC_UNROLL
+    for (int v = kGroups > 1 ? thread % kVectors : thread; v < kVectors; v += S::kThreads) {
+      const bool exists = some && w.block + v / 32 < s.blocks;
+      cp_async(stage + (u * kVectors + v) * 16, exists ? from + v * 16 : weight, exists ? 16 : 0);
+    }
+  }
+}
+
+// How threads share the pixels of a chunk: each has one vector of 8 channels, of every `step`-th pixel.
+template <class S>
+struct Share {
+  int vector, first, step, rows, columns;  // step = rows * halo_width + columns
+
+  STDC_DEVICE Share(const Source& s, int units) {
+    const int vectors = 2 * units;
+    step = S::kThreads / vectors;
+    first = thread_id() / vectors;
+    vector = thread_id() - first * vectors;
+    if (first >= step) first = s.halo_height * s.halo_width;  // nothing
+    rows = step / s.halo_width;
+    columns = step - rows * s.halo_width;
+  }
+};
+
+// Starts the copies of a chunk's pixels; outside of the image they are zero.
+template <class T, class S>
+STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c) {
+  const bool other = c.chunk >= s.first_chunks;
+  const Input in = other ? s.second : s.first;
+  const Share<S> share(s, c.width);
+  const int channel = (other ? c.chunk - s.first_chunks : c.chunk) * s.chunk * 16 + share.vector * 8;
+  const int left = in.channels - channel;
+  const int count = left < 0 ? 0 : left > 8 ? 8 : left;
+  const T* x = static_cast<const T*>(in.x) + w.image * s.height * s.width * in.pitch;
+  const int pixels = s.halo_height * s.halo_width;
+  int y = share.first / s.halo_width;
+  int z = share.first - y * s.halo_width;
+  y += w.row;
+  z += w.column;
+  const int end = w.column + s.halo_width;
+  uint32_t to = pixels_at<S>(s, w, c.chunk) + share.first * s.pixel + share.vector * 16;
+  STDC_ROLLED
+  for (int p = share.first; p < pixels; p += share.step) {
+    const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(s.height) &&
+                        static_cast<unsigned>(z) < static_cast<unsigned>(s.width) && count > 0;
+    const T* from = x + (inside ? (y * s.width + z) * in.pitch + channel : 0);
+    if (in.aligned)
+      cp_async(to, from, inside ? 2 * count : 0);
+    else
+      shared_store(to, inside ? load_some(from, count) : Vec{});
+    to += share.step * s.pixel;
+    y += share.rows;
+    z += share.columns;
+    if (z >= end) {
+      z -= s.halo_width;
+      ++y;
+    }
+  }
+}
+
+// x * scale + add, in place, by the threads that fetched it; what is outside of the image stays zero.
+template <class T, class S>
+STDC_DEVICE void change_pixels(const Source& s, const Where& w, const Cursor& c) {
+  const Share<S> share(s, c.width);
+  const int channel = c.chunk * s.chunk * 16 + share.vector * 8;
+  const int left = s.first.channels - channel;
+  const int count = left < 0 ? 0 : left > 8 ? 8 : left;
+  float scale[8], add[8];
+  STDC_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    scale[i] = s.scale != nullptr && i < count ? load(s.scale + w.image * s.scale_pitch + channel + i) : 1;
+    add[i] = s.add_kind == kVector && i < count
+                 ? load(static_cast<const float*>(s.add) + w.image * s.add_pitch + channel + i)
+                 : 0;
+  }
+  const T* map = static_cast<const T*>(s.add) + (s.add_kind == kMap ? w.image * s.height * s.width * s.add_pitch : 0);
+  const int pixels = s.halo_height * s.halo_width;
+  int y = share.first / s.halo_width;
+  int z = share.first - y * s.halo_width;
+  y += w.row;
+  z += w.column;
+  const int end = w.column + s.halo_width;
+  uint32_t at = pixels_at<S>(s, w, c.chunk) + share.first * s.pixel + share.vector * 16;
+  STDC_ROLLED
+  for (int p = share.first; p < pixels; p += share.step) {
+    const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(s.height) &&
+                        static_cast<unsigned>(z) < static_cast<unsigned>(s.width) && count > 0;
+    if (inside) {
+      Vec v = shared_load<Vec>(at), m{};
+      if (s.add_kind == kMap) {
+        const T* from = map + (y * s.width + z) * s.add_pitch + channel;
+        m = s.add_aligned && count == 8 ? load(reinterpret_cast<const Vec*>(from)) : load_some(from, count);
+      }
+      STDC_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const float low = low_of<T>(v.word[i]) * scale[2 * i] + add[2 * i] + low_of<T>(m.word[i]);
+        const float high = high_of<T>(v.word[i]) * scale[2 * i + 1] + add[2 * i + 1] + high_of<T>(m.word[i]);
+        v.word[i] = pack<T>(low, high);
+      }
+      shared_store(at, v);
+    }
+    at += share.step * s.pixel;
+    y += share.rows;
+    z += share.columns;
+    if (z >= end) {
+      z -= s.halo_width;
+      ++y;
+    }
+  }
+}
+
+// Sums of a warp. Lane i has of each 16x8 block rows i / 4 and i / 4 + 8, columns 2 (i % 4) and one more.
+template <class S>
+struct Sums {
+  float c[S::kM][S::kN][4];
+};
+
+// Adds the products of one unit. pixel: where the lane's row of each block of pixels is, for ldmatrix.
+template <class T, class S>
+STDC_DEVICE void multiply(Sums<S>& sums, const uint32_t (&pixel)[S::kM], uint32_t offset, bool some, uint32_t weights) {
+  uint32_t a[S::kM][4];
+  STDC_UNROLL
+  for (int i = 0; i < S::kM; ++i) ldmatrix_x4(a[i], some ? pixel[i] + offset : 0);
+  STDC_UNROLL
+  for (int j = 0; j < S::kN / 2; ++j) {
+    const Vec b = shared_load<Vec>(weights + j * kUnitBytes);
+    STDC_UNROLL
+    for (int i = 0; i < S::kM; ++i) {
+      mma<T>(sums.c[i][2 * j], a[i], b.word[0], b.word[1]);
+      mma<T>(sums.c[i][2 * j + 1], a[i], b.word[2], b.word[3]);
+    }
+  }
+}
+
+template <class S>
+STDC_DEVICE void clear(Sums<S>& sums) {
+  STDC_UNROLL
+  for (int i = 0; i < S::kM; ++i)
+    STDC_UNROLL
+    for (int j = 0; j < S::kN; ++j)
+      STDC_UNROLL
+      for (int k = 0; k < 4; ++k) sums.c[i][j][k] = 0;
+}
+
+// Where the weights of a warp's lane start in a unit's.
+template <class S>
+STDC_DEVICE uint32_t lane_weights() {
+  return warp_id() % S::kWarpsN * (S::kN / 2) * kUnitBytes + lane_id() * 16;
+}
+
+// All products of a block. pixel: for each block of 16 pixels the byte offset of the lane's pixel in the halo.
+template <class T, class S>
+STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixel)[S::kM], Sums<S>& sums) {
+  const int taps = s.kernel * s.kernel;
+  if (thread_id() < kZeros / 16) shared_store(thread_id() * 16, Vec{});
+  clear(sums);
+
+  // Weights depend on no other kernel; pixels do.
+  Cursor ahead;
+  ahead.enter(s, taps, w.first);
+  const Cursor start = ahead;
+  STDC_ROLLED
+  for (int i = 0; i < kStages - 1 && ahead.chunk < w.last; ++i) {
+    fetch_weights<S>(s, w, ahead, stage_at<S>(i));
+    ahead.advance(s, taps);
+  }
+  grid_wait();
+  ahead = start;
+  STDC_ROLLED
+  for (int i = 0; i < kStages - 1; ++i) {
+    if (ahead.chunk < w.last) {
+      if (ahead.unit == 0) fetch_pixels<T, S>(s, w, ahead);
+      ahead.advance(s, taps);
+    }
+    cp_async_commit();  // NOTE: the first weights of all stages are in the first group
+  }
+
+  const bool changes = s.scale != nullptr || s.add_kind != kNothing;
+  const uint32_t weights = lane_weights<S>();
+  Cursor now = start;
+  uint32_t tap = 0;  // bytes from a pixel to the one that the tap reads
+  int column = 0;    // of the tap
+  STDC_ROLLED
+  for (int step = 0; now.chunk < w.last; ++step) {
+    cp_async_wait<kStages - 2>();
+    if (changes && now.unit == 0) change_pixels<T, S>(s, w, now);
+    block_sync();  // all see what the others fetched; nobody reads the stage before any more
+    if (ahead.chunk < w.last) {
+      if (ahead.unit == 0) fetch_pixels<T, S>(s, w, ahead);
+      fetch_weights<S>(s, w, ahead, stage_at<S>(step + kStages - 1));
+      ahead.advance(s, taps);
+    }
+    cp_async_commit();
+    const uint32_t pixels = pixels_at<S>(s, w, now.chunk);
+    const uint32_t stage = stage_at<S>(step) + weights;
+    if (now.unit == 0) {
+      tap = 0;
+      column = 0;
+    }
+    int k = now.k;
+    STDC_UNROLL
+    for (int u = 0; u < kUnits; ++u) {
+      multiply<T, S>(sums, pixel, pixels + tap + k * 32, now.unit + u < now.units, stage + u * S::kChannels * 32);
+      if (++k == now.width) {
+        k = 0;
+        tap += s.pixel;
+        if (++column == s.kernel) {
+          column = 0;
+          tap += (s.halo_width - s.kernel) * s.pixel;
+        }
+      }
+    }
+    now.advance(s, taps);
+  }
+  cp_async_wait<0>();
+  block_sync();  // shared memory may be used for something else
+}
+
+// Pixels of a lane, for ldmatrix: of each of its blocks of 16 the row (y, x) times pitch and step, in bytes, and the
+// half of the channels. Those beyond the tile read its first pixel.
+template <class S>
+STDC_DEVICE void lane_pixels(uint32_t (&pixel)[S::kM], int count, const Divisor& width, int row, int column) {
+  STDC_UNROLL
+  for (int i = 0; i < S::kM; ++i) {
+    int m = (warp_id() / S::kWarpsN * S::kM + i) * 16 + lane_id() % 16;
+    if (m >= count) m = 0;
+    const int y = divide(m, width), x = m - y * width.by;
+    pixel[i] = y * row + x * column + lane_id() / 16 * 16;
+  }
+}
+
+inline int rounded_up(int n, int by) { return (n + by - 1) / by; }
+inline bool aligned(const void* p, int pitch) { return reinterpret_cast<uintptr_t>(p) % 16 == 0 && pitch % 8 == 0; }
+inline Input input(const void* x, int channels, int pitch) {
+  return {x, channels, rounded_up(channels, 16), pitch, aligned(x, pitch)};
+}
+
+// Number of buffers of pixels, so that the copies of a step never go where an earlier one still reads.
+inline int buffers_needed(const Source& s) {
+  const int taps = s.kernel * s.kernel;
+  std::vector<int> chunk_of;
+  for (int c = 0; c < s.chunks; ++c) {
+    const bool other = c >= s.first_chunks;
+    const int begin = (other ? c - s.first_chunks : c) * s.chunk;
+    const int left = (other ? s.second.units : s.first.units) - begin;
+    const int units = (left < s.chunk ? left : s.chunk) * taps;
+    chunk_of.insert(chunk_of.end(), (units + kUnits - 1) / kUnits, c);
+  }
+  int most = 1;
+  for (size_t i = 0; i < chunk_of.size(); ++i) {
+    const size_t end = i + kStages - 1 < chunk_of.size() ? i + kStages - 1 : chunk_of.size() - 1;
+    const int together = chunk_of[end] - chunk_of[i] + 1;
+    if (together > most) most = together;
+  }
+  return most;
+}
+
+// Fills in what follows from the inputs and the tile's size.
+inline void complete(Source& s, const Tiling& t, int stride) {
+  s.chunk = t.chunk / 16;
+  s.first_chunks = rounded_up(s.first.units, s.chunk);
+  s.chunks = s.first_chunks + rounded_up(s.second.units, s.chunk);
+  s.halo_height = (t.height - 1) * stride + s.kernel;
+  s.halo_width = (t.width - 1) * stride + s.kernel;
+  s.pixel = s.chunk * 32 + 16;
+  s.buffers = buffers_needed(s);
+}
+
+// Rows of a tile as they lie in shared memory after the products, each with kChannels numbers and 16 bytes between.
+template <class S>
+constexpr int kRowBytes = S::kChannels * 2 + 16;
+
+// Bytes of shared memory: for the products, and for the tile after them.
+template <class S>
+int bytes(const Source& s) {
+  const int loop = kZeros + kStages * S::kStageBytes + s.buffers * s.halo_height * s.halo_width * s.pixel;
+  const int tile = S::kPixels * kRowBytes<S>;
+  return loop > tile ? loop : tile;
+}
+
+// Refuses tiles that no kernel has.
+template <class S>
+void check(const char* name, const Tiling& t) {
+  if (t.height >= 1 && t.width >= 1 && t.height * t.width <= S::kPixels && t.chunk >= 16 && t.chunk % 16 == 0 &&
+      t.chunk / 8 <= S::kThreads && t.split >= 1)
+    return;
+  throw std::runtime_error(std::string(name) + ": no tiles of " + std::to_string(t.height) + "x" +
+                           std::to_string(t.width) + " in blocks of " + std::to_string(S::kPixels) + " pixels, " +
+                           std::to_string(t.chunk) + " channels at once, split " + std::to_string(t.split));
+}
+
+}  // namespace gpu
+}  // namespace stdc

@@ -1,0 +1,185 @@
+// 1x1 convolution and ReLU, and both that read it, depthwise 3x3 and average pool 3x3, each with stride 2. The map
+// between is only in shared memory: a block computes the 2n + 1 rows and columns that n of its outputs read.
+// Compiled once a type.
+#include "epilogue.cuh"
+#include "launch.cuh"
+#include "shapes.h"
+
+namespace stdc {
+namespace gpu {
+namespace {
+
+struct Params {
+  DownArgs a;
+  Source s;
+  Divisor width, out_width;
+  int tiles_x, tiles, aligned, pooled_aligned;
+};
+
+// Depthwise convolution and average of what is in shared memory, for eight channels of one output.
+template <class T, class S>
+STDC_DEVICE void taps(const Params& p, int at, int channel, int count, float (&sum)[8], float (&average)[8]) {
+  const DownArgs& a = p.a;
+  STDC_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    sum[i] = i < count ? load_weight(a.depthwise_bias + channel + i) : 0;
+    average[i] = 0;
+  }
+  STDC_UNROLL
+  for (int tap = 0; tap < 9; ++tap) {
+    const Vec v = shared_load<Vec>(at + (tap / 3 * p.width.by + tap % 3) * kRowBytes<S>);
+    STDC_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      const float x = i % 2 ? high_of<T>(v.word[i / 2]) : low_of<T>(v.word[i / 2]);
+      const float weight = i < count ? load_weight(a.depthwise + tap * a.outputs + channel + i) : 0;
+      sum[i] += x * weight;
+      average[i] += x;
+    }
+  }
+}
+
+template <class T, class S>
+STDC_KERNEL(S::kThreads, 1)
+down_kernel(const STDC_CONSTANT Params p) {
+  launch_dependents();
+  const DownArgs& a = p.a;
+  const Index block = block_id();
+  const int64_t image = block.x / p.tiles;
+  const int spot = block.x - static_cast<int>(image) * p.tiles;
+  const int tile_y = spot / p.tiles_x, tile_x = spot - tile_y * p.tiles_x;
+  const int out_height = a.tiling.height / 2, out_row = tile_y * out_height, out_column = tile_x * p.out_width.by;
+  Where w;
+  w.image = image;
+  w.row = 2 * out_row - 1;
+  w.column = 2 * out_column - 1;
+  w.first = 0;
+  w.last = p.s.chunks;
+  w.block = block.y * (S::kChannels / 16);
+  w.set = 0;
+
+  uint32_t pixel[S::kM];
+  lane_pixels<S>(pixel, a.tiling.height * a.tiling.width, p.width, p.width.by * p.s.pixel, p.s.pixel);
+  Sums<S> sums;
+  products<T, S>(p.s, w, pixel, sums);
+
+  // As it would be stored, with zeros outside of the image.
+  const int first = block.y * S::kChannels;
+  finish(sums, a.bias, first, a.outputs, kRelu);
+  STDC_UNROLL
+  for (int i = 0; i < S::kM; ++i)
+    STDC_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const int m = pixel_of<S>(i, h), y = divide(m, p.width), x = m - y * p.width.by;
+      const bool inside = w.row + y >= 0 && w.row + y < a.height && w.column + x >= 0 && w.column + x < a.width;
+      STDC_UNROLL
+      for (int j = 0; j < S::kN; ++j)
+        STDC_UNROLL
+        for (int k = 0; k < 2; ++k)
+          if (!inside) sums.c[i][j][2 * h + k] = 0;
+    }
+  stage_tile<T>(sums);
+  block_sync();
+
+  constexpr int kVectors = S::kChannels / 8;
+  const int64_t base = image * a.out_height * a.out_width;
+  STDC_ROLLED
+  for (int v = thread_id(); v < out_height * p.out_width.by * kVectors; v += S::kThreads) {
+    const int m = v / kVectors, channel = first + v % kVectors * 8;
+    const int y = divide(m, p.out_width), x = m - y * p.out_width.by;
+    const int row = out_row + y, column = out_column + x, count = a.outputs - channel;
+    if (row >= a.out_height || column >= a.out_width || count <= 0) continue;
+    float sum[8], average[8];
+    taps<T, S>(p, (2 * y * p.width.by + 2 * x) * kRowBytes<S> + v % kVectors * 16, channel, count, sum, average);
+    Vec out;
+    STDC_UNROLL
+    for (int i = 0; i < 4; ++i) out.word[i] = pack<T>(sum[2 * i], sum[2 * i + 1]);
+    const int64_t place = base + row * a.out_width + column;
+    store_vector(static_cast<T*>(a.y) + place * a.out_pitch + channel, out, count, p.aligned);
+    if (a.pooled == nullptr) continue;
+    int divisor = 9;
+    if (!a.count_pad) {
+      // Row -1 is outside for the first row, row `height` for the last of an odd height.
+      const int high = 3 - (row == 0) - (2 * row + 1 >= a.height);
+      const int wide = 3 - (column == 0) - (2 * column + 1 >= a.width);
+      divisor = high * wide;
+    }
+    STDC_UNROLL
+    for (int i = 0; i < 4; ++i) out.word[i] = pack<T>(average[2 * i] / divisor, average[2 * i + 1] / divisor);
+    store_vector(static_cast<T*>(a.pooled) + place * a.pooled_pitch + channel, out, count, p.pooled_aligned);
+  }
+}
+
+Params params(const DownArgs& a) {
+  const Tiling& t = a.tiling;
+  Params p{};
+  p.a = a;
+  Source& s = p.s;
+  s.first = input(a.x, a.channels, a.pitch);
+  s.weight = a.weight;
+  s.blocks = rounded_up(a.outputs, 16);
+  s.height = a.height;
+  s.width = a.width;
+  s.kernel = 1;
+  complete(s, t, 1);
+  p.width = divisor(t.width);
+  p.out_width = divisor(t.width / 2);
+  p.tiles_x = rounded_up(a.out_width, t.width / 2);
+  p.tiles = p.tiles_x * rounded_up(a.out_height, t.height / 2);
+  p.aligned = aligned(a.y, a.out_pitch);
+  p.pooled_aligned = aligned(a.pooled, a.pooled_pitch);
+  return p;
+}
+
+template <class S>
+void check_odd(const Tiling& t) {
+  check<S>("down", t);
+  if (t.height < 3 || t.width < 3 || t.height % 2 == 0 || t.width % 2 == 0)
+    throw std::runtime_error("down: tiles of " + std::to_string(t.height) + "x" + std::to_string(t.width) +
+                             " inputs; both must be odd and at least 3");
+}
+
+template <class T, class S>
+void launch_core(const DownArgs& a, const Stream& stream) {
+  check_odd<S>(a.tiling);
+  const Params p = params(a);
+  const Index grid{a.images * p.tiles, rounded_up(a.outputs, S::kChannels), 1};
+  launch(down_kernel<T, S>, "down", grid, S::kThreads, bytes<S>(p.s), p, stream);
+}
+
+template <class S>
+int bytes_of(const DownArgs& a) {
+  check_odd<S>(a.tiling);
+  return bytes<S>(params(a).s);
+}
+
+}  // namespace
+
+#define STDC_CASE(index, ...) \
+  case index:                 \
+    return launch_core<STDC_TYPE, Shape<__VA_ARGS__>>(a, stream);
+
+template <>
+void down_of<STDC_TYPE>(const DownArgs& a, const Stream& stream) {
+  switch (a.tiling.core) {
+    STDC_DOWN_SHAPES(STDC_CASE)
+    default:
+      throw std::runtime_error("down: no core " + std::to_string(a.tiling.core));
+  }
+}
+#undef STDC_CASE
+
+#define STDC_CASE(index, ...) \
+  case index:                 \
+    return bytes_of<Shape<__VA_ARGS__>>(a);
+
+template <>
+int down_bytes_of<STDC_TYPE>(const DownArgs& a) {
+  switch (a.tiling.core) {
+    STDC_DOWN_SHAPES(STDC_CASE)
+    default:
+      return 0;
+  }
+}
+
+}  // namespace gpu
+}  // namespace stdc

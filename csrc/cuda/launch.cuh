@@ -1,0 +1,87 @@
+// The one way to launch a kernel: every code is checked, and on the host the same call runs it on the CPU.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "gpu.h"
+#include "primitives.cuh"
+
+namespace stdc {
+namespace gpu {
+
+// A kernel takes one struct of at most 4 KB, by value.
+template <class Args>
+using Kernel = void (*)(const Args);
+
+inline std::string text(const Index& i) {
+  return std::to_string(i.x) + "x" + std::to_string(i.y) + "x" + std::to_string(i.z);
+}
+
+#if defined(__CUDACC__)
+
+inline void check(cudaError_t code, const std::string& what) {
+  if (code == cudaSuccess) return;
+  cudaGetLastError();  // not to be found again by somebody else's call
+  throw std::runtime_error(what + ": " + cudaGetErrorString(code));
+}
+
+// Makes a device current as long as it lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&before_), "the current device");
+    if (device >= 0 && device != before_)
+      check(cudaSetDevice(device), "device " + std::to_string(device));
+    else
+      before_ = -1;
+  }
+  ~DeviceGuard() {
+    if (before_ >= 0) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = -1;
+};
+
+template <class Args>
+void launch(Kernel<Args> kernel, const char* name, Index grid, int threads, int shared, const Args& args,
+            const Stream& stream) {
+  const std::string what = std::string(name) + ", grid " + text(grid) + ", " + std::to_string(threads) +
+                           " threads, " + std::to_string(shared) + " bytes of shared memory";
+  if (shared > 48 << 10)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               shared),
+          what);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid.x, grid.y, grid.z);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream.handle);
+  config.attrs = &attribute;
+  config.numAttrs = stream.dependent ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, args), what);
+}
+
+#else
+
+struct DeviceGuard {
+  explicit DeviceGuard(int) {}
+};
+
+template <class Args>
+void launch(Kernel<Args> kernel, const char* name, Index grid, int threads, int shared, const Args& args,
+            const Stream& stream) {
+  // NOTE: each thread has the struct by value, as on the device.
+  host::run([&] { kernel(args); }, name, grid, threads, shared, stream.dependent);
+}
+
+#endif
+
+}  // namespace gpu
+}  // namespace stdc

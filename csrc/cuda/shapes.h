@@ -1,0 +1,49 @@
+// The forms in which the kernels with products are compiled, and the functions of each type's objects.
+#pragma once
+
+#include "gpu.h"
+
+namespace stdc {
+namespace gpu {
+
+// X(index, warps along pixels, warps along channels, blocks of 16 pixels, blocks of 8 channels of each)
+#define STDC_CONV_SHAPES(X) \
+  X(0, 2, 4, 4, 4)  /* 128 x 128 */ \
+  X(1, 2, 2, 4, 4)  /* 128 x 64 */ \
+  X(2, 4, 1, 2, 4)  /* 128 x 32 */ \
+  X(3, 4, 1, 2, 2)  /* 128 x 16 */ \
+  X(4, 2, 2, 2, 4)  /* 64 x 64 */ \
+  X(5, 4, 1, 1, 4)  /* 64 x 32 */ \
+  X(6, 4, 1, 1, 2)  /* 64 x 16 */ \
+  X(7, 3, 4, 3, 4)  /* 144 x 128 */ \
+  X(8, 3, 2, 3, 4)  /* 144 x 64 */ \
+  X(9, 9, 1, 1, 4)  /* 144 x 32 */
+
+#define STDC_STEM_SHAPES(X) \
+  X(0, 4, 1, 4, 4)  /* 256 x 32 */ \
+  X(1, 4, 1, 2, 2)  /* 128 x 16 */
+
+// Pixels at the input's resolution: 9 x 17 of 160, 9 x 9 of 96.
+#define STDC_DOWN_SHAPES(X) \
+  X(0, 5, 2, 2, 4)  /* 160 x 64 */ \
+  X(1, 3, 2, 2, 4)  /* 96 x 64 */ \
+  X(2, 3, 1, 2, 4)  /* 96 x 32 */
+
+struct half_t;
+struct bf16_t;
+
+template <class T>
+void conv_of(const ConvArgs&, const Stream&);
+template <class T>
+int conv_bytes_of(const ConvArgs&);
+template <class T>
+void stem_of(const StemArgs&, const Stream&);
+template <class T>
+int stem_bytes_of(const StemArgs&);
+template <class T>
+void down_of(const DownArgs&, const Stream&);
+template <class T>
+int down_bytes_of(const DownArgs&);
+
+}  // namespace gpu
+}  // namespace stdc

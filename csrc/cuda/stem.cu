@@ -1,0 +1,170 @@
+// The first convolution, 3x3 stride 2, from raw frames of any size or from normalised images. Compiled once a type.
+#include "epilogue.cuh"
+#include "launch.cuh"
+#include "shapes.h"
+
+namespace stdc {
+namespace gpu {
+namespace {
+
+struct Params {
+  StemArgs a;
+  Divisor width, patch_width;
+  int tiles_x, tiles, blocks, aligned;
+};
+
+constexpr int kRows = 3;  // units of 16: a row of taps, of four pixels and colours, of which the last are zero
+
+// A pixel as the network sees it, less the offset.
+template <class Number>
+STDC_DEVICE void read_pixel(const StemArgs& a, const Number* image, int y, int x, float (&rgb)[3]) {
+  if (a.frame_height == a.height && a.frame_width == a.width) {
+    const Number* p = image + (y * a.width + x) * 3;
+    STDC_UNROLL
+    for (int i = 0; i < 3; ++i) rgb[i] = static_cast<float>(load(p + i)) - a.offset[i];
+    return;
+  }
+  const float fy = y * a.scale_y, fx = x * a.scale_x;
+  const int y0 = static_cast<int>(fy), x0 = static_cast<int>(fx);
+  const int y1 = y0 + 1 < a.frame_height ? y0 + 1 : a.frame_height - 1;
+  const int x1 = x0 + 1 < a.frame_width ? x0 + 1 : a.frame_width - 1;
+  const float down = fy - y0, right = fx - x0;
+  STDC_UNROLL
+  for (int i = 0; i < 3; ++i) {
+    const float a0 = static_cast<float>(load(image + (y0 * a.frame_width + x0) * 3 + i));
+    const float a1 = static_cast<float>(load(image + (y0 * a.frame_width + x1) * 3 + i));
+    const float b0 = static_cast<float>(load(image + (y1 * a.frame_width + x0) * 3 + i));
+    const float b1 = static_cast<float>(load(image + (y1 * a.frame_width + x1) * 3 + i));
+    const float top = a0 * (1 - right) + a1 * right, low = b0 * (1 - right) + b1 * right;
+    rgb[i] = top * (1 - down) + low * down - a.offset[i];
+  }
+}
+
+// The tile's pixels and those around, of four colours, the last zero.
+template <class T, class S, class Number>
+STDC_DEVICE void read_patch(const Params& p, int64_t image, int row, int column, uint32_t at) {
+  const StemArgs& a = p.a;
+  const Number* from = static_cast<const Number*>(a.image) + image * a.frame_height * a.frame_width * 3;
+  const int pixels = (2 * a.tiling.height + 1) * p.patch_width.by;
+  STDC_ROLLED
+  for (int i = thread_id(); i < pixels; i += S::kThreads) {
+    const int py = divide(i, p.patch_width), y = row + py, x = column + i - py * p.patch_width.by;
+    float rgb[3] = {a.outside[0], a.outside[1], a.outside[2]};
+    if (y >= 0 && y < a.height && x >= 0 && x < a.width) read_pixel(a, from, y, x, rgb);
+    shared_store(at + i * 8, pack<T>(rgb[0], rgb[1]));
+    shared_store(at + i * 8 + 4, pack<T>(rgb[2], 0));
+  }
+}
+
+template <class T, class S>
+STDC_KERNEL(S::kThreads, 1)
+stem_kernel(const STDC_CONSTANT Params p) {
+  launch_dependents();
+  const StemArgs& a = p.a;
+  const Index block = block_id();
+  const int64_t image = block.x / p.tiles;
+  const int spot = block.x - static_cast<int>(image) * p.tiles;
+  const int tile_y = spot / p.tiles_x, tile_x = spot - tile_y * p.tiles_x;
+  const int row = tile_y * a.tiling.height, column = tile_x * a.tiling.width;
+  Place place{image, row, column, 1, a.tiling.height, a.tiling.width, -1, -1};
+  if (a.out_height - row < place.rows) place.rows = a.out_height - row;
+  if (a.out_width - column < place.columns) place.columns = a.out_width - column;
+
+  // All weights, which depend on no other kernel.
+  constexpr int kVectors = S::kChannels * 2;
+  const int first_block = block.y * (S::kChannels / 16);
+  const char* weight = static_cast<const char*>(a.weight);
+  STDC_ROLLED
+  for (int v = thread_id(); v < kRows * kVectors; v += S::kThreads) {
+    const int unit = v / kVectors, of_block = first_block + v % kVectors / 32;
+    const bool exists = of_block < p.blocks;
+    const char* from = weight + (unit * p.blocks + of_block) * kUnitBytes + v % 32 * 16;
+    cp_async(v * 16, exists ? from : weight, exists ? 16 : 0);
+  }
+  cp_async_commit();
+  grid_wait();
+  const uint32_t patch = kRows * kVectors * 16;
+  if (a.is_float)
+    read_patch<T, S, float>(p, image, 2 * row - 1, 2 * column - 1, patch);
+  else
+    read_patch<T, S, uint8_t>(p, image, 2 * row - 1, 2 * column - 1, patch);
+  cp_async_wait<0>();
+  block_sync();
+
+  uint32_t pixel[S::kM];
+  lane_pixels<S>(pixel, a.tiling.height * a.tiling.width, p.width, p.patch_width.by * 16, 16);
+  Sums<S> sums;
+  clear(sums);
+  // NOTE: the fourth pixel of a row of taps has zero weights; what is no number there reaches one pixel too far.
+  STDC_UNROLL
+  for (int i = 0; i < kRows; ++i)
+    multiply<T, S>(sums, pixel, patch + i * p.patch_width.by * 8, true, i * kVectors * 16 + lane_weights<S>());
+
+  const int first = block.y * S::kChannels;
+  finish(sums, a.bias, first, a.outputs, a.act);
+  block_sync();
+  stage_tile<T>(sums);
+  block_sync();
+  store_tile<T, S>(static_cast<T*>(a.y), place, p.width, static_cast<int64_t>(a.out_height) * a.out_width, a.out_width,
+                   a.out_pitch, first, a.outputs, p.aligned);
+}
+
+Params params(const StemArgs& a) {
+  const Tiling& t = a.tiling;
+  Params p{};
+  p.a = a;
+  p.width = divisor(t.width);
+  p.patch_width = divisor(2 * t.width + 2);
+  p.tiles_x = rounded_up(a.out_width, t.width);
+  p.tiles = p.tiles_x * rounded_up(a.out_height, t.height);
+  p.blocks = rounded_up(a.outputs, 16);
+  p.aligned = aligned(a.y, a.out_pitch);
+  return p;
+}
+
+template <class S>
+int bytes_of(const StemArgs& a) {
+  const int loop = kRows * S::kChannels * 32 + (2 * a.tiling.height + 1) * (2 * a.tiling.width + 2) * 8;
+  const int tile = S::kPixels * kRowBytes<S>;
+  return loop > tile ? loop : tile;
+}
+
+template <class T, class S>
+void launch_core(const StemArgs& a, const Stream& stream) {
+  check<S>("stem", a.tiling);
+  const Params p = params(a);
+  const Index grid{a.images * p.tiles, rounded_up(a.outputs, S::kChannels), 1};
+  launch(stem_kernel<T, S>, "stem", grid, S::kThreads, bytes_of<S>(a), p, stream);
+}
+
+}  // namespace
+
+#define STDC_CASE(index, ...) \
+  case index:                 \
+    return launch_core<STDC_TYPE, Shape<__VA_ARGS__>>(a, stream);
+
+template <>
+void stem_of<STDC_TYPE>(const StemArgs& a, const Stream& stream) {
+  switch (a.tiling.core) {
+    STDC_STEM_SHAPES(STDC_CASE)
+    default:
+      throw std::runtime_error("stem: no core " + std::to_string(a.tiling.core));
+  }
+}
+#undef STDC_CASE
+
+#define STDC_CASE(index, ...) \
+  case index:                 \
+    return bytes_of<Shape<__VA_ARGS__>>(a);
+
+template <>
+int stem_bytes_of<STDC_TYPE>(const StemArgs& a) {
+  switch (a.tiling.core) {
+    STDC_STEM_SHAPES(STDC_CASE)
+    default:
+      return 0;
+  }
+}
+
+}  // namespace gpu
+}  // namespace stdc

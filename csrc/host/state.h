@@ -1,0 +1,94 @@
+// What the parts of the emulator share: the launch that runs, its threads and warps.
+#pragma once
+
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "../cuda/primitives.cuh"
+#include "fiber.h"
+
+namespace stdc {
+namespace gpu {
+namespace host {
+
+// Where a thread is when it does not run.
+enum class Place : uint8_t { running, block_sync, warp_sync, shuffle, ldmatrix, mma, mma_int8, finished };
+const char* name_of(Place place);
+
+// A copy of 16 bytes on its way; the source was read when it was issued.
+struct Copy {
+  uint32_t at;
+  uint32_t word[4];
+  Site site;
+};
+
+struct Fiber : Thread {
+  Context context;
+  Place place;
+  Site site;                 // of the place
+  std::vector<Copy> copies;  // the oldest first
+  size_t copied;             // how many of them are done
+  std::deque<size_t> groups;  // ends of groups in `copies`
+  bool unfenced;             // has written to global memory since its last fence
+};
+
+struct Warp {
+  uint32_t ready, arrived;  // lanes that can run; lanes at the collective that is under way
+  Place place;              // of the first that arrived
+  Site site;
+  int mask;                 // of the shuffle
+  bool mixed;               // another place arrived since
+  uint32_t step;            // counts what orders the warp's accesses
+  // Operands and results of the collective; each lane fills and reads its own.
+  alignas(32) float a[16][16], b[16][8], c[16][8];
+  alignas(32) int16_t a8[16][32], b8[8][32];
+  int32_t c8[16][8];
+  uint32_t address[32], result[32][4];
+  float value[32];
+};
+
+struct Launch {
+  void (*call)(void*);
+  void* callable;
+  const char* name;
+  int threads, blocks, block;
+  uint32_t shared_bytes;
+  bool dependent;
+  std::string error;
+  Options options;  // as they were when it began
+};
+
+extern Launch launch;
+extern std::vector<Fiber*> fibers;
+extern std::vector<Warp> warps;
+extern Statistics counts;
+extern uint32_t epoch;  // counts barriers and blocks; never the same in two blocks
+
+inline Fiber& self() { return *static_cast<Fiber*>(view.thread); }
+
+// Ends the launch with this message; what it is about and where is added. Never returns.
+[[noreturn]] void fail(const std::string& message);
+[[noreturn]] void fail(const std::string& message, Site site);
+std::string describe(Site site);
+std::string describe_thread(int id);
+
+// The calling lane arrives; true for the last one, which has to do the work and then to call leave(). The others
+// return when that is done.
+bool arrive(Place place, Site site, int mask = 0);
+void leave();
+
+// Shared memory: race.cpp.
+void begin_shared_launch(bool forget);
+void begin_shared_block();
+void check_shared(uint32_t at, uint32_t bytes, uint32_t align, Access access, Site site);
+void read_row(const Thread& thread, uint32_t at, Site site);
+void end_copies(Fiber& fiber);
+
+// Global memory: memory.cpp.
+void begin_global_launch();
+void begin_global_block();
+
+}  // namespace host
+}  // namespace gpu
+}  // namespace stdc

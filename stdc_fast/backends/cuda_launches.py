@@ -1,0 +1,191 @@
+"""From a plan to launches of the CUDA kernels: for each size the arguments of each, in order."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stdc_fast.backends.cuda_tiles import Tiles, arguments, predict
+from stdc_fast.backends.placed import Labelling, Placed, Request
+from stdc_fast.backends.tiles import Device, Prediction, Work, predict_rest
+from stdc_fast.plan.ops import ACTIVATIONS, Add, Conv, Down, Gate, Op, Scale, Stem, Upsample, View
+from stdc_fast.plan.plan import Plan
+
+#: As in csrc/include/gpu.h.
+ADDS = {"none": 0, "vector": 1, "map": 2}
+ACTS = {name: i for i, name in enumerate(ACTIVATIONS)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One kernel with all of its arguments.
+
+    ``work`` and ``tiles`` are of those that multiply matrices; of the others there are the blocks, the bytes
+    that they move and the operations of all lanes, each a guess.
+    """
+
+    op: Op
+    arguments: Any
+    work: Work | None = None
+    tiles: Tiles | None = None
+    blocks: int = 1
+    moved: int = 0
+    lanes: float = 0
+
+    def predicted(self, device: Device) -> Prediction:
+        """Its time in a graph on such a device, by the model."""
+        if self.work is not None:
+            return predict(self.work, self.tiles, device)
+        return predict_rest(self.blocks, self.moved, self.lanes, device)
+
+
+class Lowered(Placed):
+    """A plan for one :class:`Request`: its memory, and the launches that run it once.
+
+    Args:
+        native: the module with the kernels, ``stdc_fast._C.gpu`` or what stands for it in tests.
+        dependent: whether kernels start before the one before them is done; sm_90 and later.
+
+    Attributes:
+        launches: in the plan's order.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        packed: Mapping[str, SimpleNamespace],
+        request: Request,
+        dtype: torch.dtype,
+        device: torch.device,
+        choose: Callable[[Work], Tiles],
+        native: ModuleType,
+        dependent: bool = False,
+        apart: bool = False,
+    ):
+        super().__init__(plan, packed, request, dtype, device, choose, apart=apart)
+        self.native, self.dependent = native, dependent
+        self.launches: list[Launch] = []
+        self._type = native.Type.float16 if dtype == torch.float16 else native.Type.bfloat16
+        self._lower()
+        self._steps = [launch.arguments for launch in self.launches]
+
+    def launch(self, first: bool = False) -> None:
+        stream, index = 0, -1
+        if self.device.type == "cuda":
+            stream, index = torch.cuda.current_stream(self.device).cuda_stream, self.device.index
+        self.native.run(self._steps, stream, self.dependent, index)
+
+    def _emit(self, op: Op, kind: str, about: dict[str, Any] | None = None, **fields) -> None:
+        made = getattr(self.native, kind)()
+        for name, value in fields.items():
+            setattr(made, name, value.data_ptr() if isinstance(value, Tensor) else value)
+        self.launches.append(Launch(op, made, **(about or {})))
+
+    def _pitch(self, view: View) -> int:
+        return self.plan.buffers[view.buffer].channels
+
+    def _products(self, op: Stem | Conv | Down) -> tuple[dict[str, Any], dict[str, Any], Tiles]:
+        """(what is known of the launch, fields that sizes and tiles decide, tiles)."""
+        work = self._work(op)
+        t = self.choose(work)
+        return {"work": work, "tiles": t}, arguments(self.native, work, t), t
+
+    def _stem(self, op: Stem) -> None:
+        packed, r = self.packed[op.name], self.request
+        about, sized, _ = self._products(op)
+        image = self.buffers[op.input.buffer]
+        scale_y, scale_x = self._pixel_scales()
+        sized |= {"height": r.seen[0], "width": r.seen[1]}
+        self._emit(
+            op, "StemArgs", about, type=self._type, image=image, is_float=int(image.dtype != torch.uint8),
+            weight=packed.weight, bias=packed.bias, offset=packed.offset[0],
+            outside=packed.offset[1],
+            y=self._view(op.output), frame_height=r.given[0], frame_width=r.given[1],
+            out_pitch=self._pitch(op.output), act=ACTS[op.act], scale_y=scale_y, scale_x=scale_x, **sized,
+        )  # fmt: skip
+
+    def _conv(self, op: Conv) -> None:
+        packed = self.packed[op.name]
+        about, sized, t = self._products(op)
+        first, second = (*op.inputs, None)[:2]
+        x, y = self.buffers[first.buffer], self.buffers[op.output.buffer]
+        sized |= {
+            "height": x.shape[1], "width": x.shape[2], "out_height": y.shape[1], "out_width": y.shape[2],
+        }  # fmt: skip
+        workspace = arrivals = self._none
+        if t.split > 1:
+            shared = self.request.batch * self._tiles_of_image(op) * -(-op.output.channels // t.core[1])
+            workspace = self._extra(shared * t.split * t.core[0] * t.core[1])
+            arrivals = self._extra(shared, dtype=torch.int32, zero=True)
+        sums, rows, pitch = self._sums(op.mean)
+        added, kind, add_pitch = self._vector_or_map(op.add)
+        self._emit(
+            op, "ConvArgs", about, type=self._type, x=self._view(first),
+            other=self._none if second is None else self._view(second), weight=packed.weight,
+            bias=packed.bias, y=self._view(op.output),
+            scale=self._none if op.scale is None else self._view(op.scale), add=added, sums=sums,
+            workspace=workspace, arrivals=arrivals, pitch=self._pitch(first),
+            other_pitch=0 if second is None else self._pitch(second), out_pitch=self._pitch(op.output),
+            act=ACTS[op.act], planar=int(op.output.buffer in self._planar),
+            scale_pitch=0 if op.scale is None else self._pitch(op.scale), add_kind=ADDS[kind],
+            add_pitch=add_pitch, sums_rows=rows, sums_pitch=pitch, **sized,
+        )  # fmt: skip
+
+    def _down(self, op: Down) -> None:
+        packed, pooled = self.packed[op.name], op.pooled
+        about, sized, _ = self._products(op)
+        x = self.buffers[op.input.buffer]
+        sized |= {"height": x.shape[1], "width": x.shape[2]}
+        self._emit(
+            op, "DownArgs", about, type=self._type, x=self._view(op.input), weight=packed.weight,
+            bias=packed.bias, depthwise=packed.depthwise, depthwise_bias=packed.depthwise_bias,
+            y=self._view(op.output), pooled=self._none if pooled is None else self._view(pooled),
+            pitch=self._pitch(op.input), out_pitch=self._pitch(op.output),
+            pooled_pitch=0 if pooled is None else self._pitch(pooled), count_pad=int(op.count_include_pad),
+            **sized,
+        )  # fmt: skip
+
+    def _gate(self, op: Gate) -> None:
+        packed = self.packed[op.name]
+        x, rows, pitch = self._vector(op.input)
+        two = len(op.layers) == 2
+        outputs, images = op.output.channels, self.request.batch
+        blocks = images * -(-outputs // 64)
+        weights = sum(w.numel() * w.itemsize for w in packed.weights)
+        moved = blocks * (rows * op.input.channels * 4 + weights)
+        self._emit(
+            op, "GateArgs", {"blocks": blocks, "moved": moved}, type=self._type, x=x,
+            weight=packed.weights[0], bias=packed.biases[0], weight2=packed.weights[-1],
+            bias2=packed.biases[-1], y=self._view(op.output), images=images, rows=rows,
+            channels=op.input.channels, pitch=pitch, hidden=len(packed.weights[0]) if two else 0,
+            outputs=outputs, out_pitch=self._pitch(op.output), act=ACTS[op.acts[0]], act2=ACTS[op.acts[-1]],
+        )  # fmt: skip
+
+    def _map(self, op: Scale | Add, scale: View | None, add: View | None) -> None:
+        n, height, width, pitch = self.buffers[op.input.buffer].shape
+        added, kind, add_pitch = self._vector_or_map(add)
+        moved = 2 * n * height * width * op.input.channels * self.dtype.itemsize
+        self._emit(
+            op, "PrologueArgs", {"blocks": -(-moved // 8192), "moved": moved}, type=self._type,
+            x=self._view(op.input), scale=self._none if scale is None else self._view(scale), add=added,
+            y=self._view(op.output), images=n, area=height * width, channels=op.input.channels, pitch=pitch,
+            out_pitch=self._pitch(op.output), scale_pitch=0 if scale is None else self._pitch(scale),
+            add_kind=ADDS[kind], add_pitch=add_pitch,
+        )  # fmt: skip
+
+    def _upsample(self, op: Upsample, labelling: Labelling) -> None:
+        n, classes, height, width = labelling.logits.shape
+        _, out_height, out_width = labelling.labels.shape
+        pieces = -(-labelling.widest // 9)
+        lanes = n * out_height * -(-width // 32) * 32 * pieces * 9 * classes * (labelling.taps + 2)
+        blocks = n * -(-out_height // 4) * -(-width // 32)
+        self._emit(
+            op, "UpsampleArgs", {"blocks": blocks, "moved": labelling.labels.numel(), "lanes": lanes},
+            logits=labelling.logits, **labelling.tables, labels=labelling.labels, images=n, classes=classes,
+            height=height, width=width, out_height=out_height, out_width=out_width, taps=labelling.taps,
+        )  # fmt: skip

@@ -1,0 +1,60 @@
+"""The weights of each op as the CUDA kernels read them: products in the order of a warp's lanes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stdc_fast.backends import packed
+from stdc_fast.plan.ops import Conv, Down, Stem
+from stdc_fast.plan.plan import Plan
+
+
+def pack(plan: Plan, dtype: torch.dtype, device: torch.device) -> dict[str, SimpleNamespace]:
+    """The weights of each op: rounded once, biases float32; ``weight`` as :func:`fragments`."""
+    found = packed.pack(plan, dtype, torch.device("cpu"))
+    for op in plan.ops:
+        if isinstance(op, (Stem, Conv, Down)):
+            found[op.name].weight = _ORDER[type(op)](op, found[op.name].weight)
+        if isinstance(op, Stem):
+            found[op.name].offset = found[op.name].offset.tolist()  # goes with the launch
+    return packed.moved(found, device)
+
+
+def fragments(weight: Tensor) -> Tensor:
+    """``[taps, inputs, outputs]`` as ``[taps, inputs / 16, outputs / 16, 32, 8]``, rounded up with zeros.
+
+    A lane of a warp has, one after the other, what ``mma.m16n8k16`` wants of it for the first and the second
+    eight outputs: rows 2t, 2t + 1, 2t + 8 and 2t + 9 of column g, where the lane is 4 g + t (PTX ISA, matrix
+    fragments for mma.m16n8k16).
+    """
+    taps, inputs, outputs = weight.shape
+    weight = F.pad(weight, (0, -outputs % 16, 0, -inputs % 16))
+    parts = weight.view(
+        taps, -(-inputs // 16), 2, 4, 2, -(-outputs // 16), 2, 8
+    )  # ., ., half, t, row, ., eight, g
+    return parts.permute(0, 1, 5, 7, 3, 6, 2, 4).reshape(taps, parts.shape[1], parts.shape[5], 32, 8)
+
+
+def _of_stem(op: Stem, weight: Tensor) -> Tensor:
+    """Rows of three pixels of three colours as four pixels of four."""
+    taps = weight[:27].view(3, 3, 3, -1)
+    return fragments(F.pad(taps, (0, 0, 0, 1, 0, 1)).reshape(3, 16, -1)).contiguous()
+
+
+def _of_conv(op: Conv, weight: Tensor) -> Tensor:
+    if op.kernel == 2:
+        return fragments(weight.reshape(-1, *weight.shape[-2:])).contiguous()
+    rows = [op.kernel**2 * view.channels for view in op.inputs]
+    parts = [part.reshape(op.kernel**2, -1, weight.shape[-1]) for part in weight.split(rows)]
+    return torch.cat([fragments(part).flatten() for part in parts])
+
+
+def _of_down(op: Down, weight: Tensor) -> Tensor:
+    return fragments(weight[None]).contiguous()
+
+
+_ORDER = {Stem: _of_stem, Conv: _of_conv, Down: _of_down}
