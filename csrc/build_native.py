@@ -242,6 +242,9 @@ def build(module: bool) -> tuple[Path, dict[str, object]]:
 
 def _build(ninja: Ninja, module: bool, cuda: Cuda | None = None) -> tuple[Path, dict[str, object]]:
     objects, have, skipped = [], {}, {}
+    if cuda:  # ninja starts with what comes first: here what takes longest
+        ninja.rule("cuda", cuda.command, NVCC_REST)
+        objects += ninja.compile_cuda("cuda", cuda.sources, beside=".ptxas")
     for name, (own, pattern, instruction) in SETS.items():
         try:
             ninja.probe(own, instruction)
@@ -256,8 +259,6 @@ def _build(ninja: Ninja, module: bool, cuda: Cuda | None = None) -> tuple[Path, 
         flags, files = [*have.values(), *python_include()], ["bindings.cpp"]
         if cuda:
             flags, files = [*flags, "-DSTDC_HAVE_CUDA=1"], [*files, "bindings_gpu.cpp"]
-            ninja.rule("cuda", cuda.command, NVCC_REST)
-            objects += ninja.compile_cuda("cuda", cuda.sources, beside=".ptxas")
         objects += ninja.compile("bindings", flags, *files)
         ninja.link(target, objects, cuda.link if cuda else "")
     else:

@@ -59,7 +59,7 @@ def build_info() -> dict[str, object]:
 
 
 def cuda_info() -> dict[str, object]:
-    """Of :func:`build_info` what is on CUDA: built, compiler and targets, or the reason why it was not built."""
+    """What :func:`build_info` says of CUDA: built, compiler, targets, or the reason why it was not built."""
     info = build_info()
     reason = "the native module was never built here" if not info else "it was built before there were any"
     return info.get("cuda") or {"built": False, "reason": info.get("reason", reason)}

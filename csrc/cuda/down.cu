@@ -25,21 +25,24 @@ STDC_DEVICE void taps(const Params& p, int at, int channel, int count, float (&s
     sum[i] = i < count ? load_weight(a.depthwise_bias + channel + i) : 0;
     average[i] = 0;
   }
-  STDC_UNROLL
-  for (int tap = 0; tap < 9; ++tap) {
-    const Vec v = shared_load<Vec>(at + (tap / 3 * p.width.by + tap % 3) * kRowBytes<S>);
+  STDC_ROLLED  // for registers
+  for (int row = 0; row < 3; ++row) {
     STDC_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      const float x = i % 2 ? high_of<T>(v.word[i / 2]) : low_of<T>(v.word[i / 2]);
-      const float weight = i < count ? load_weight(a.depthwise + tap * a.outputs + channel + i) : 0;
-      sum[i] += x * weight;
-      average[i] += x;
+    for (int column = 0; column < 3; ++column) {
+      const Vec v = shared_load<Vec>(at + (row * p.width.by + column) * kRowBytes<S>);
+      const float* weights = a.depthwise + (row * 3 + column) * a.outputs + channel;
+      STDC_UNROLL
+      for (int i = 0; i < 8; ++i) {
+        const float x = i % 2 ? high_of<T>(v.word[i / 2]) : low_of<T>(v.word[i / 2]);
+        sum[i] += x * (i < count ? load_weight(weights + i) : 0);
+        average[i] += x;
+      }
     }
   }
 }
 
 template <class T, class S>
-STDC_KERNEL(S::kThreads, 1)
+STDC_KERNEL(S::kThreads, 2)
 down_kernel(const STDC_CONSTANT Params p) {
   launch_dependents();
   const DownArgs& a = p.a;

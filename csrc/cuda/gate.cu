@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr int kOutputs = 64;  // of a block
+constexpr int kOutputs = 16;  // of a block: one a warp
 
 struct Params {
   GateArgs a;

@@ -25,7 +25,7 @@ namespace gpu {
 
 // Pixels at the input's resolution: 9 x 17 of 160, 9 x 9 of 96.
 #define STDC_DOWN_SHAPES(X) \
-  X(0, 5, 2, 2, 4)  /* 160 x 64 */ \
+  X(0, 5, 1, 2, 8)  /* 160 x 64 */ \
   X(1, 3, 2, 2, 4)  /* 96 x 64 */ \
   X(2, 3, 1, 2, 4)  /* 96 x 32 */
 

@@ -43,6 +43,7 @@ template <class T>
 void put(Warp& w, const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int row, int col) {
   const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
   float v[12];
+#pragma GCC unroll 6
   for (int i = 0; i < 6; ++i) {
     v[2 * i] = low_of<T>(words[i]);
     v[2 * i + 1] = high_of<T>(words[i]);

@@ -30,25 +30,23 @@ bool has(const Known& k, const char* p, size_t bytes) {
 }
 
 [[noreturn]] void fail_outside(const char* p, size_t bytes, Access access, Site site) {
-  const Known* nearest = nullptr;
+  const Known* nearest = known.data();
   int64_t least = INT64_MAX;
   bool after = false;
   for (const Known& k : known) {
-    const int64_t before = k.begin - p, behind = p + bytes - k.end;
+    const int64_t before = k.begin - p, behind = p - k.end + static_cast<int64_t>(bytes);
     const int64_t distance = before > 0 ? before : behind;
     if (distance >= least) continue;
     least = distance;
     nearest = &k;
     after = before <= 0;
   }
-  std::string text = std::string(name_of(access)) + " of " + std::to_string(bytes) + " bytes outside of all tensors";
-  if (nearest)
-    text += after ? ": it ends " + std::to_string(least) + " bytes after the end"
-                  : ": it begins " + std::to_string(least) + " bytes before the begin";
-  text += " of range " + std::to_string(nearest - known.data()) + " (" +
-          (nearest->kind == Memory::weight ? "weight" : "data") + ", " + std::to_string(nearest->end - nearest->begin) +
-          " bytes)";
-  fail(text, site);
+  fail(std::string(name_of(access)) + " of " + std::to_string(bytes) + " bytes outside of all tensors: it " +
+           (after ? "ends " : "begins ") + std::to_string(least) + " bytes " +
+           (after ? "after the end" : "before the begin") + " of range " + std::to_string(nearest - known.data()) +
+           " (" + (nearest->kind == Memory::weight ? "weight" : "data") + ", " +
+           std::to_string(nearest->end - nearest->begin) + " bytes)",
+       site);
 }
 
 Known& find(const char* p, size_t bytes, Access access, Site site) {

@@ -7,18 +7,18 @@ namespace gpu {
 namespace host {
 namespace {
 
-constexpr uint32_t kCell = 2;            // bytes
+constexpr uint32_t kCell = 2;             // bytes
 constexpr uint32_t kAlways = UINT32_MAX;  // the epoch of cells that a copy is on its way to
 constexpr uint16_t kNobody = UINT16_MAX;
 
 // The last write to a cell and the reads since the last barrier.
 struct Cell {
   uint32_t write_epoch, read_epoch;
-  uint16_t write_step, read_step;     // of the warp
-  uint16_t writer, reader, other;     // other: a reader of another warp than reader's, or nobody
+  uint16_t write_step, read_step;  // of the warp
+  uint16_t writer, reader, other;  // other: a reader of another warp than reader's, or nobody
   uint16_t write_line, read_line;
   Access write, read;
-  bool lanes;                         // more lanes than the reader read in its step
+  bool lanes;  // more lanes than the reader read in its step
 };
 
 std::vector<Cell> cells;

@@ -1,4 +1,6 @@
 // The scheduler: blocks one by one, their threads as fibers that switch to one another at rendezvous.
+#include <stdio.h>
+
 #include <algorithm>
 #include <exception>
 #include <mutex>
@@ -49,8 +51,8 @@ std::string hex(uint32_t bits) {
   return text;
 }
 
-// Where the lanes of a warp are.
-std::string describe_warp(int w, bool& mixed) {
+// Where the lanes of a warp are; `mixed` becomes true if that is not one place.
+std::string describe_warp(int w, bool* mixed = nullptr) {
   std::string text;
   uint32_t left = 0xffffffffu;
   while (left) {
@@ -65,7 +67,7 @@ std::string describe_warp(int w, bool& mixed) {
     left &= ~same;
     text += std::string(text.empty() ? "" : ", ") + hex(same) + " " + name_of(first.place);
     if (first.place != Place::finished && first.place != Place::running) text += " (" + describe(first.site) + ")";
-    if (left) mixed = true;
+    if (left && mixed) *mixed = true;
   }
   return text;
 }
@@ -75,9 +77,9 @@ std::string describe_warp(int w, bool& mixed) {
   std::string text;
   const int count = launch.threads / 32;
   for (int w = 0; w < count;) {
-    const std::string one = describe_warp(w, mixed);
+    const std::string one = describe_warp(w, &mixed);
     int end = w + 1;
-    for (bool unused; end < count && describe_warp(end, unused) == one;) ++end;
+    while (end < count && describe_warp(end) == one) ++end;
     text += end == w + 1 ? "\n  warp " + std::to_string(w)
                          : "\n  warps " + std::to_string(w) + "-" + std::to_string(end - 1);
     text += ": " + one;
@@ -262,11 +264,9 @@ bool arrive(Place place, Site site, int mask) {
   }
   warp.arrived |= 1u << me.lane;
   if (warp.arrived == 0xffffffffu) {
-    if (warp.mixed) {
-      bool unused;
+    if (warp.mixed)
       fail("divergent: lanes of warp " + std::to_string(me.warp) + " are at different collectives: " +
-           describe_warp(me.warp, unused) + (place == Place::shuffle ? "; masks of shuffles must be the same" : ""));
-    }
+           describe_warp(me.warp) + (place == Place::shuffle ? "; masks of shuffles must be the same" : ""));
     return true;
   }
   stop(me.warp, me.lane);
@@ -296,10 +296,8 @@ void barrier(Site site) {
   for (int w = 0; w < launch.threads / 32; ++w) {
     Fiber* const* const lanes = &fibers[static_cast<size_t>(w * 32)];
     for (int lane = 1; lane < 32; ++lane) {
-      bool unused;
       if (lanes[lane]->site.line != lanes[0]->site.line)
-        fail("divergent: lanes of warp " + std::to_string(w) + " are at different barriers: " +
-             describe_warp(w, unused));
+        fail("divergent: lanes of warp " + std::to_string(w) + " are at different barriers: " + describe_warp(w));
     }
     for (int lane = 0; lane < 32; ++lane) lanes[lane]->place = Place::running;
     make_ready(w, 0xffffffffu);

@@ -158,6 +158,7 @@ inline float shuffle_xor(float v, int mask, STDC_HERE) { return host::shuffle(v,
 
 template <class V>
 inline V shared_load(uint32_t at, STDC_HERE) {
+  static_assert(alignof(V) >= 2, "two bytes are watched as one");
   host::touch_shared(at, sizeof(V), alignof(V), host::Access::load, {file, line});
   V v;
   memcpy(&v, host::view.shared + at, sizeof(V));
@@ -165,6 +166,7 @@ inline V shared_load(uint32_t at, STDC_HERE) {
 }
 template <class V>
 inline void shared_store(uint32_t at, V v, STDC_HERE) {
+  static_assert(alignof(V) >= 2, "two bytes are watched as one");
   host::touch_shared(at, sizeof(V), alignof(V), host::Access::store, {file, line});
   memcpy(host::view.shared + at, &v, sizeof(V));
 }

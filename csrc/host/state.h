@@ -26,20 +26,20 @@ struct Copy {
 struct Fiber : Thread {
   Context context;
   Place place;
-  Site site;                 // of the place
-  std::vector<Copy> copies;  // the oldest first
-  size_t copied;             // how many of them are done
+  Site site;                  // of the place
+  std::vector<Copy> copies;   // the oldest first
+  size_t copied;              // how many of them are done
   std::deque<size_t> groups;  // ends of groups in `copies`
-  bool unfenced;             // has written to global memory since its last fence
+  bool unfenced;              // has written to global memory since its last fence
 };
 
 struct Warp {
   uint32_t ready, arrived;  // lanes that can run; lanes at the collective that is under way
-  Place place;              // of the first that arrived
+  Place place;  // of the first that arrived
   Site site;
-  int mask;                 // of the shuffle
-  bool mixed;               // another place arrived since
-  uint32_t step;            // counts what orders the warp's accesses
+  int mask;       // of the shuffle
+  bool mixed;     // another place arrived since
+  uint32_t step;  // counts what orders the warp's accesses
   // Operands and results of the collective; each lane fills and reads its own.
   alignas(32) float a[16][16], b[16][8], c[16][8];
   alignas(32) int16_t a8[16][32], b8[8][32];

@@ -1,7 +1,7 @@
 """CUDA C++ kernels on NVIDIA GPUs: ``csrc/cuda``, compiled at install, a CUDA graph for each size.
 
-What is in :mod:`stdc_fast.backends.graphs` holds. The kernels compute in float16 and bfloat16; float32 is left
-to Triton's.
+What is in :mod:`stdc_fast.backends.graphs` holds. The kernels compute in float16 and bfloat16; float32 is
+left to Triton's.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class Executable(GraphExecutable):
         tiles: Callable[[Work], Tiles] | None = None,
         apart: bool = False,
     ) -> Lowered:
-        """The launches of a request, with new memory; ``tiles`` other than its own, ``apart`` as of Placed."""
+        """The launches of a request, with new memory; with other ``tiles``, and ``apart`` as of Placed."""
         return self._launches.Lowered(
             self.plan, self._packed, request, self.dtype, self.device, tiles or self._tiles, self._native,
             self._dependent, apart,
@@ -194,7 +194,7 @@ class Chooser:
 
     def __call__(self, work: Work) -> Tiles:
         found = self._tiles.shipped(self.device.key).get(work.key)
-        if found is not None and self.kernels.fit(work, found):
+        if found is not None and self.kernels.form(work, found) is not None:
             return found
         if work not in self._modelled:
             self._modelled[work] = self._tiles.ranked(work, self.device, self.kernels)[0]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stdc_fast.backends.cuda_tiles import Tiles, arguments, predict
+from stdc_fast.backends.cuda_tiles import Form, Kernels, Tiles, predict
 from stdc_fast.backends.placed import Labelling, Placed, Request
 from stdc_fast.backends.tiles import Device, Prediction, Work, predict_rest
 from stdc_fast.plan.ops import ACTIVATIONS, Add, Conv, Down, Gate, Op, Scale, Stem, Upsample, View
@@ -25,14 +25,15 @@ ACTS = {name: i for i, name in enumerate(ACTIVATIONS)}
 class Launch:
     """One kernel with all of its arguments.
 
-    ``work`` and ``tiles`` are of those that multiply matrices; of the others there are the blocks, the bytes
-    that they move and the operations of all lanes, each a guess.
+    ``work``, ``tiles`` and ``form`` are of those that multiply matrices; of the others there are the blocks,
+    the bytes that they move and the operations of all lanes, each a guess.
     """
 
     op: Op
     arguments: Any
     work: Work | None = None
     tiles: Tiles | None = None
+    form: Form | None = None
     blocks: int = 1
     moved: int = 0
     lanes: float = 0
@@ -40,7 +41,7 @@ class Launch:
     def predicted(self, device: Device) -> Prediction:
         """Its time in a graph on such a device, by the model."""
         if self.work is not None:
-            return predict(self.work, self.tiles, device)
+            return predict(self.work, self.tiles, device, self.form)
         return predict_rest(self.blocks, self.moved, self.lanes, device)
 
 
@@ -67,18 +68,47 @@ class Lowered(Placed):
         dependent: bool = False,
         apart: bool = False,
     ):
-        super().__init__(plan, packed, request, dtype, device, choose, apart=apart)
+        super().__init__(plan, packed, request, dtype, device, choose, apart=apart, branches=True)
         self.native, self.dependent = native, dependent
+        self._kernels = Kernels(native)
         self.launches: list[Launch] = []
         self._type = native.Type.float16 if dtype == torch.float16 else native.Type.bfloat16
         self._lower()
-        self._steps = [launch.arguments for launch in self.launches]
 
-    def launch(self, first: bool = False) -> None:
+    def launch(self, first: bool = False, side: torch.cuda.Stream | None = None) -> None:
+        if side is None or self.branch is None:
+            self._run([launch.arguments for launch in self.launches])
+            return
+        before, branch, others, after = self.parts()
+        # NOTE: each part starts with a kernel that waits for whole kernels before it, on both streams.
+        main = torch.cuda.current_stream(self.device)
+        self._run(before)
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            self._run(branch)
+        self._run(others)
+        main.wait_stream(side)
+        self._run(after)
+
+    def parts(self) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+        """Arguments of the kernels before the branch, of the branch, beside it, and after both."""
+        steps = [(self.plan.ops.index(launch.op), launch.arguments) for launch in self.launches]
+        if self.branch is None:
+            return [], [], [], [step for _, step in steps]
+        fork, first, last = self.branch.fork, self.branch.first, self.branch.last
+        return (
+            [step for i, step in steps if i < fork],
+            [step for i, step in steps if first <= i <= last],
+            [step for i, step in steps if fork <= i < first],
+            [step for i, step in steps if i > last],
+        )
+
+    def _run(self, steps: list[Any]) -> None:
         stream, index = 0, -1
         if self.device.type == "cuda":
             stream, index = torch.cuda.current_stream(self.device).cuda_stream, self.device.index
-        self.native.run(self._steps, stream, self.dependent, index)
+        self.native.run(steps[:1], stream, False, index)
+        self.native.run(steps[1:], stream, self.dependent, index)
 
     def _emit(self, op: Op, kind: str, about: dict[str, Any] | None = None, **fields) -> None:
         made = getattr(self.native, kind)()
@@ -93,7 +123,10 @@ class Lowered(Placed):
         """(what is known of the launch, fields that sizes and tiles decide, tiles)."""
         work = self._work(op)
         t = self.choose(work)
-        return {"work": work, "tiles": t}, arguments(self.native, work, t), t
+        form = self._kernels.form(work, t)
+        if form is None:
+            raise ValueError(f"{op.name}: there is no kernel for tiles of {t}")
+        return {"work": work, "tiles": t, "form": form}, self._kernels.sized(work, t), t
 
     def _stem(self, op: Stem) -> None:
         packed, r = self.packed[op.name], self.request
@@ -155,9 +188,10 @@ class Lowered(Placed):
         x, rows, pitch = self._vector(op.input)
         two = len(op.layers) == 2
         outputs, images = op.output.channels, self.request.batch
-        blocks = images * -(-outputs // 64)
-        weights = sum(w.numel() * w.itemsize for w in packed.weights)
-        moved = blocks * (rows * op.input.channels * 4 + weights)
+        blocks = images * -(-outputs // 16)
+        # The last layer once, all else by each block.
+        *all_of_it, shared = [w.numel() * w.itemsize for w in packed.weights]
+        moved = images * shared + blocks * (rows * op.input.channels * 4 + sum(all_of_it))
         self._emit(
             op, "GateArgs", {"blocks": blocks, "moved": moved}, type=self._type, x=x,
             weight=packed.weights[0], bias=packed.biases[0], weight2=packed.weights[-1],

@@ -1,7 +1,7 @@
 """How the CUDA kernels cut their work: the choices there are, a model of their time, and tables.
 
-The choice for an op is what the table of the device's class says (``stdc_fast/tiles/cuda_sm_*.json``, shipped),
-else the least time by the model. Both are for the cores that were compiled: ``csrc/cuda/shapes.h``.
+The choice for an op is what the table of the device's class says (``stdc_fast/tiles/cuda_sm_*.json``), else
+the least time by the model. Both are for the cores that were compiled: ``csrc/cuda/shapes.h``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ UNIT = 16  # input channels of one product
 UNITS, STAGES = 4, 4  # of a step, and steps on their way
 CLOCK = 1.7e9  # hertz, for what shared memory gives: 128 bytes a cycle
 STEP = 30e-9  # seconds that a step's barrier costs
-BUBBLE = 0.5e-6  # seconds between two blocks on a processor that holds one at a time
+EXTRA = 0.25e-6  # seconds for a pass over the pixels in shared memory
+REGISTERS = 65536  # of a processor
+THREAD = {"conv": 144, "stem": 128, "down": 130}  # about what a thread takes of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,19 @@ class Tiles:
         return f"{self.height}x{self.width}x{channels}{split} in {pixels}x{channels}, chunks of {self.chunk}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """Of a core: warps along pixels and channels, blocks of 16 pixels and of 8 channels that each has, and
+    the bytes of shared memory that a block takes.
+    """
+
+    warps_m: int
+    warps_n: int
+    m: int
+    n: int
+    shared: int
+
+
 class Kernels:
     """The compiled kernels, as far as the choice of tiles goes.
 
@@ -55,49 +70,45 @@ class Kernels:
         shared: bytes of shared memory that a block may have.
     """
 
-    def __init__(self, native: ModuleType, shared: int):
+    def __init__(self, native: ModuleType, shared: int = 1 << 30):
         self.native, self.shared = native, shared
+        #: By kind and (pixels, channels): index, and what of a :class:`Form` is known.
         self.cores = {
-            kind: {(wm * m * 16, wn * n * 8): (wm, wn, m, n) for wm, wn, m, n in found}
+            kind: {(wm * m * 16, wn * n * 8): (i, wm, wn, m, n) for i, (wm, wn, m, n) in enumerate(found)}
             for kind, found in native.cores().items()
         }
 
-    def fit(self, work: Work, t: Tiles) -> bool:
-        """Whether there is such a kernel and a block has the memory that it needs."""
+    def form(self, work: Work, t: Tiles) -> Form | None:
+        """What a block is, or None if there is no such kernel or not the memory for it."""
         if t.core not in self.cores[work.kind]:
-            return False
+            return None
+        made = getattr(self.native, f"{work.kind.capitalize()}Args")()
+        for name, value in self.sized(work, t).items():
+            setattr(made, name, value)
         try:
-            return self.native.shared_bytes(launched(self.native, work, t)) <= self.shared
+            shared = self.native.shared_bytes(made)
         except RuntimeError:
-            return False
+            return None
+        return Form(*self.cores[work.kind][t.core][1:], shared) if shared <= self.shared else None
+
+    def sized(self, work: Work, t: Tiles) -> dict[str, Any]:
+        """The fields of a kernel's arguments that follow from sizes and tiles."""
+        height, width = tile_of_input(work, t)
+        index = self.cores[work.kind][t.core][0]
+        found = {
+            "tiling": self.native.Tiling(index, height, width, t.chunk, t.split), "images": work.images,
+            "outputs": work.outputs, "out_height": work.height, "out_width": work.width,
+        }  # fmt: skip
+        if work.kind != "stem":
+            found["channels"] = work.inputs[0]
+        if work.kind == "conv":
+            found |= {"kernel": work.kernel, "stride": work.stride, "other_channels": sum(work.inputs[1:])}
+        return found
 
 
 def tile_of_input(work: Work, t: Tiles) -> tuple[int, int]:
     """(height, width) of what a block computes first: of ``down`` all that its outputs read."""
     return (2 * t.height + 1, 2 * t.width + 1) if work.kind == "down" else (t.height, t.width)
-
-
-def arguments(native: ModuleType, work: Work, t: Tiles) -> dict[str, Any]:
-    """The fields of a kernel's arguments that follow from sizes and tiles."""
-    index = [(wm * m * 16, wn * n * 8) for wm, wn, m, n in native.cores()[work.kind]].index(t.core)
-    height, width = tile_of_input(work, t)
-    found = {
-        "tiling": native.Tiling(index, height, width, t.chunk, t.split), "images": work.images,
-        "outputs": work.outputs, "out_height": work.height, "out_width": work.width,
-    }  # fmt: skip
-    if work.kind != "stem":
-        found["channels"] = work.inputs[0]
-    if work.kind == "conv":
-        found |= {"kernel": work.kernel, "stride": work.stride, "other_channels": sum(work.inputs[1:])}
-    return found
-
-
-def launched(native: ModuleType, work: Work, t: Tiles) -> Any:
-    """Arguments without pointers, for what only sizes decide."""
-    made = getattr(native, f"{work.kind.capitalize()}Args")()
-    for name, value in arguments(native, work, t).items():
-        setattr(made, name, value)
-    return made
 
 
 def _units(work: Work) -> int:
@@ -113,67 +124,66 @@ def blocks(work: Work, t: Tiles) -> int:
     return tiles * -(-work.outputs // t.core[1]) * t.split
 
 
-def predict(
-    work: Work, t: Tiles, device: Device, core: tuple[int, int, int, int] | None = None
-) -> Prediction:
-    """The model: waves of blocks, each bound by its products, by shared memory, or by what it fetches from L2.
-
-    Args:
-        core: warps along pixels and channels, and blocks of 16 pixels and 8 channels of each; by default as
-            most cores of that size.
-    """
-    pixels, channels = t.core
-    warps_m, warps_n, m, n = core or _usual(t.core)
-    warps = warps_m * warps_n
-    number = blocks(work, t)
-    active = min(number, device.processors)
-    waves = -(-number // device.processors)
+def _fetched(work: Work, t: Tiles) -> tuple[int, int, int]:
+    """(height, width) of the pixels that a block fetches, and the step between those of one tap."""
     height, width = tile_of_input(work, t)
-    halo = (
-        (height - 1) * (work.stride if work.kind == "conv" else 1)
-        + (work.kernel if work.kind == "conv" else 1)
-    ) * (
-        (width - 1) * (work.stride if work.kind == "conv" else 1)
-        + (work.kernel if work.kind == "conv" else 1)
+    if work.kind != "conv":
+        return height, width, 1
+    return (height - 1) * work.stride + work.kernel, (width - 1) * work.stride + work.kernel, work.stride
+
+
+@functools.lru_cache(maxsize=4096)
+def conflicts(work: Work, t: Tiles) -> float:
+    """How many times longer than it might ``ldmatrix`` takes for the pixels, on the average.
+
+    Pixels are an odd multiple of 16 bytes apart, so eight of them are in different banks if their numbers are
+    different modulo eight: always where eight side by side are in one row of the tile.
+    """
+    _, row, step = _fetched(work, t)
+    height, width = tile_of_input(work, t)
+    times = []
+    for first in range(0, height * width, 8):
+        some = [divmod(m, width) for m in range(first, min(first + 8, height * width))]
+        banks = [(y * row + x) * step % 8 for y, x in some]
+        times.append(max(banks.count(b) for b in set(banks)))
+    return sum(times) / len(times)
+
+
+def predict(work: Work, t: Tiles, device: Device, form: Form) -> Prediction:
+    """The model: blocks of one processor share its tensor cores, its shared memory and its way to L2."""
+    pixels, channels = t.core
+    warps = form.warps_m * form.warps_n
+    number = blocks(work, t)
+    busy = min(number, device.processors)
+    rounds = -(-number // device.processors)  # blocks that a processor runs in all
+    together = max(
+        1, min(rounds, device.shared // form.shared, REGISTERS // (warps * 32 * THREAD[work.kind]))
     )
     units = -(-_units(work) // t.split)
-    if work.kind == "stem":
-        fetched = (2 * height + 1) * (2 * width + 1) * 3 + units * channels * 32
-    else:
-        fetched = halo * sum(work.inputs) * 2 / t.split + units * channels * 32
     steps = -(-units // UNITS)
-    padded = steps * UNITS
     # mma.sync has 0.62 of what wgmma gives on Hopper; fewer than eight warps do not fill the units.
-    rate = device.products * (0.62 if device.wgmma else 0.85) / device.processors * min(1, (warps + 1) / 8)
-    products = 2 * pixels * channels * UNIT * padded / rate
-    shared = warps * (m * 512 + n * 256) * padded / (128 * CLOCK)
-    one = max(products, shared) + steps * STEP
-    bandwidth = min(device.cache / active, device.port)
-    fetch = fetched / bandwidth
-    seconds = (
-        device.node + LATENCY + waves * max(one, fetch) + (waves - 1) * BUBBLE * (1 if waves < 4 else 0.25)
-    )
+    rate = device.products * (0.62 if device.wgmma else 0.85) / device.processors
+    rate *= min(1, (warps * together + 1) / 8)
+    multiplied = 2 * pixels * channels * UNIT * steps * UNITS / rate
+    loaded = warps * (form.m * 512 * conflicts(work, t) + form.n * 256) * steps * UNITS / (128 * CLOCK)
+    one = max(multiplied, loaded) + steps * STEP / together
+    height, width, _ = _fetched(work, t)
+    pixel = 3 if work.kind == "stem" else sum(work.inputs) * 2 / t.split
+    fetched = height * width * pixel + units * channels * 32
+    fetch = fetched / min(device.cache / busy, device.port)
+    # Whoever runs alone on a processor has nobody to hide its start and its end.
+    starts = -(-rounds // together)
+    seconds = device.node + LATENCY * starts + rounds * max(one, fetch)
     written = work.images * work.sets * work.height * work.width * work.outputs * work.itemsize
     seconds += written * (2 if work.kind == "down" else 1) / device.cache
-    if work.prologue:
-        seconds += 0.2e-6
-    if work.kind == "down":
-        seconds += waves * 0.3e-6
+    seconds += EXTRA * starts * (work.prologue + (work.kind == "down"))
     if t.split > 1:
-        partial = number * pixels * channels * 4
-        seconds += 2 * partial / device.cache + LATENCY
-    return Prediction(seconds, waves * one, waves * fetch, number)
-
-
-def _usual(core: tuple[int, int]) -> tuple[int, int, int, int]:
-    pixels, channels = core
-    n = min(4, channels // 8)
-    m = next(m for m in (4, 3, 2, 1) if (pixels % (16 * m) == 0 and pixels // (16 * m) <= 4) or m == 1)
-    return pixels // (16 * m), channels // (8 * n), m, n
+        seconds += 2 * number * pixels * channels * 4 / device.cache + LATENCY
+    return Prediction(seconds, rounds * one, rounds * fetch, number)
 
 
 def _shapes(height: int, width: int, pixels: int, odd: bool) -> Iterator[tuple[int, int]]:
-    """(height, width) of tiles that a block of so many pixels computes; ``odd``: each is doubled, plus one."""
+    """(height, width) of tiles for so many pixels of a block; ``odd``: each is twice that, plus one."""
     found = set()
     for h in range(1, 33):
         rows = 2 * h + 1 if odd else h
@@ -191,7 +201,7 @@ def _shapes(height: int, width: int, pixels: int, odd: bool) -> Iterator[tuple[i
     yield from sorted(found)
 
 
-def candidates(work: Work, kernels: Kernels) -> Iterator[Tiles]:
+def candidates(work: Work, kernels: Kernels) -> Iterator[tuple[Tiles, Form]]:
     """All choices that fit."""
     deepest = -(-max(work.inputs) // UNIT) * UNIT
     chunks = [16] if work.kind == "stem" else sorted({min(c, deepest) for c in (32, 64, 128, 256, 512)})
@@ -207,21 +217,22 @@ def candidates(work: Work, kernels: Kernels) -> Iterator[Tiles]:
                     splits = [1]
                 for split in splits:
                     t = Tiles(core, height, width, chunk, split)
-                    if kernels.fit(work, t):
-                        yield t
+                    if (form := kernels.form(work, t)) is not None:
+                        yield t, form
 
 
 def ranked(work: Work, device: Device, kernels: Kernels) -> list[Tiles]:
     """All choices, the fastest by the model first."""
 
-    def order(t: Tiles):
-        seconds = predict(work, t, device, kernels.cores[work.kind][t.core]).seconds
-        return round(seconds * 1e9), t.split, -t.chunk, abs(math.log2(t.height / t.width)), t.core, t.height
+    def order(choice: tuple[Tiles, Form]):
+        t, form = choice
+        nanoseconds = round(predict(work, t, device, form).seconds * 1e9)
+        return nanoseconds, t.split, -t.chunk, abs(math.log2(t.height / t.width)), t.core, t.height
 
     found = sorted(candidates(work, kernels), key=order)
     if not found:
         raise AssertionError(f"no tiles for {work.key} on {device.name}")
-    return found
+    return [t for t, _ in found]
 
 
 @functools.cache

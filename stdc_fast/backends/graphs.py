@@ -220,7 +220,7 @@ class _Instance:
         with _capturing, torch.cuda.stream(_capture_stream(self.device)):
             graph.capture_begin(capture_error_mode="thread_local")
             try:
-                self.lowered.launch()
+                self.lowered.launch(side=_side_stream(self.device))
             except BaseException:
                 with contextlib.suppress(RuntimeError):  # the capture's, which hides what it comes from
                     graph.capture_end()
@@ -232,4 +232,10 @@ class _Instance:
 @functools.cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream on which a device's graphs are captured: always one that nobody else is given by default."""
+    return torch.cuda.Stream(device, priority=-1)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """What runs beside the kernels of :func:`_capture_stream`; used by one capture at a time, too."""
     return torch.cuda.Stream(device, priority=-1)

@@ -82,7 +82,7 @@ class Lowered(Placed):
         self.launches: list[Launch] = []
         self._lower()
 
-    def launch(self, first: bool = False) -> None:
+    def launch(self, first: bool = False, side: torch.cuda.Stream | None = None) -> None:
         launches = self.launches
         if first and self.device.type == "cuda":
             _log.info("preparing Triton kernels for %s at %s in %s", self.plan.name, self.request, self.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stdc_fast.backends.interpolation import cells
 from stdc_fast.backends.tiles import Work
+from stdc_fast.plan import branch
 from stdc_fast.plan.arena import layout
 from stdc_fast.plan.ops import Add, Conv, Down, Op, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
@@ -78,8 +79,10 @@ class Placed:
         choose: the tiles of a :class:`Work`, with a ``height`` and a ``width`` in pixels.
         products: dtype of products in :class:`Work`: that of the maps, or "tf32".
         apart: each buffer has an allocation of its own, so that a sanitizer sees who reaches beyond one.
+        branches: memory is such that the ops of :attr:`branch` may run beside others.
 
     Attributes:
+        branch: ops that may run beside others, or None.
         arena: bytes of all maps between; none where they are apart.
         buffers: ``[N, H, W, C]`` by name, but for the labels'.
         inputs: those to fill: frames ``[N, H, W, 3]``, images and maps ``[N, H, W, C]``, by name.
@@ -96,11 +99,14 @@ class Placed:
         choose: Callable[[Work], Any],
         products: str | None = None,
         apart: bool = False,
+        branches: bool = False,
     ):
         self.plan, self.packed, self.request = plan, packed, request
         self.dtype, self.device, self.choose = dtype, device, choose
         self.products = products or str(dtype).removeprefix("torch.")
-        arena = layout(plan, request.batch, *request.seen, dtype.itemsize)
+        self.branch = branch.find(plan) if branches else None
+        lives = branch.beside(plan, self.branch) if self.branch else None
+        arena = layout(plan, request.batch, *request.seen, dtype.itemsize, lives=lives)
         self.arena = torch.empty(0 if apart else arena.size, dtype=torch.uint8, device=device)
         self.buffers: dict[str, Tensor] = {}
         for name in plan.buffers:
@@ -134,11 +140,12 @@ class Placed:
 
     # What a backend implements, besides its ops.
 
-    def launch(self, first: bool = False) -> None:
+    def launch(self, first: bool = False, side: torch.cuda.Stream | None = None) -> None:
         """Start all kernels on the current stream, in the plan's order; on a CPU, run them.
 
         Args:
             first: these have not been launched before, so there may be something to compile.
+            side: another stream that may be used too, for the branch; the current one waits for it.
 
         Raises :class:`Refused` for tiles that do not fit.
         """

@@ -49,15 +49,23 @@ def lifetimes(plan: Plan) -> dict[str, tuple[int, int]]:
 
 
 def layout(
-    plan: Plan, batch: int, height: int, width: int, itemsize: int = 4, alignment: int = ALIGNMENT
+    plan: Plan,
+    batch: int,
+    height: int,
+    width: int,
+    itemsize: int = 4,
+    alignment: int = ALIGNMENT,
+    lives: Mapping[str, tuple[int, int]] | None = None,
 ) -> Arena:
     """Place the buffers for an input of that size, with maps of ``itemsize`` bytes a number.
+
+    ``lives`` are others than :func:`lifetimes`, where ops do not run one after the other.
 
     Greedy by size: the largest first, each at the lowest place where no buffer that is alive at the same
     time lies. An op's outputs never share memory with its inputs.
     """
     spans: dict[str, slice] = {}
-    lives = lifetimes(plan)
+    lives = lifetimes(plan) if lives is None else lives
     shapes = {b: torch.Size((batch, *plan.size(b, height, width), plan.buffers[b].channels)) for b in lives}
     sizes = {}
     for name, shape in shapes.items():
