@@ -1,9 +1,9 @@
-"""Writes the tables of tiles that the library ships, ``stdc_fast/tiles/sm_*.json``.
+"""Writes the tables of tiles that the library ships, ``stdc_fast/tiles/sm_*.json`` and ``cuda_sm_*.json``.
 
-    python -m bench.ship
+    python -m bench.ship [--backend triton|cuda] [--targets sm_90,...]
 
-For each class of devices: the best tiles by the model whose kernels compile without spilling registers and
-within the device's shared memory. No GPU is needed, and nothing here is measured.
+For each class of devices: the best tiles by the model; of Triton's kernels those that compile without
+spilling registers and within the device's shared memory. No GPU is needed, and nothing here is measured.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import torch
 import triton
 
 from bench import ahead
-from stdc_fast.backends import tiles
+from stdc_fast import _native
+from stdc_fast.backends import cuda, cuda_tiles, tiles
+from stdc_fast.backends.placed import Request
 from stdc_fast.checkpoints import write_atomic
 
 #: (images, H, W) of what the network sees.
@@ -64,21 +66,39 @@ def table(device: tiles.Device, dtypes: list[torch.dtype], most: int = 40) -> di
                 good.add(key)
 
 
+def cuda_table(device: tiles.Device, dtypes: list[torch.dtype]) -> dict[str, cuda_tiles.Tiles]:
+    """The tiles of every work of both networks that the CUDA kernels have."""
+    chooser = cuda.Chooser(_native.module().gpu, device, tables=())
+    chosen: dict[str, cuda_tiles.Tiles] = {}
+
+    def choose(work: tiles.Work) -> cuda_tiles.Tiles:
+        chosen[work.key] = chooser(work)
+        return chosen[work.key]
+
+    for variant, dtype in itertools.product(("stdc1", "stdc2"), dtypes):
+        plan = ahead.network(variant)
+        executable = cuda.Executable(plan, dtype, torch.device("cpu"), chooser.kernels.native, choose)
+        for n, height, width in SIZES:
+            executable.lower(Request(n, (height, width), (height, width)))
+    return chosen
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.ship", description=__doc__.splitlines()[0])
-    parser.add_argument("--targets", default=",".join(tiles.DEVICES))
+    parser.add_argument("--targets", default="", help="classes, such as sm_90; by default all")
+    parser.add_argument("--backend", default="triton", choices=("triton", "cuda"))
     options = parser.parse_args(arguments)
-    for target in options.targets.split(","):
+    dtypes, prefix = [torch.float16, torch.bfloat16], "cuda_" if options.backend == "cuda" else ""
+    for target in options.targets.split(",") if options.targets else tiles.DEVICES:
         device = tiles.DEVICES[target]
-        found = table(device, [torch.float16, torch.bfloat16])
-        contents = {
-            "device": device.name,
-            "from": f"the model, and Triton {triton.__version__} compiling without spills; not measured",
-            "tiles": found,
-        }
-        path = tiles.FOLDER / f"{target}.json"
+        if prefix:
+            found, origin = cuda_table(device, dtypes), "the model; not measured"
+        else:
+            found = table(device, dtypes)
+            origin = f"the model, and Triton {triton.__version__} compiling without spills; not measured"
+        path = tiles.FOLDER / f"{prefix}{target}.json"
         path.parent.mkdir(exist_ok=True)
-        text = tiles.dump(contents)
+        text = tiles.dump({"device": device.name, "from": origin, "tiles": found})
         write_atomic(path, lambda p, text=text: Path(p).write_text(text))
         print(f"{path}: {len(found)} entries", file=sys.stderr)
 

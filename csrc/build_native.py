@@ -57,7 +57,8 @@ def output(command: list[str], remedy: str = "install g++ or clang, or set CXX",
     except OSError as error:
         raise Missing(f"{command[0]} does not run: {error.strerror}; {remedy}") from None
     if process.returncode:
-        error = re.compile(r"(rror|fatal) *: ")  # of g++, ninja, nvcc and ptxas
+        # As compilers, linkers, ptxas and ninja say it.
+        error = re.compile(r"(rror|fatal) *: |multiple definition of|undefined reference to")
         first = next((line.strip() for line in lines if error.search(line)), f"{shlex.join(command)} failed")
         raise Missing(f"{first}\n{''.join(lines[-40:])}")
     return "".join(lines)
@@ -270,16 +271,15 @@ def _build(ninja: Ninja, module: bool, cuda: Cuda | None = None) -> tuple[Path, 
 
 
 def build_host() -> Path:
-    """Makes the tests' module, in which the CUDA sources run on the CPU, all but what asks the driver."""
+    """Makes the tests' module, in which the CUDA sources run on the CPU."""
     ninja, flags = Ninja("host"), [] if SANITIZE else ["-O2"]
     try:
         ninja.probe("-march=native")
         flags.append("-march=native")
     except Missing:  # as some compilers for other processors; it only takes longer
         pass
-    files = [source for source in sources("CUDA", "cuda/*.cu") if source.stem != "device"]
     ninja.rule("cuda", ninja.flags + flags, "$define -MMD -MF $out.d -x c++ -c $in -o $out" + DEPENDENCIES)
-    objects = ninja.compile_cuda("cuda", files)
+    objects = ninja.compile_cuda("cuda", sources("CUDA", "cuda/*.cu"))
     objects += ninja.compile("host", flags, "host/*.cpp")
     objects += ninja.compile("bindings", [*flags, *python_include(), "-DSTDC_HOST=1"], "bindings_gpu.cpp")
     ninja.link(HOST_MODULE, objects)

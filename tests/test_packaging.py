@@ -4,31 +4,21 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import types
+import zipfile
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
+from small_tree import ROOT, build_in_place, run, small_tree
 
 from stdc_fast import _native
 
-ROOT = Path(__file__).resolve().parent.parent
 MODULE = f"_C{EXTENSION_SUFFIXES[0]}"
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 REASON = "from stdc_fast import _native; print(*_native.available(), sep='\\n')"
-
-
-def run(*command, cwd=None, **environment):
-    """What a command that succeeds prints, both streams. Settings of the build are not inherited."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("STDC_FAST_") and k != "PYTHONPATH"}
-    clean |= {key: str(value) for key, value in environment.items()}
-    merged = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run([str(c) for c in command], cwd=cwd, env=clean, timeout=300, check=False, **merged)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +33,8 @@ def built(tmp_path_factory):
         names = [Path(*Path(name).parts[1:]) for name in sdist.getnames()]
         sdist.extractall(folder / "sdist", filter="data")
     (tree,) = (folder / "sdist").iterdir()
-    run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, tree)
+    wheel = (*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, tree)
+    run(*wheel, STDC_FAST_CUDA="0")  # its kernels take minutes
     (wheel,) = folder.glob("*.whl")
     run(sys.executable, "-m", "venv", "--without-pip", folder / "env")
     python = folder / "env" / "bin" / "python"
@@ -55,36 +46,28 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def small(tmp_path):
-    """The real setup.py around sources that take no time to build."""
-    shutil.copy(ROOT / "setup.py", tmp_path)
-    sources = {
-        "stdc_fast/__init__.py": '__version__ = "0"\n',
-        "csrc/core/core.cpp": "int core() { return 1; }\n",
-        "csrc/cpu/conv.cpp": "namespace STDC_ISA { int conv() { return 2; } }\n",
-        "csrc/cpu/down.cpp": "namespace STDC_ISA { int down() { return 3; } }\n",
-        "csrc/bindings.cpp": "int bindings() { return 4; }\n",
-    }
-    for name, text in sources.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    return tmp_path
-
-
-def build_in_place(tree, **environment):
-    """(The last line that building in a source tree prints, _build_info.json.)"""
-    printed = run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, **environment)
-    return printed.splitlines()[-1], json.loads((tree / "stdc_fast" / "_build_info.json").read_text())
+    return small_tree(tmp_path)
 
 
 # ---------------------------------------------------------------- from the sdist
 
 
 def test_the_sdist_holds_what_a_build_needs(built):
-    sources = [file.relative_to(ROOT) for file in ROOT.glob("csrc/**/*") if file.is_file()]
-    assert {file.suffix for file in sources} >= {".cpp", ".h"}
+    files = [file.relative_to(ROOT) for file in ROOT.glob("csrc/**/*") if file.is_file()]
+    sources = [file for file in files if file.suffix != ".pyc"]
+    assert {file.suffix for file in sources} >= {".cpp", ".h", ".cu", ".cuh", ".py"}
+    assert {str(file.parent) for file in sources} >= {"csrc/cuda", "csrc/host"}
     assert set(sources) <= set(built.names)
     unwanted = re.compile(r"\.(so|o|a|pyc)$|_build_info\.json$")
     assert [name for name in built.names if unwanted.search(str(name))] == []
+
+
+def test_the_wheel_holds_no_sources(built):
+    with zipfile.ZipFile(built.wheel) as wheel:
+        names = wheel.namelist()
+    assert f"stdc_fast/{MODULE}" in names
+    foreign = re.compile(r"\.(cpp|h|cu|cuh|ptxas)$|csrc|build_native|setup.py")
+    assert [name for name in names if foreign.search(name)] == []
 
 
 def test_installed_from_an_sdist(built, tmp_path):
@@ -174,9 +157,9 @@ def test_the_core_alone(built, tmp_path):
 
 
 def test_the_core_knows_neither_torch_nor_python():
-    for file in ROOT.glob("csrc/**/*.*"):
+    for file in {*ROOT.glob("csrc/**/*.*")} - {*ROOT.glob("csrc/**/*.py*")}:
         included = re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)', file.read_text(), re.M)
-        foreign = ["torch/", "ATen/", "c10/"] + ["pybind11/", "Python.h"] * (file.name != "bindings.cpp")
+        foreign = ["torch/", "ATen/", "c10/"] + ["pybind11/", "Python.h"] * ("bindings" not in file.stem)
         assert [name for name in included if name.startswith(tuple(foreign))] == [], file
 
 
@@ -197,12 +180,13 @@ def test_an_installation_without_a_compiler(built, tmp_path):
 
 
 def test_a_build_that_fails_leaves_no_module(small):
-    message, info = build_in_place(small)
-    assert "not built" not in message
+    printed, info = build_in_place(small)
+    assert "native module not built" not in printed
     assert info["built"]
     assert (small / "stdc_fast" / MODULE).is_file()
     (small / "csrc" / "cpu" / "down.cpp").write_text("int down() { return x_y; }\n")
-    message, info = build_in_place(small)
+    printed, info = build_in_place(small)
+    message = printed.splitlines()[-1]
     assert re.fullmatch(r"stdc_fast: native module not built: \S*cpu/down.cpp:1:\S* error: .*x_y.*", message)
     assert not info["built"]
     assert message.endswith(info["reason"])
@@ -229,8 +213,8 @@ def test_an_instruction_set_that_the_compiler_lacks(small):
 
 def test_the_module_can_be_left_out(small):
     build_in_place(small)
-    message, info = build_in_place(small, STDC_FAST_NATIVE="0")
-    assert "STDC_FAST_NATIVE=0" in message
+    printed, info = build_in_place(small, STDC_FAST_NATIVE="0")
+    assert "STDC_FAST_NATIVE=0" in printed
     assert "STDC_FAST_NATIVE=0" in info["reason"]
     assert not (small / "stdc_fast" / MODULE).exists()
 

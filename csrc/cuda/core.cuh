@@ -159,7 +159,9 @@ STDC_DEVICE void fetch_weights(const Source& s, const Where& w, const Cursor& c,
     const int64_t unit = some ? base + static_cast<int64_t>(tap) * all + begin + k : 0;
     const char* from = weight + (unit * s.blocks + w.block) * kUnitBytes;
     STDC_UNROLL
-    for (int v = kGroups > 1 ? thread % kVectors : thread; v < kVectors; v += S::kThreads) {
+    for (int n = 0; n < (kVectors + S::kThreads - 1) / S::kThreads; ++n) {
+      const int v = kGroups > 1 ? thread % kVectors : thread + n * S::kThreads;
+      if (kVectors % S::kThreads && v >= kVectors) continue;
       const bool exists = some && w.block + v / 32 < s.blocks;
       cp_async(stage + (u * kVectors + v) * 16, exists ? from + v * 16 : weight, exists ? 16 : 0);
     }
@@ -275,21 +277,31 @@ struct Sums {
   float c[S::kM][S::kN][4];
 };
 
-// Adds the products of one unit. pixel: where the lane's row of each block of pixels is, for ldmatrix.
-template <class T, class S>
-STDC_DEVICE void multiply(Sums<S>& sums, const uint32_t (&pixel)[S::kM], uint32_t offset, bool some, uint32_t weights) {
+// What a warp multiplies of one unit.
+template <class S>
+struct Fragments {
   uint32_t a[S::kM][4];
+  Vec b[S::kN / 2];
+};
+
+// pixel: where the lane's row of each block of pixels is, for ldmatrix; zeros if the unit is none.
+template <class S>
+STDC_DEVICE void read(Fragments<S>& f, const uint32_t (&pixel)[S::kM], uint32_t offset, bool some, uint32_t weights) {
   STDC_UNROLL
-  for (int i = 0; i < S::kM; ++i) ldmatrix_x4(a[i], some ? pixel[i] + offset : 0);
+  for (int i = 0; i < S::kM; ++i) ldmatrix_x4(f.a[i], some ? pixel[i] + offset : 0);
   STDC_UNROLL
-  for (int j = 0; j < S::kN / 2; ++j) {
-    const Vec b = shared_load<Vec>(weights + j * kUnitBytes);
+  for (int j = 0; j < S::kN / 2; ++j) f.b[j] = shared_load<Vec>(weights + j * kUnitBytes);
+}
+
+template <class T, class S>
+STDC_DEVICE void multiply(Sums<S>& sums, const Fragments<S>& f) {
+  STDC_UNROLL
+  for (int j = 0; j < S::kN / 2; ++j)
     STDC_UNROLL
     for (int i = 0; i < S::kM; ++i) {
-      mma<T>(sums.c[i][2 * j], a[i], b.word[0], b.word[1]);
-      mma<T>(sums.c[i][2 * j + 1], a[i], b.word[2], b.word[3]);
+      mma<T>(sums.c[i][2 * j], f.a[i], f.b[j].word[0], f.b[j].word[1]);
+      mma<T>(sums.c[i][2 * j + 1], f.a[i], f.b[j].word[2], f.b[j].word[3]);
     }
-  }
 }
 
 template <class S>
@@ -358,17 +370,21 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
       column = 0;
     }
     int k = now.k;
+    Fragments<S> f[2];  // one is read while the other is multiplied
     STDC_UNROLL
-    for (int u = 0; u < kUnits; ++u) {
-      multiply<T, S>(sums, pixel, pixels + tap + k * 32, now.unit + u < now.units, stage + u * S::kChannels * 32);
-      if (++k == now.width) {
-        k = 0;
-        tap += s.pixel;
-        if (++column == s.kernel) {
-          column = 0;
-          tap += (s.halo_width - s.kernel) * s.pixel;
+    for (int u = 0; u <= kUnits; ++u) {
+      if (u < kUnits) {
+        read(f[u % 2], pixel, pixels + tap + k * 32, now.unit + u < now.units, stage + u * S::kChannels * 32);
+        if (++k == now.width) {
+          k = 0;
+          tap += s.pixel;
+          if (++column == s.kernel) {
+            column = 0;
+            tap += (s.halo_width - s.kernel) * s.pixel;
+          }
         }
       }
+      if (u > 0) multiply<T>(sums, f[(u - 1) % 2]);
     }
     now.advance(s, taps);
   }

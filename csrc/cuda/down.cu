@@ -42,7 +42,7 @@ STDC_DEVICE void taps(const Params& p, int at, int channel, int count, float (&s
 }
 
 template <class T, class S>
-STDC_KERNEL(S::kThreads, 2)
+STDC_KERNEL(S::kThreads, S::kThreads <= 192 ? 2 : 1)
 down_kernel(const STDC_CONSTANT Params p) {
   launch_dependents();
   const DownArgs& a = p.a;

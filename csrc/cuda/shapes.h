@@ -27,7 +27,8 @@ namespace gpu {
 #define STDC_DOWN_SHAPES(X) \
   X(0, 5, 1, 2, 8)  /* 160 x 64 */ \
   X(1, 3, 2, 2, 4)  /* 96 x 64 */ \
-  X(2, 3, 1, 2, 4)  /* 96 x 32 */
+  X(2, 3, 1, 2, 4)  /* 96 x 32 */ \
+  X(3, 5, 2, 2, 8)  /* 160 x 128 */
 
 struct half_t;
 struct bf16_t;

@@ -97,8 +97,11 @@ stem_kernel(const STDC_CONSTANT Params p) {
   clear(sums);
   // NOTE: the fourth pixel of a row of taps has zero weights; what is no number there reaches one pixel too far.
   STDC_UNROLL
-  for (int i = 0; i < kRows; ++i)
-    multiply<T, S>(sums, pixel, patch + i * p.patch_width.by * 8, true, i * kVectors * 16 + lane_weights<S>());
+  for (int i = 0; i < kRows; ++i) {
+    Fragments<S> f;
+    read(f, pixel, patch + i * p.patch_width.by * 8, true, i * kVectors * 16 + lane_weights<S>());
+    multiply<T>(sums, f);
+  }
 
   const int first = block.y * S::kChannels;
   finish(sums, a.bias, first, a.outputs, a.act);

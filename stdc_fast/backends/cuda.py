@@ -7,7 +7,7 @@ left to Triton's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import torch
 from stdc_fast import _native
 from stdc_fast.backends.graphs import GraphExecutable, numbered
 from stdc_fast.backends.support import unfit
-from stdc_fast.backends.tiles import DEVICES, Work, device_class
+from stdc_fast.backends.tiles import DEVICES, Device, Work, device_class
 from stdc_fast.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -126,14 +126,17 @@ def compile(
     reason = available()[1] if module is None else refusal(device, dtype, plan)
     if reason:
         raise ValueError(f"the CUDA backend can not run {plan.name}: {reason}")
+    return Executable(plan, dtype, device, module, tiles or chooser(device), poisoned, graphs)
+
+
+def chooser(device: torch.device) -> Chooser:
+    """What picks the tiles on a device: as tuned there, as shipped for its class, or by the model."""
+    from stdc_fast.backends import cuda_tiles, tuned
+
     properties = torch.cuda.get_device_properties(device)
-    capability = properties.major, properties.minor
-    choose = tiles or Chooser(
-        module,
-        device_class(capability, properties.multi_processor_count),
-        properties.shared_memory_per_block_optin,
-    )
-    return Executable(plan, dtype, device, module, choose, poisoned, graphs)
+    kind = device_class((properties.major, properties.minor), properties.multi_processor_count)
+    tables = tuned.load(tuned.environment(device, "cuda")), cuda_tiles.shipped(kind.key)
+    return Chooser(native(), kind, properties.shared_memory_per_block_optin, tables)
 
 
 class Executable(GraphExecutable):
@@ -176,26 +179,35 @@ class Executable(GraphExecutable):
 
 
 class Chooser:
-    """Picks the tiles of a work on a class of GPUs: as shipped for it, or by the model.
+    """Picks the tiles of a work on a class of GPUs: as in a table, or by the model.
 
     Args:
         native: the module with the kernels.
         device: the class.
         shared: bytes of shared memory that a block may have, by default what the class has.
+        tables: those to look into, the first first; by default what is shipped for the class.
     """
 
-    def __init__(self, native: ModuleType, device=DEVICES["sm_90"], shared: int | None = None):
+    def __init__(
+        self,
+        native: ModuleType,
+        device: Device = DEVICES["sm_90"],
+        shared: int | None = None,
+        tables: Sequence[Mapping[str, Tiles]] | None = None,
+    ):
         from stdc_fast.backends import cuda_tiles
 
-        self._tiles = cuda_tiles
         self.device = device
         self.kernels = cuda_tiles.Kernels(native, min(shared or device.shared, device.shared))
+        self.tables = (cuda_tiles.shipped(device.key),) if tables is None else tables
+        self._ranked = cuda_tiles.ranked
         self._modelled: dict[Work, Tiles] = {}
 
     def __call__(self, work: Work) -> Tiles:
-        found = self._tiles.shipped(self.device.key).get(work.key)
-        if found is not None and self.kernels.form(work, found) is not None:
-            return found
+        for table in self.tables:
+            found = table.get(work.key)
+            if found is not None and self.kernels.form(work, found) is not None:
+                return found
         if work not in self._modelled:
-            self._modelled[work] = self._tiles.ranked(work, self.device, self.kernels)[0]
+            self._modelled[work] = self._ranked(work, self.device, self.kernels)[0]
         return self._modelled[work]

@@ -17,6 +17,7 @@ from typing import Any
 
 from stdc_fast.backends.tiles import FOLDER, LATENCY, Device, Prediction, Work
 
+SHAPES = 6  # of tiles that are looked at for each core
 UNIT = 16  # input channels of one product
 UNITS, STAGES = 4, 4  # of a step, and steps on their way
 CLOCK = 1.7e9  # hertz, for what shared memory gives: 128 bytes a cycle
@@ -35,6 +36,8 @@ class Tiles:
         height, width: pixels of its tile, of the output; in the sub-pixel form of the small map.
         chunk: input channels whose pixels are in shared memory at once.
         split: blocks that share a tile, each with some of the chunks.
+
+    ValueError for what no kernel can have.
     """
 
     core: tuple[int, int]
@@ -42,6 +45,15 @@ class Tiles:
     width: int
     chunk: int = 16
     split: int = 1
+
+    def __post_init__(self) -> None:
+        if not all(type(n) is int and 1 <= n <= 4096 for n in self.numbers):
+            raise ValueError(f"tiles of {self.numbers}: no kernel has such")
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """As a table has them."""
+        return (*self.core, self.height, self.width, self.chunk, self.split)
 
     def __str__(self) -> str:
         split = f"/{self.split}" if self.split > 1 else ""
@@ -118,6 +130,14 @@ def _units(work: Work) -> int:
     return work.kernel**2 * sum(-(-c // UNIT) for c in work.inputs)
 
 
+def _steps(work: Work, t: Tiles) -> int:
+    """Steps of the pipeline, which start anew with each chunk."""
+    if work.kind == "stem":
+        return 1
+    parts = [min(t.chunk, c - start) for c in work.inputs for start in range(0, c, t.chunk)]
+    return sum(-(-(work.kernel**2 * -(-c // UNIT)) // UNITS) for c in parts)
+
+
 def blocks(work: Work, t: Tiles) -> int:
     """Number of blocks of a launch."""
     tiles = work.images * work.sets * -(-work.height // t.height) * -(-work.width // t.width)
@@ -132,21 +152,20 @@ def _fetched(work: Work, t: Tiles) -> tuple[int, int, int]:
     return (height - 1) * work.stride + work.kernel, (width - 1) * work.stride + work.kernel, work.stride
 
 
-@functools.lru_cache(maxsize=4096)
-def conflicts(work: Work, t: Tiles) -> float:
-    """How many times longer than it might ``ldmatrix`` takes for the pixels, on the average.
+@functools.cache
+def conflicts(height: int, width: int, row: int, step: int) -> float:
+    """How many times longer than it might ``ldmatrix`` takes for the pixels of a tile, on the average.
 
     Pixels are an odd multiple of 16 bytes apart, so eight of them are in different banks if their numbers are
     different modulo eight: always where eight side by side are in one row of the tile.
+
+    Args:
+        row: pixels that are fetched of each row.
+        step: from one pixel that a tap reads to the next.
     """
-    _, row, step = _fetched(work, t)
-    height, width = tile_of_input(work, t)
-    times = []
-    for first in range(0, height * width, 8):
-        some = [divmod(m, width) for m in range(first, min(first + 8, height * width))]
-        banks = [(y * row + x) * step % 8 for y, x in some]
-        times.append(max(banks.count(b) for b in set(banks)))
-    return sum(times) / len(times)
+    banks = [(y * row + x) * step % 8 for y in range(height) for x in range(width)]
+    groups = [banks[i : i + 8] for i in range(0, len(banks), 8)]
+    return sum(max(map(group.count, group)) for group in groups) / len(groups)
 
 
 def predict(work: Work, t: Tiles, device: Device, form: Form) -> Prediction:
@@ -156,18 +175,18 @@ def predict(work: Work, t: Tiles, device: Device, form: Form) -> Prediction:
     number = blocks(work, t)
     busy = min(number, device.processors)
     rounds = -(-number // device.processors)  # blocks that a processor runs in all
-    together = max(
-        1, min(rounds, device.shared // form.shared, REGISTERS // (warps * 32 * THREAD[work.kind]))
-    )
+    room = device.shared // (form.shared + 1024), REGISTERS // (warps * 32 * THREAD[work.kind])
+    together = max(1, min(rounds, *room))
     units = -(-_units(work) // t.split)
-    steps = -(-units // UNITS)
+    steps = -(-_steps(work, t) // t.split)
     # mma.sync has 0.62 of what wgmma gives on Hopper; fewer than eight warps do not fill the units.
     rate = device.products * (0.62 if device.wgmma else 0.85) / device.processors
     rate *= min(1, (warps * together + 1) / 8)
     multiplied = 2 * pixels * channels * UNIT * steps * UNITS / rate
-    loaded = warps * (form.m * 512 * conflicts(work, t) + form.n * 256) * steps * UNITS / (128 * CLOCK)
+    height, width, step = _fetched(work, t)
+    crowded = conflicts(*tile_of_input(work, t), width, step)
+    loaded = warps * (form.m * 512 * crowded + form.n * 256) * steps * UNITS / (128 * CLOCK)
     one = max(multiplied, loaded) + steps * STEP / together
-    height, width, _ = _fetched(work, t)
     pixel = 3 if work.kind == "stem" else sum(work.inputs) * 2 / t.split
     fetched = height * width * pixel + units * channels * 32
     fetch = fetched / min(device.cache / busy, device.port)
@@ -182,23 +201,24 @@ def predict(work: Work, t: Tiles, device: Device, form: Form) -> Prediction:
     return Prediction(seconds, rounds * one, rounds * fetch, number)
 
 
-def _shapes(height: int, width: int, pixels: int, odd: bool) -> Iterator[tuple[int, int]]:
-    """(height, width) of tiles for so many pixels of a block; ``odd``: each is twice that, plus one."""
-    found = set()
-    for h in range(1, 33):
-        rows = 2 * h + 1 if odd else h
-        if rows > pixels:
+def _shapes(work: Work, core: tuple[int, int]) -> list[tuple[int, int]]:
+    """(height, width) of tiles that a block's pixels are enough for: the best of each number of rows."""
+    found = {}
+    for rows in range(1, 33):
+        one = Tiles(core, min(rows, work.height), 1)
+        high, _ = tile_of_input(work, one)
+        width = core[0] // high
+        if work.kind == "down":
+            width = (width - 1) // 2
+        if width < 1:
             break
-        w = pixels // rows
-        if odd:
-            w = (w - 1) // 2
-        if w < 1:
-            continue
-        h, w = min(h, height), min(w, width)
-        found.add((h, w))
-        # No wider than even shares of the map need.
-        found.add((h, -(-width // -(-width // w))))
-    yield from sorted(found)
+        width = min(width, work.width)
+        for w in {width, -(-work.width // -(-work.width // width))}:  # no wider than even shares need
+            t = dataclasses.replace(one, width=w)
+            h, v, step = _fetched(work, t)
+            crowded = conflicts(*tile_of_input(work, t), v, step)
+            found[t.height, w] = blocks(work, t), h * v * crowded
+    return sorted(found, key=lambda shape: (found[shape], shape))[:SHAPES]
 
 
 def candidates(work: Work, kernels: Kernels) -> Iterator[tuple[Tiles, Form]]:
@@ -209,7 +229,7 @@ def candidates(work: Work, kernels: Kernels) -> Iterator[tuple[Tiles, Form]]:
         widest = max(16, 1 << (work.outputs - 1).bit_length())
         if core[1] > widest and core[1] != min(c for _, c in kernels.cores[work.kind]):
             continue
-        for height, width in _shapes(work.height, work.width, core[0], work.kind == "down"):
+        for height, width in _shapes(work, core):
             for chunk in chunks:
                 total = sum(-(-c // chunk) for c in work.inputs)
                 splits = [s for s in (1, 2, 4, 8) if s <= total] if work.kind == "conv" else [1]

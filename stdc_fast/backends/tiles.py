@@ -114,6 +114,11 @@ class Tiles:
     def pixels(self) -> int:
         return self.height * self.width
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """As a table has them."""
+        return dataclasses.astuple(self)
+
     def __str__(self) -> str:
         split = f"/{self.split}" if self.split > 1 else ""
         shape = f"{self.height}x{self.width}x{self.channels}{split}"
@@ -347,8 +352,5 @@ def dump(table: dict) -> str:
     """A table as the text of its file, a line an entry."""
     rest = {key: value for key, value in table.items() if key != "tiles"}
     head = json.dumps(rest, indent=1)[:-2]
-    lines = [
-        f"  {json.dumps(key)}: {json.dumps(dataclasses.astuple(t))}"
-        for key, t in sorted(table["tiles"].items())
-    ]
+    lines = [f"  {json.dumps(key)}: {json.dumps(t.numbers)}" for key, t in sorted(table["tiles"].items())]
     return head + ',\n "tiles": {\n' + ",\n".join(lines) + "\n }\n}\n"
