@@ -3,31 +3,40 @@
 #
 #     bench/gpu.sh
 #
-# Runs from the source tree, installs nothing, needs no network and leaves the card's settings alone. A step
-# that fails does not stop the next; all of them end up in one file, gpu_<UTC time>.jsonl: a summary, then the
-# records of bench.suite and of bench.gpu_kernels. The step tune leaves its table of tiles in OUT/tuned; no
-# other step uses it (STDC_FAST_CACHE=OUT/tuned makes them). Exit code 0 if every step passed or was skipped,
-# 1 if not, 2 for an unknown step, 3 if there is no GPU here.
+# Runs from the source tree, needs no network and leaves the card's settings alone. The step build compiles the
+# native module in the tree, for this GPU alone, and nothing is installed. A step that fails does not stop the
+# next; all of them end up in one file, gpu_<UTC time>.jsonl: a summary, then the records of bench.suite and of
+# bench.gpu_kernels. The step tune leaves its table of tiles in OUT/tuned; no other step uses it
+# (STDC_FAST_CACHE=OUT/tuned makes them). Exit code 0 if every step passed or was skipped, 1 if not, 2 for an
+# unknown step, 3 if there is no GPU here.
+#
+# All steps together take longer than ten minutes: give each call some of them, after build, which is quick
+# where nothing changed. What is not measured for want of time is by a call with BEFORE.
 #
 # From the environment (paths are relative to the repository):
-#     STEPS           those to run, in the script's order (all): build tests triton kernels memcheck racecheck
-#                     synccheck tune per_kernel benchmarks
+#     STEPS           those to run, in the script's order (all): build tests cuda memcheck racecheck synccheck
+#                     repeats triton kernels tune per_kernel benchmarks
+#     STDC_FAST_CUDA_TARGETS   for the build, as of setup.py (this GPU)
+#     TUNE            backend whose tiles are tuned: cuda, triton or auto, the one that is preferred (auto)
+#     BEFORE          files of earlier calls: the benchmarks that these have, of this commit, are left out
 #     PYTHON          has torch and what the library needs (python3)
 #     OUT             folder of the results (bench/results)
 #     WORKERS         processes of a step of tests, where pytest-xdist is installed (8): compiling takes longest
 #     SECONDS_TOTAL   limit of everything (570); each step gets what is left, at most
 #     SECONDS_BENCHMARKS   of these the other steps leave to the benchmarks (150, at most a third of the total)
-#     SECONDS_BUILD, SECONDS_TESTS, SECONDS_TRITON, SECONDS_KERNELS   limits (60, 180, 150, 180)
-#     SECONDS_SANITIZER, SECONDS_TUNE, SECONDS_PER_KERNEL             (60, 90, 40)
+#     SECONDS_BUILD, SECONDS_TESTS, SECONDS_CUDA, SECONDS_SANITIZER   limits (240, 180, 180, 150)
+#     SECONDS_REPEATS, SECONDS_TRITON, SECONDS_KERNELS                (60, 150, 180)
+#     SECONDS_TUNE, SECONDS_PER_KERNEL                                (90, 60)
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 SECONDS=0 # bash counts on from here
 : "${SECONDS_TOTAL:=570}" "${SECONDS_BENCHMARKS:=150}"
-: "${SECONDS_BUILD:=60}" "${SECONDS_TESTS:=180}" "${SECONDS_TRITON:=150}" "${SECONDS_KERNELS:=180}"
-: "${SECONDS_SANITIZER:=60}" "${SECONDS_TUNE:=90}" "${SECONDS_PER_KERNEL:=40}"
-: "${OUT:=bench/results}" "${WORKERS:=8}"
-ALL="build tests triton kernels memcheck racecheck synccheck tune per_kernel benchmarks"
+: "${SECONDS_BUILD:=240}" "${SECONDS_TESTS:=180}" "${SECONDS_CUDA:=180}" "${SECONDS_SANITIZER:=150}"
+: "${SECONDS_REPEATS:=60}" "${SECONDS_TRITON:=150}" "${SECONDS_KERNELS:=180}"
+: "${SECONDS_TUNE:=90}" "${SECONDS_PER_KERNEL:=60}"
+: "${OUT:=bench/results}" "${WORKERS:=8}" "${TUNE:=auto}" "${BEFORE:=}"
+ALL="build tests cuda memcheck racecheck synccheck repeats triton kernels tune per_kernel benchmarks"
 : "${STEPS:=$ALL}"
 export PYTHON="${PYTHON:-python3}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
@@ -65,10 +74,35 @@ if not torch.cuda.is_available():
 ' 2>&1
 }
 
-# Everything is Python so far: there is nothing to compile, only to look at. (Triton compiles at first use, for
-# which it needs a C compiler.)
+# The target of setup.py for this GPU.
+target() {
+    "$PYTHON" -c '
+import torch
+major, minor = torch.cuda.get_device_capability(0)
+print("%d%d%s" % (major, minor, "a" if major >= 9 else ""))
+'
+}
+
+# Fails, with the reason, unless the CUDA backend runs here.
+cuda_runs() {
+    "$PYTHON" -c '
+import sys
+from stdc_fast.backends import cuda
+runs, reason = cuda.available()
+sys.exit(None if runs else "the CUDA backend does not run: %s" % reason)
+' 2>&1
+}
+
+# The native module, and what there is. (Triton compiles at first use, for which it needs a C compiler.)
 build() {
-    "$PYTHON" - <<'PY'
+    local result=0 nvcc
+    nvcc=$(command -v "${CUDACXX:-nvcc}" || command -v "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")
+    if [ -n "$nvcc" ]; then "$nvcc" --version | tail -n 2; else echo "nvcc is absent"; fi
+    echo "driver $(nvidia-smi -i "$GPU" --query-gpu=driver_version --format=csv,noheader)"
+    export STDC_FAST_CUDA_TARGETS="${STDC_FAST_CUDA_TARGETS:-$(target)}"
+    echo "building for $STDC_FAST_CUDA_TARGETS"
+    "$PYTHON" setup.py -q build_ext --inplace || result=1
+    "$PYTHON" - <<'PY' || result=1
 import importlib, os, platform, shutil, sys
 print("python", platform.python_version(), sys.executable)
 for name in ("stdc_fast", "stdc_fast.cli", "pytest"):
@@ -90,16 +124,14 @@ from stdc_fast import backends
 for s in backends.statuses():
     print("backend", s.name, "runs" if s.available else "does not run:", s.reason)
 PY
-    local result=$?
-    echo "driver $(nvidia-smi -i "$GPU" --query-gpu=driver_version --format=csv,noheader)"
-    if command -v nvcc >/dev/null; then nvcc --version | tail -n 2; else echo "nvcc is absent"; fi
+    if [ -n "$nvcc" ] && ! cuda_runs; then result=1; fi # there is what it takes
     return "$result"
 }
 
 command -v nvidia-smi >/dev/null || no_gpu "nvidia-smi was not found; install NVIDIA's driver"
 seen=$(timeout 30 nvidia-smi -L 2>&1) || no_gpu "nvidia-smi fails: ${seen:-it does not answer}"
 command -v "$PYTHON" >/dev/null || no_gpu "$PYTHON was not found; set PYTHON"
-export -f torch_sees_gpu build
+export -f torch_sees_gpu target cuda_runs build
 why=$(timeout 60 bash -c torch_sees_gpu) || no_gpu "${why:-torch does not answer}"
 GPU=${CUDA_VISIBLE_DEVICES:-0}
 export GPU="${GPU%%,*}"
@@ -174,29 +206,45 @@ if "$PYTHON" -c "import xdist" 2>/dev/null; then
     pytest=(env OMP_NUM_THREADS=2 "${pytest[@]}" -n "$WORKERS")
 fi
 
+both=(tests/test_gpu_backends.py tests/test_gpu_graphs.py) # of CUDA and of Triton
 step build "$SECONDS_BUILD" bash -c build
 step tests "$SECONDS_TESTS" "${pytest[@]}" tests/test_gpu.py
-step triton "$SECONDS_TRITON" "${pytest[@]}" tests/test_triton_gpu.py tests/test_triton_gpu_graphs.py
-step kernels "$SECONDS_KERNELS" "${pytest[@]}" tests/test_triton_ops.py tests/test_triton_network.py
-for tool in memcheck racecheck synccheck; do
-    wanted "$tool" || continue
-    if ! command -v compute-sanitizer >/dev/null; then
-        skip "$tool" "compute-sanitizer was not found"
-    elif [ ! -d csrc/cuda ]; then
-        skip "$tool" "the library has no CUDA kernels of its own (csrc/cuda is absent)"
-    else
-        step "$tool" "$SECONDS_SANITIZER" compute-sanitizer --tool "$tool" --target-processes all \
-            --error-exitcode 9 "$PYTHON" -m pytest tests/test_gpu.py
-    fi
+without_cuda=
+for name in cuda memcheck racecheck synccheck repeats; do
+    wanted "$name" || continue
+    why=$(timeout 60 bash -c cuda_runs) || without_cuda=${why:-the CUDA backend does not answer}
+    break
 done
+for name in cuda memcheck racecheck synccheck repeats; do
+    wanted "$name" || continue
+    if [ -n "$without_cuda" ]; then
+        skip "$name" "$without_cuda"
+        continue
+    fi
+    case $name in
+        cuda) step cuda "$SECONDS_CUDA" "${pytest[@]}" tests/test_cuda_gpu.py "${both[@]}" -k "not triton" ;;
+        repeats) step repeats "$SECONDS_REPEATS" "$PYTHON" -m bench.gpu_repeats --times 1000 ;;
+        *)
+            if command -v compute-sanitizer >/dev/null; then
+                step "$name" "$SECONDS_SANITIZER" "$PYTHON" -m bench.gpu_sanitize "$name"
+            else
+                skip "$name" "compute-sanitizer was not found"
+            fi
+            ;;
+    esac
+done
+step triton "$SECONDS_TRITON" "${pytest[@]}" "${both[@]}" -k "not cuda"
+step kernels "$SECONDS_KERNELS" "${pytest[@]}" tests/test_triton_ops.py tests/test_triton_network.py
 # What follows is told to be done before its limit, so that it ends by itself and keeps what it found.
 before() { if [ "$1" -gt "$2" ]; then echo $(($1 - $2)); else echo 1; fi; }
 step tune "$SECONDS_TUNE" env STDC_FAST_CACHE="$OUT/tuned" "$PYTHON" -m stdc_fast tune --size 512x1024 \
-    --seconds "$(before "$(room tune "$SECONDS_TUNE")" 30)"
+    --backend "$TUNE" --seconds "$(before "$(room tune "$SECONDS_TUNE")" 30)"
 step per_kernel "$SECONDS_PER_KERNEL" "$PYTHON" -m bench.gpu_kernels --out "$work/kernels" \
-    --seconds "$(before "$(room per_kernel "$SECONDS_PER_KERNEL")" 10)"
+    --constants --seconds "$(before "$(room per_kernel "$SECONDS_PER_KERNEL")" 10)"
+have=()
+for file in $BEFORE; do have+=(--have "$file"); done
 step benchmarks "$(left)" "$PYTHON" -m bench.suite --device cuda --seconds "$(before "$(left)" 15)" \
-    --out "$work/records"
+    ${have[@]+"${have[@]}"} --out "$work/records"
 
 fields=name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit
 timeout 10 nvidia-smi -i "$GPU" --query-gpu="$fields" --format=csv >"$work/nvidia_smi" 2>&1

@@ -1,16 +1,17 @@
-"""Time each kernel of the Triton backend alone on a GPU, beside what the model predicted.
+"""Time each kernel of the GPU backends alone, beside what the model predicted.
 
     python -m bench.gpu_kernels --seconds 30 --out bench/results/kernels.jsonl
 
-One record a network, appended to the file as soon as it is measured: the header of all measurements, a row a
-kernel, their sum, and the time of all of them in one graph, as they run. A kernel alone finds its inputs in
-the cache; in the network's graph it may overlap with its neighbours. So the two differ, in either direction.
+One record a backend and network, appended to the file as soon as it is measured: the header of all
+measurements, a row a kernel, their sum, and the time of all of them in one graph, as they run. A kernel
+alone finds its inputs in the cache; in the network's graph it may overlap with its neighbours. So the two
+differ, in either direction. With ``--constants`` also a record of what the model assumes of the GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import itertools
 import statistics
 import sys
 import time
@@ -18,33 +19,41 @@ from pathlib import Path
 
 import torch
 
+from bench import gpu_constants
 from bench.ahead import network
-from stdc_fast.backends import tiles, triton
+from stdc_fast.backends import cuda, tiles, triton
 from stdc_fast.backends.placed import Request
 from stdc_fast.benchmark import header, records
 from stdc_fast.benchmark.table import aligned
 from stdc_fast.errors import UserError
-from stdc_fast.tune import Clock, GraphClock
+from stdc_fast.tune import Clock, GraphClock, fill
 
+BACKENDS = {"cuda": cuda, "triton": triton}
 VARIANTS = ("stdc1", "stdc2")
 SIZE = (512, 1024)
 
 
 def measure(
-    variant: str, executable, size: tuple[int, int], device: tiles.Device, clock: Clock, end: float
+    variant: str,
+    backend: str,
+    executable,
+    size: tuple[int, int],
+    device: tiles.Device,
+    clock: Clock,
+    end: float,
 ) -> dict[str, object]:
-    """The record of one network, without its header.
+    """The record of one network on one backend, without its header.
 
     Args:
-        executable: of the Triton backend.
         size: (H, W) of a frame.
         device: class of the GPU, whose model predicts.
         end: of time.monotonic, after which no further kernel is timed.
     """
-    launches = executable.lower(Request(1, size, size, size)).launches
-    together = clock.launches(launches)  # first, so that kernels alone find what they will find
+    lowered = executable.lower(Request(1, size, size, size))
+    fill(lowered)
+    together = clock.launches(lowered)  # first, so that kernels alone find what they will find
     rows = []
-    for launch in launches:
+    for launch in lowered.launches:
         if time.monotonic() > end:
             break
         expected = launch.predicted(device)
@@ -54,16 +63,18 @@ def measure(
                 "kind": launch.op.kind,
                 "work": launch.work.key if launch.work else None,
                 "tiles": str(launch.tiles) if launch.tiles else None,
-                "programs": math.prod(launch.grid),
-                "measured_us": clock.launches([launch]) * 1e6,
+                "programs": expected.programs,
+                "measured_us": clock.launches(lowered, [launch]) * 1e6,
                 "predicted_us": expected.seconds * 1e6,
                 "predicted_products_us": expected.products * 1e6,
                 "predicted_fetch_us": expected.fetch * 1e6,
             }
         )
-    finished = len(rows) == len(launches)
+    finished = len(rows) == len(lowered.launches)
+    whole = getattr(lowered, "predicted", None)  # where kernels may run beside others
     return {
         "model": variant,
+        "backend": backend,
         "height": size[0],
         "width": size[1],
         "batch": 1,
@@ -71,8 +82,9 @@ def measure(
         "finished": finished,
         "rows": rows,
         "sum_us": sum(row["measured_us"] for row in rows) if finished else None,
-        "predicted_sum_us": sum(launch.predicted(device).seconds for launch in launches) * 1e6,
+        "predicted_sum_us": sum(launch.predicted(device).seconds for launch in lowered.launches) * 1e6,
         "together_us": together * 1e6,
+        "predicted_together_us": None if whole is None else whole(device) * 1e6,
     }
 
 
@@ -93,41 +105,66 @@ def table(record: dict) -> list[str]:
     ratios = [row["measured_us"] / row["predicted_us"] for row in record["rows"]]
     middle = f"; median ratio {statistics.median(ratios):.2f}" if ratios else ""
     alone = "not all timed" if record["sum_us"] is None else f"{record['sum_us']:.0f} us one by one"
+    whole = record["predicted_together_us"]
+    beside = "" if whole is None else f" ({whole:.0f} us predicted)"
     return [
         *aligned(cells),
-        f"{record['model']} {record['height']}x{record['width']} {record['dtype']}: "
-        f"{record['together_us']:.0f} us in one graph, {alone}, "
+        f"{record['backend']} {record['model']} {record['height']}x{record['width']} {record['dtype']}: "
+        f"{record['together_us']:.0f} us in one graph{beside}, {alone}, "
         f"{record['predicted_sum_us']:.0f} us predicted{middle}",
     ]
+
+
+def usable(names: list[str]) -> dict[str, str]:
+    """Why each of the backends can not be timed here; empty if all can."""
+    reasons = {}
+    for name in names:
+        status, reason = BACKENDS[name].available()
+        if not status or (name == "triton" and triton.interpreted()):
+            reasons[name] = reason
+    return reasons
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_kernels", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=120, help="after which no further kernel is timed")
     parser.add_argument("--out", type=Path, required=True, help="file of records to append to")
+    parser.add_argument("--backend", choices=["all", *BACKENDS], default="all")
+    parser.add_argument("--constants", action="store_true", help="measure what the model assumes, too")
     options = parser.parse_args(arguments)
     end = time.monotonic() + options.seconds
-    status, reason = triton.available()
-    if not status or triton.interpreted():
-        raise UserError(f"there is nothing to time: {reason}")
+    names = list(BACKENDS) if options.backend == "all" else [options.backend]
+    missing = usable(names)
+    if len(missing) == len(names):
+        told = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        raise UserError(f"there is nothing to time: {told}")
     device = torch.device("cuda", torch.cuda.current_device())
     properties = torch.cuda.get_device_properties(device)
     kind = tiles.device_class((properties.major, properties.minor), properties.multi_processor_count)
-    head = header.header(str(device), torch.get_num_threads())
+    head = {"kind": "kernels", "device_class": kind.key}
+    head["header"] = header.header(str(device), torch.get_num_threads())
     left = []
-    for variant in VARIANTS:
-        if time.monotonic() > end:
-            left.append(variant)
+    if options.constants:
+        try:
+            constants = gpu_constants.measure(kind)
+        except UserError as error:
+            left.append(f"constants ({error})")
+        else:
+            records.append(header.identity() | head | constants, options.out)
+            print("\n".join(gpu_constants.table(constants)), flush=True)
+    for variant, name in itertools.product(VARIANTS, names):
+        what = f"{name} {variant}"
+        if name in missing or time.monotonic() > end:
+            left.append(f"{what} ({missing.get(name, 'no time')})")
             continue
-        executable = triton.compile(network(variant), torch.float16, device)
-        found = measure(variant, executable, SIZE, kind, GraphClock(), end)
-        record = header.identity() | {"kind": "kernels", "header": head, "device_class": kind.key} | found
-        records.append(record, options.out)
-        print("\n".join(table(record)), flush=True)
+        executable = BACKENDS[name].compile(network(variant), torch.float16, device)
+        found = measure(variant, name, executable, SIZE, kind, GraphClock(), end)
+        records.append(header.identity() | head | found, options.out)
+        print("\n".join(table(found)), flush=True)
         if not found["finished"]:
-            left.append(variant)
+            left.append(f"{what} (no time)")
     if left:
-        print(f"not measured to the end, no time: {', '.join(left)}")
+        print(f"not measured to the end: {', '.join(left)}")
     return 0
 
 

@@ -123,12 +123,16 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--seconds", type=float, default=3600, help="for all of it")
     parser.add_argument("--out", type=Path, required=True, help="file of records to append to")
+    parser.add_argument(
+        "--have", type=Path, action="append", default=[], help="a file whose records count as measured, too"
+    )
     parser.add_argument("--jobs", type=int, help="only the first so many")
     parser.add_argument("--again", action="store_true", help="also those that the file has")
     arguments = parser.parse_args()
     began = time.monotonic()
     jobs = (CPU_JOBS if arguments.device == "cpu" else GPU_JOBS)[: arguments.jobs]
-    skip = set() if arguments.again else done(arguments.out, arguments.device)
+    known = [] if arguments.again else [arguments.out, *arguments.have]
+    skip = set().union(*(done(path, arguments.device) for path in known))
     left, failed = [], 0
     with tempfile.TemporaryDirectory() as folder:
         for job in jobs:

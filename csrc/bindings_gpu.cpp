@@ -31,7 +31,9 @@ void pointer(py::class_<Args>& c, const char* name, Pointer Args::*field) {
   type##_.def_property(                                                                            \
       #name, [](const type& a) { return std::array<float, 3>{a.name[0], a.name[1], a.name[2]}; },    \
       [](type& a, std::array<float, 3> v) { std::copy(v.begin(), v.end(), a.name); })
-#define STDC_ARGS(type) py::class_<type> type##_(m, #type, py::module_local()); type##_.def(py::init([] { return type{}; }))
+#define STDC_ARGS(type)                                      \
+  py::class_<type> type##_(m, #type, py::module_local());    \
+  type##_.def(py::init([] { return type{}; }))
 
 // NOTE: the types belong to each module: a process may have both, with the kernels and with their emulation.
 void bind_gpu(py::module_& m) {

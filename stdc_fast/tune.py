@@ -1,70 +1,154 @@
-"""``stdc-fast tune``: measures which tiles are the fastest on this GPU, for the Triton backend."""
+"""``stdc-fast tune``: measures which tiles are the fastest on this GPU, for the backends that have tiles."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterable
-from typing import Annotated, Optional, Protocol
+from collections.abc import Hashable, Iterable
+from typing import Annotated, Any, Optional, Protocol
 
 import torch
 import typer
 from tqdm import tqdm
 
-from stdc_fast.backends import tiles
-from stdc_fast.backends.tiles import Device, Tiles, Work
+from stdc_fast.backends import cuda_tiles, tiles
+from stdc_fast.backends.tiles import Device, Work
 from stdc_fast.errors import UserError
 
-#: How many shapes of tiles are timed for each kernel, and how many variants of the best of them.
-SHAPES, VARIANTS = 6, 4
 #: Kernels, the longest first, whose second best tiles are tried in the whole network.
 SWAPS = 10
+#: Seconds of work before the first measurement: an idle GPU has low clocks.
+WARM = 0.3
 
 
 class Clock(Protocol):
     """Times launches; see :class:`GraphClock`."""
 
-    def launches(self, launches: list) -> float:
-        """Seconds of these launches in a row."""
+    def launches(self, lowered: Any, launches: list | None = None) -> float:
+        """Seconds of these launches of a request in a row; None: of all, as they run."""
 
 
 class GraphClock:
     """Times launches inside a CUDA graph, as they will run.
 
     Args:
-        repeats: how often the launches are in one graph.
+        repeats: how often the launches are in one graph; four times at least.
         rounds: replays, of which the median counts.
     """
 
-    def __init__(self, repeats: int = 50, rounds: int = 5):
+    def __init__(self, repeats: int = 50, rounds: int = 7):
         self.repeats, self.rounds = repeats, rounds
+        self._warm = False
 
-    def launches(self, launches: list) -> float:
-        for launch in launches:  # compiled outside of the capture
-            launch()
-        repeats = max(1, self.repeats // len(launches))
-        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+    def launches(self, lowered: Any, launches: list | None = None) -> float:
+        # Of high priority, as those on which executables capture.
+        main, side = torch.cuda.Stream(priority=-1), torch.cuda.Stream(priority=-1)
+
+        def once() -> None:
+            if launches is None:
+                lowered.launch(side=side)
+            else:
+                start(lowered, launches)
+
+        torch.cuda.current_stream().synchronize()  # a dependent launch might not wait for other streams
+        repeats = max(4, self.repeats // len(launches or lowered.launches))
+        graph = torch.cuda.CUDAGraph()
+        main.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(main):
+            once()  # compiled outside of the capture
             graph.capture_begin(capture_error_mode="thread_local")
-            for _ in range(repeats):
-                for launch in launches:
-                    launch()
-            graph.capture_end()
+            try:
+                for _ in range(repeats):
+                    once()
+            finally:
+                graph.capture_end()
             graph.replay()
+            self._warm_up(graph)
             times = []
             for _ in range(self.rounds):
-                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
                 graph.replay()
-                stop.record()
-                stop.synchronize()
-                times.append(start.elapsed_time(stop) / 1e3 / repeats)
-        torch.cuda.current_stream().wait_stream(side)
+                end.record()
+                end.synchronize()
+                times.append(begin.elapsed_time(end) / 1e3 / repeats)
+        torch.cuda.current_stream().wait_stream(main)
         return statistics.median(times)
+
+    def _warm_up(self, graph: torch.cuda.CUDAGraph) -> None:
+        end = time.monotonic() + (0 if self._warm else WARM)
+        while time.monotonic() < end:
+            graph.replay()
+            torch.cuda.current_stream().synchronize()
+        self._warm = True
+
+
+def start(lowered: Any, launches: Iterable) -> None:
+    """Starts some of a request's launches on the current stream."""
+    native = getattr(lowered, "native", None)
+    if native is None:  # Triton's are callable
+        for launch in launches:
+            launch()
+        return
+    stream = torch.cuda.current_stream(lowered.device).cuda_stream
+    native.run([launch.arguments for launch in launches], stream, lowered.dependent, lowered.device.index)
+
+
+def fill(lowered: Any) -> None:
+    """Random numbers for all maps and inputs: zeros, and what memory held before, take other times."""
+    arena = lowered.arena[: lowered.arena.numel() & -16].view(lowered.dtype)
+    for x in (arena, *lowered.inputs.values()):
+        _ = x.normal_() if x.is_floating_point() else x.random_(0, 256)
+
+
+class OfTriton:
+    """What the tuner needs to know of Triton's tiles.
+
+    Attributes:
+        shapes, variants: how many shapes of tiles are timed for each kernel, and variants of the best of
+            them; each is compiled.
+    """
+
+    shapes, variants = 6, 4
+
+    def __init__(self, device: Device):
+        self.device = device
+
+    def ranked(self, work: Work) -> list[tiles.Tiles]:
+        """All tiles, the fastest by the model first."""
+        return tiles.ranked(work, self.device)
+
+    def shape(self, t: tiles.Tiles) -> Hashable:
+        """What variants of tiles have in common."""
+        return t.pixels, t.channels, t.split
+
+    def refused(self, error: Exception) -> bool:
+        """Whether it says that tiles do not fit: what the compiler makes of them is only estimated."""
+        from triton.runtime.errors import OutOfResources, PTXASError
+
+        return isinstance(error, (OutOfResources, PTXASError))
+
+
+class OfCuda:
+    """Likewise of the CUDA backend's. All are compiled, and what they need is known: none is refused."""
+
+    shapes, variants = 24, 16
+
+    def __init__(self, device: Device, kernels: cuda_tiles.Kernels):
+        self.device, self.kernels = device, kernels
+
+    def ranked(self, work: Work) -> list[cuda_tiles.Tiles]:
+        return cuda_tiles.ranked(work, self.device, self.kernels)
+
+    def shape(self, t: cuda_tiles.Tiles) -> Hashable:
+        return t.core, t.split
+
+    def refused(self, error: Exception) -> bool:
+        return False
 
 
 @dataclasses.dataclass
@@ -75,43 +159,45 @@ class Tuned:
         tiles: the best, by :attr:`Work.key`.
         before, after: seconds of the whole network with the tiles that were in use, and with these.
         finished: whether there was time for all.
+        backend: whose tiles they are.
     """
 
-    tiles: dict[str, Tiles]
+    tiles: dict[str, Any]
     before: float
     after: float
     finished: bool
+    backend: str = ""
 
 
 class Tuner:
     """Chooses tiles for all kernels of one request, timing the few that the model thinks best.
 
     Args:
-        executable: of the Triton backend, whose tiles it starts from.
+        executable: of a GPU backend, whose tiles it starts from.
         request: what to run.
-        device: class of the GPU, for the model.
+        kind: what is known of its backend's tiles.
         clock: what measures.
         seconds: after which no further tiles are tried.
     """
 
-    def __init__(self, executable, request, device: Device, clock: Clock, seconds: float = 300):
-        self.executable, self.request, self.device, self.clock = executable, request, device, clock
+    def __init__(self, executable, request, kind: OfTriton | OfCuda, clock: Clock, seconds: float = 300):
+        self.executable, self.request, self.kind, self.clock = executable, request, kind, clock
         self.end = time.monotonic() + seconds
-        self.chosen: dict[str, Tiles] = {}
-        self.times: dict[str, dict[Tiles, float]] = {}
+        self.chosen: dict[str, Any] = {}
+        self.times: dict[str, dict[Any, float]] = {}
 
     def run(self, quiet: bool = False) -> Tuned:
         """Times kernels alone, then the best alternatives in the whole network."""
         first = self._lowered({})
         works = {launch.work.key: launch.work for launch in first.launches if launch.work is not None}
         current = {launch.work.key: launch.tiles for launch in first.launches if launch.work is not None}
-        before = self.clock.launches(first.launches)
+        before = self.clock.launches(first)
         del first
         for work in tqdm(works.values(), "timing kernels", unit="kernel", disable=quiet or None):
             if self._late():
                 break
             self._alone(work, current[work.key])
-        best = self.clock.launches(self._lowered(self.chosen).launches)
+        best = self.clock.launches(self._lowered(self.chosen))
         best = self._together(best)
         if best > before:  # times alone mislead: what ran before left other things in the caches
             return Tuned({key: current[key] for key in self.chosen}, before, before, not self._late())
@@ -120,34 +206,36 @@ class Tuner:
     def _late(self) -> bool:
         return time.monotonic() > self.end
 
-    def _lowered(self, changed: dict[str, Tiles]):
+    def _lowered(self, changed: dict[str, Any]):
         usual = self.executable._tiles
-        return self.executable.lower(self.request, tiles=lambda w: changed.get(w.key) or usual(w))
+        lowered = self.executable.lower(self.request, tiles=lambda w: changed.get(w.key) or usual(w))
+        fill(lowered)
+        return lowered
 
-    def _alone(self, work: Work, current: Tiles) -> None:
+    def _alone(self, work: Work, current: Any) -> None:
         timed = self.times[work.key] = {}
-        ranked = tiles.ranked(work, self.device)
-        shapes: dict[tuple, list[Tiles]] = {}
-        for t in ranked:
-            shapes.setdefault((t.pixels, t.channels, t.split), []).append(t)
-        for t in (current, *(group[0] for group in itertools.islice(shapes.values(), SHAPES))):
+        shapes: dict[Hashable, list] = {}
+        for t in self.kind.ranked(work):
+            shapes.setdefault(self.kind.shape(t), []).append(t)
+        best_of_each = (group[0] for group in itertools.islice(shapes.values(), self.kind.shapes))
+        for t in (current, *best_of_each):
             self._time(work, t, timed)
         best = min(timed, key=timed.get)
-        group = shapes.get((best.pixels, best.channels, best.split), [])
-        for t in [t for t in group if t not in timed][:VARIANTS]:
+        group = shapes.get(self.kind.shape(best), [])
+        for t in [t for t in group if t not in timed][: self.kind.variants]:
             self._time(work, t, timed)
         self.chosen[work.key] = min(timed, key=timed.get)
 
-    def _time(self, work: Work, t: Tiles, timed: dict[Tiles, float]) -> None:
-        from triton.runtime.errors import OutOfResources, PTXASError
-
+    def _time(self, work: Work, t: Any, timed: dict[Any, float]) -> None:
         if t in timed or (timed and self._late()):
             return
         lowered = self._lowered({work.key: t})
         launch = next(one for one in lowered.launches if one.work == work)
         try:
-            timed[t] = self.clock.launches([launch])
-        except (OutOfResources, PTXASError):  # what the compiler makes of tiles is only estimated here
+            timed[t] = self.clock.launches(lowered, [launch])
+        except Exception as error:
+            if not self.kind.refused(error):
+                raise
             timed[t] = math.inf
 
     def _together(self, best: float) -> float:
@@ -160,7 +248,7 @@ class Tuner:
                 if self._late():
                     return best
                 trial = self.chosen | {key: other}
-                seconds = self.clock.launches(self._lowered(trial).launches)
+                seconds = self.clock.launches(self._lowered(trial))
                 if seconds < best:
                     best, self.chosen = seconds, trial
         return best
@@ -174,6 +262,7 @@ def tune_network(
     device: str = "auto",
     seconds: float = 300,
     quiet: bool = True,
+    backend: str = "auto",
 ) -> list[Tuned]:
     """Tune a network at these sizes and store what was found; see :mod:`stdc_fast.backends.tuned`.
 
@@ -183,35 +272,47 @@ def tune_network(
         batch: images at a time.
         dtype, device: as of :func:`stdc_fast.load`.
         seconds: of each size, after which what was found so far counts.
+        backend: "cuda", "triton", or "auto" for the one that would run this.
 
-    UserError where the Triton backend does not run.
+    UserError where that backend does not run, or has no tiles.
     """
     import stdc_fast
-    from stdc_fast.backends import triton, tuned
+    from stdc_fast.backends import resolve_device, tuned
     from stdc_fast.backends.placed import Request
 
-    loaded = stdc_fast.load(model, device=device, dtype=dtype, backend="triton")
-    if loaded.device.type != "cuda":
-        raise UserError("tuning measures a GPU; Triton's interpreter has nothing to measure")
+    place = resolve_device(device)
+    if place.type != "cuda":
+        raise UserError(f"tuning measures a GPU, and there is none to be seen: the device is {place}")
+    loaded = stdc_fast.load(model, device=place, dtype=dtype, backend=backend)
+    if loaded.backend not in ("cuda", "triton"):
+        raise UserError(f"backend {loaded.backend} has no tiles to tune ({loaded.reason})")
     found = []
     with torch.cuda.device(loaded.device):
-        properties = torch.cuda.get_device_properties(loaded.device)
-        kind = tiles.device_class((properties.major, properties.minor), properties.multi_processor_count)
-        about = check_writable(loaded.device)
+        about = check_writable(loaded.device, loaded.backend)
+        compile = importlib.import_module(f"stdc_fast.backends.{loaded.backend}").compile
         for size in sizes:
-            executable = triton.compile(loaded.plan(), loaded.dtype, loaded.device)
+            executable = compile(loaded.plan(), loaded.dtype, loaded.device)
             request = Request(batch, tuple(size), tuple(size), tuple(size))
+            kind = kind_of(executable, loaded.backend)
             result = Tuner(executable, request, kind, GraphClock(), seconds).run(quiet)
+            result.backend = loaded.backend
             tuned.save(about, result.tiles)
             found.append(result)
     return found
 
 
-def check_writable(device: torch.device) -> dict[str, str]:
+def kind_of(executable, backend: str) -> OfTriton | OfCuda:
+    """What the tuner needs to know of an executable's tiles, which are the backend's own choice."""
+    if backend == "cuda":
+        return OfCuda(executable._tiles.device, executable._tiles.kernels)
+    return OfTriton(executable._tiles.kind)
+
+
+def check_writable(device: torch.device, backend: str = "triton") -> dict[str, str]:
     """The environment of a device, whose file of tuned tiles can be written; UserError if it can not."""
     from stdc_fast.backends import tuned
 
-    about = tuned.environment(device)
+    about = tuned.environment(device, backend)
     try:
         tuned.save(about, {})
     except UserError as error:
@@ -229,20 +330,26 @@ def tune(
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cuda or cuda:N.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="cuda, triton, or auto: the one that would run this.")
+    ] = "auto",
     seconds: Annotated[float, typer.Option(min=1, help="Limit for each size.")] = 300,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Measure which tiles are fastest for the Triton backend on this GPU; it uses them from then on.
+    """Measure which tiles are fastest on this GPU for the backend; it uses them from then on.
 
     Example: stdc-fast tune --size 512x1024 --size 768x1536
     """
     from stdc_fast.cli import exact_size
 
     texts = size or ["512x1024"]
-    results = tune_network(model, [exact_size(text) for text in texts], batch, dtype, device, seconds, quiet)
+    results = tune_network(
+        model, [exact_size(text) for text in texts], batch, dtype, device, seconds, quiet, backend
+    )
     for text, result in zip(texts, results, strict=True):
         ended = "" if result.finished else " (stopped at the limit)"
         print(
-            f"{text}, batch {batch}: {result.before * 1e6:.0f} us before, {result.after * 1e6:.0f} us after, "
-            f"{len(result.tiles)} kernels{ended}; used where the network sees just this size and batch"
+            f"{result.backend}, {text}, batch {batch}: {result.before * 1e6:.0f} us before, "
+            f"{result.after * 1e6:.0f} us after, {len(result.tiles)} kernels{ended}; "
+            "used where the network sees just this size and batch"
         )

@@ -29,13 +29,19 @@ esac
 PYTHON = f"""
 case "$*" in
     "-c import xdist") exit "$NO_XDIST" ;;
+    "-c "*"import cuda"*) eval "$CUDA_RUNS" ;;
+    "-c "*get_device_capability*) echo 90a ;;
     "-c "*) ;;
     -) cat >/dev/null; echo torch 2.99 ;;
+    "setup.py -q build_ext --inplace") eval "$BUILD" ;;
     "-m pytest"*" tests/test_gpu.py") eval "$TESTS" ;;
-    "-m pytest"*" tests/test_triton_gpu.py tests/test_triton_gpu_graphs.py") eval "$TRITON" ;;
+    "-m pytest"*" tests/test_cuda_gpu.py $BOTH -k not triton") eval "$CUDA" ;;
+    "-m bench.gpu_sanitize "*check) TOOL=$3; eval "$SANITIZE" ;;
+    "-m bench.gpu_repeats --times 1000") eval "$REPEATS" ;;
+    "-m pytest"*" $BOTH -k not cuda") eval "$TRITON" ;;
     "-m pytest"*" tests/test_triton_ops.py tests/test_triton_network.py") eval "$KERNELS" ;;
-    "-m stdc_fast tune --size 512x1024 --seconds "*) eval "$TUNE" ;;
-    "-m bench.gpu_kernels --out "*" --seconds "*) FILE=$4; eval "$TIMES" ;;
+    "-m stdc_fast tune --size 512x1024 --backend "*" --seconds "*) eval "$TILES" ;;
+    "-m bench.gpu_kernels --out "*" --constants --seconds "*) FILE=$4; eval "$TIMES" ;;
     "-m bench.suite --device cuda --seconds "*" --out "*) FILE="${{@: -1}}"; eval "$SUITE" ;;
     bench/gpu_summary.py*) exec {sys.executable} "$@" ;;
     *) echo "unexpected: $*"; exit 99 ;;
@@ -62,10 +68,17 @@ class Machine:
             "ROOT": str(folder),
             "PYTHON": "stub-python",
             "NO_XDIST": "1",
+            "CUDA_HOME": str(folder / "none"),
+            "BOTH": "tests/test_gpu_backends.py tests/test_gpu_graphs.py",
+            "BUILD": 'echo "made for $STDC_FAST_CUDA_TARGETS"',
+            "CUDA_RUNS": "exit 0",
             "TESTS": "echo 3 passed",
+            "CUDA": "echo 6 passed",
+            "SANITIZE": 'echo "$TOOL found nothing"',
+            "REPEATS": "echo 0 differ",
             "TRITON": "echo 4 passed",
             "KERNELS": "echo 5 passed",
-            "TUNE": 'mkdir -p "$STDC_FAST_CACHE"; echo tiles for "${@: -1}" s >"$STDC_FAST_CACHE/tiles.json"',
+            "TILES": 'T="$STDC_FAST_CACHE"; mkdir -p "$T"; echo tiles for "${@: -1}" s >"$T/tiles.json"',
             "TIMES": """echo '{"kind": "kernels"}' >>"$FILE"; echo 200 us""",
             "SUITE": RECORDS,
         }
@@ -161,18 +174,23 @@ def test_one_file_with_the_summary_and_the_records(machine):
     assert statuses(summary) == {
         "build": "passed",
         "tests": "passed",
-        "triton": "passed",
-        "kernels": "passed",
+        "cuda": "passed",
         "memcheck": "skipped",
         "racecheck": "skipped",
         "synccheck": "skipped",
+        "repeats": "passed",
+        "triton": "passed",
+        "kernels": "passed",
         "tune": "passed",
         "per_kernel": "passed",
         "benchmarks": "passed",
     }
     tails = {step["name"]: step["tail"] for step in summary["steps"]}
-    assert tails["build"] == "torch 2.99\ndriver 580.1\nnvcc is absent"
-    assert [tails[name] for name in ("tests", "triton", "kernels")] == ["3 passed", "4 passed", "5 passed"]
+    assert tails["build"].splitlines() == [
+        "nvcc is absent", "driver 580.1", "building for 90a", "made for 90a", "torch 2.99",
+    ]  # fmt: skip
+    names = ("tests", "cuda", "triton", "kernels", "repeats")
+    assert [tails[name] for name in names] == ["3 passed", "6 passed", "4 passed", "5 passed", "0 differ"]
     assert tails["per_kernel"] == "200 us"
     assert tails["memcheck"] == "compute-sanitizer was not found"
     assert summary["nvidia_smi"] == {"name": "a stub", "driver_version": "580.1", "power.draw [W]": "70.5 W"}
@@ -264,20 +282,62 @@ def test_tests_run_in_several_processes_where_pytest_can(machine):
     assert summary["steps"][0]["tail"] == "-m pytest tests/test_gpu.py with 16"
 
 
-def test_sanitizers_run_where_there_are_kernels(machine):
-    machine.add("compute-sanitizer", 'echo "$*"; case "$*" in *racecheck*) exit 9 ;; esac')
-    machine.run()
-    (summary, *_), (path,) = machine.results(), machine.written()
-    assert statuses(summary)["memcheck"] == "skipped"
-    assert "csrc/cuda is absent" in summary["steps"][4]["tail"]
-    path.unlink()
-    (machine.root / "csrc" / "cuda").mkdir(parents=True)
-    code, _, _ = machine.run()
-    summary, *_ = machine.results()
+OF_CUDA = ("cuda", "memcheck", "racecheck", "synccheck", "repeats")
+
+
+def test_sanitizers_run_each_tool(machine):
+    machine.add("compute-sanitizer", "exit 1")
+    code, _, _ = machine.run(SANITIZE='echo "$TOOL"; [ "$TOOL" != racecheck ]', STEPS=" ".join(OF_CUDA))
+    (summary,) = machine.results()
     assert code == 1
-    assert [step["status"] for step in summary["steps"][4:7]] == ["passed", "failed", "passed"]
-    assert summary["steps"][4]["tail"].startswith("--tool memcheck ")
-    assert summary["steps"][4]["tail"].endswith(" stub-python -m pytest tests/test_gpu.py")
+    steps = {step["name"]: (step["status"], step["tail"]) for step in summary["steps"]}
+    assert list(steps) == list(OF_CUDA)
+    assert [steps[name] for name in OF_CUDA[1:4]] == [
+        ("passed", "memcheck"), ("failed", "racecheck"), ("passed", "synccheck"),
+    ]  # fmt: skip
+
+
+def test_without_the_cuda_backend_its_steps_are_skipped_with_the_reason(machine):
+    machine.add("compute-sanitizer", "exit 0")
+    code, _, _ = machine.run(CUDA_RUNS="echo no nvcc at install; exit 1")
+    summary, *_ = machine.results()
+    steps = {step["name"]: (step["status"], step["tail"]) for step in summary["steps"]}
+    assert code == 0
+    assert [steps[name] for name in OF_CUDA] == [("skipped", "no nvcc at install")] * 5
+    assert steps["build"][0] == steps["triton"][0] == "passed"
+
+
+def test_a_warning_of_the_cuda_backend_is_no_reason(machine):
+    code, _, _ = machine.run(CUDA_RUNS="echo something is old", STEPS="cuda")
+    assert code == 0 and statuses(machine.results()[0]) == {"cuda": "passed"}
+
+
+def test_with_nvcc_the_cuda_backend_has_to_run(machine):
+    machine.add("nvcc", "echo nvcc: the; echo release 13.0")
+    code, _, _ = machine.run(CUDA_RUNS="echo it does not run; exit 1", STEPS="build")
+    (summary,), (path,) = machine.results(), machine.written()
+    assert code == 1 and statuses(summary) == {"build": "failed"}
+    assert summary["steps"][0]["tail"].splitlines()[:2] == ["nvcc: the", "release 13.0"]
+    assert summary["steps"][0]["tail"].endswith("it does not run")
+    path.unlink()
+    code, _, _ = machine.run(STEPS="build", STDC_FAST_CUDA_TARGETS="86;90a")
+    assert code == 0 and "made for 86;90a" in machine.results()[0]["steps"][0]["tail"]
+
+
+def test_a_build_that_fails_is_a_step_that_failed(machine):
+    code, _, _ = machine.run(STEPS="build cuda", BUILD="exit 1")
+    (summary,) = machine.results()
+    assert code == 1 and statuses(summary) == {"build": "failed", "cuda": "passed"}
+
+
+def test_what_is_tuned_and_what_was_measured_before_can_be_said(machine):
+    code, _, _ = machine.run(
+        TILES='echo "$*"', SUITE='echo "$*"', STEPS="tune benchmarks", TUNE="triton", BEFORE="a.jsonl b.jsonl"
+    )
+    (summary,) = machine.results()
+    tune, suite = (step["tail"] for step in summary["steps"])
+    assert code == 0
+    assert " --backend triton --seconds " in tune and " --have a.jsonl --have b.jsonl --out " in suite
 
 
 def test_an_unusable_folder_is_found_before_the_work(machine):

@@ -6,8 +6,8 @@ import types
 import pytest
 import torch
 
-from stdc_fast import tune
-from stdc_fast.backends import tiles, triton, tuned
+from stdc_fast import _native, tune
+from stdc_fast.backends import cuda_tiles, tiles, triton, tuned
 from stdc_fast.backends.tiles import Tiles, Work
 from stdc_fast.errors import UserError
 
@@ -121,15 +121,60 @@ def test_tiles_beyond_all_measure_are_passed_over(h100):
     assert triton.chooser(h100)(WORK) == tiles.shipped("sm_90")[WORK.key]
 
 
+# The CUDA backend's: in a file of their own, for other reasons another one.
+
+CUDA_ABOUT = ABOUT | {"backend": "cuda"}
+CUDA_BEST = cuda_tiles.Tiles((128, 64), 8, 16, 64, 2)
+CUDA_OTHER = cuda_tiles.Tiles((64, 64), 4, 16, 32)
+
+
+def test_tiles_of_the_cuda_backend_are_apart(cache):
+    mine = tuned.save(CUDA_ABOUT, {WORK.key: CUDA_BEST, "another": CUDA_OTHER})
+    other = tuned.save(ABOUT, {WORK.key: BEST})
+    assert mine.name.startswith("cuda_tiles_nvidia_h100") and other.name.startswith("tiles_nvidia_h100")
+    tuned.save(CUDA_ABOUT, {"another": CUDA_BEST})
+    assert tuned.load(CUDA_ABOUT) == {WORK.key: CUDA_BEST, "another": CUDA_BEST}
+    assert tuned.load(ABOUT) == {WORK.key: BEST}
+    assert cuda_tiles.read(mine)["tiles"] == tuned.load(CUDA_ABOUT)  # as those that are shipped
+    assert mine.read_text().count("\n") == len(CUDA_ABOUT) + 8  # a line an entry
+
+
+def test_the_cuda_backends_environment_is_what_its_kernels_were_built_with(h100, monkeypatch):
+    about = tuned.environment(h100, "cuda")
+    assert (about["backend"], about["device"], about["processors"]) == ("cuda", "NVIDIA H100", "132")
+    assert about.keys().isdisjoint({"torch", "triton"})
+    assert all(isinstance(value, str) and value for value in about.values())
+    built = {"built": True, "compiler": "nvcc 99", "targets": ["90a"]}
+    monkeypatch.setattr(_native, "cuda_info", lambda: built)
+    later = tuned.environment(h100, "cuda")
+    assert (later["compiler"], later["targets"]) == ("nvcc 99", "90a")
+    assert tuned.path(later) != tuned.path(about)
+    assert tuned.environment(h100) == tuned.environment(h100, "triton")
+    assert tuned.path(tuned.environment(h100)) not in (tuned.path(later), tuned.path(about))
+
+
+CUDA_NUMBERS = "[128, 64, 8, 16, 64, 2]"
+CUDA_DAMAGED = (
+    "[128, 64, 8, 16, 64, 0]", "[128, -64, 8, 16, 64, 2]", '["128", 64, 8, 16, 64, 2]',
+    "[128, 64, 8.0, 16, 64, 2]", "[128, 64, 8, 16, 8192, 2]", "[128, 64, true, 16, 64, 2]",
+    "[128, 64, 8, 16, 64, 2, 1]", "[128, 64]", "[]", "null", '{"a": 1}', "[[128, 64], 8, 16, 64, 2]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("numbers", CUDA_DAMAGED)
+def test_damaged_tiles_of_the_cuda_backend_are_left_aside(numbers, caplog):
+    file = tuned.save(CUDA_ABOUT, {WORK.key: CUDA_BEST})
+    assert CUDA_NUMBERS in file.read_text()
+    file.write_text(file.read_text().replace(CUDA_NUMBERS, numbers))
+    with caplog.at_level(logging.WARNING, "stdc_fast"):
+        assert tuned.load(CUDA_ABOUT) == {}
+    (record,) = caplog.records
+    assert str(file) in record.getMessage() and "stdc-fast tune" in record.getMessage()
+
+
 def test_a_folder_that_can_not_be_written_is_said(cache, h100, monkeypatch, unprivileged):
     """Before the measuring, which may take minutes."""
     cache.mkdir()
     cache.chmod(0o500)
     with unprivileged(), pytest.raises(UserError, match=r"tiles_nvidia_h100.*set STDC_FAST_CACHE"):
         tune.check_writable(h100)
-
-
-def test_the_command_needs_a_gpu(run_cli):
-    finished = run_cli("tune")
-    assert finished.code == 2 and len(finished.messages) == 1
-    assert "GPU" in finished.messages[0] or "triton" in finished.messages[0]

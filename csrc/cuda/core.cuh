@@ -58,21 +58,21 @@ struct Source {
   const float* scale;
   const void* add;
   int scale_pitch, add_kind, add_pitch, add_aligned;
+  int beside;          // bytes from a pixel to that of the map that is added
 };
 
 // Eight channels from memory, of which those from `count` on are zero; and to memory.
-template <class T>
+template <class T, bool weights = false>
 STDC_DEVICE Vec load_some(const T* p, int count) {
-  uint16_t x[8] = {};
+  Vec v{};
   STDC_UNROLL
-  for (int i = 0; i < 8; ++i)
-    if (i < count) x[i] = load(&p[i].bits);
-  Vec v;
-  STDC_UNROLL
-  for (int i = 0; i < 4; ++i) v.word[i] = x[2 * i] | static_cast<uint32_t>(x[2 * i + 1]) << 16;
+  for (int i = 0; i < 8; ++i) {
+    if (i >= count) continue;
+    const uint16_t x = weights ? load_weight(&p[i].bits) : load(&p[i].bits);
+    v.word[i / 2] |= static_cast<uint32_t>(x) << (i % 2 * 16);
+  }
   return v;
 }
-
 template <class T>
 STDC_DEVICE void store_vector(T* to, const Vec& v, int count, bool aligned) {
   if (aligned && count >= 8) {
@@ -184,7 +184,16 @@ struct Share {
   }
 };
 
-// Starts the copies of a chunk's pixels; outside of the image they are zero.
+// Starts the copy of eight channels, of which those from `count` on are zero.
+template <class T>
+STDC_DEVICE void fetch_vector(uint32_t to, const T* base, int offset, int count, bool aligned) {
+  if (aligned)
+    cp_async(to, base + offset, 2 * count);
+  else
+    shared_store(to, load_some(base + offset, count));
+}
+
+// Starts the copies of a chunk's pixels, and of the map that is added to them; outside of the image they are zero.
 template <class T, class S>
 STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c) {
   const bool other = c.chunk >= s.first_chunks;
@@ -193,7 +202,10 @@ STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c) 
   const int channel = (other ? c.chunk - s.first_chunks : c.chunk) * s.chunk * 16 + share.vector * 8;
   const int left = in.channels - channel;
   const int count = left < 0 ? 0 : left > 8 ? 8 : left;
-  const T* x = static_cast<const T*>(in.x) + w.image * s.height * s.width * in.pitch;
+  const int64_t area = static_cast<int64_t>(s.height) * s.width;
+  const T* x = static_cast<const T*>(in.x) + w.image * area * in.pitch;
+  const bool adds = s.add_kind == kMap && !other;
+  const T* map = static_cast<const T*>(s.add) + (adds ? w.image * area * s.add_pitch : 0);
   const int pixels = s.halo_height * s.halo_width;
   int y = share.first / s.halo_width;
   int z = share.first - y * s.halo_width;
@@ -205,11 +217,10 @@ STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c) 
   for (int p = share.first; p < pixels; p += share.step) {
     const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(s.height) &&
                         static_cast<unsigned>(z) < static_cast<unsigned>(s.width) && count > 0;
-    const T* from = x + (inside ? (y * s.width + z) * in.pitch + channel : 0);
-    if (in.aligned)
-      cp_async(to, from, inside ? 2 * count : 0);
-    else
-      shared_store(to, inside ? load_some(from, count) : Vec{});
+    const int place = y * s.width + z;
+    fetch_vector(to, x, inside ? place * in.pitch + channel : 0, inside ? count : 0, in.aligned);
+    if (adds)
+      fetch_vector(to + s.beside, map, inside ? place * s.add_pitch + channel : 0, inside ? count : 0, s.add_aligned);
     to += share.step * s.pixel;
     y += share.rows;
     z += share.columns;
@@ -235,7 +246,6 @@ STDC_DEVICE void change_pixels(const Source& s, const Where& w, const Cursor& c)
                  ? load(static_cast<const float*>(s.add) + w.image * s.add_pitch + channel + i)
                  : 0;
   }
-  const T* map = static_cast<const T*>(s.add) + (s.add_kind == kMap ? w.image * s.height * s.width * s.add_pitch : 0);
   const int pixels = s.halo_height * s.halo_width;
   int y = share.first / s.halo_width;
   int z = share.first - y * s.halo_width;
@@ -249,10 +259,7 @@ STDC_DEVICE void change_pixels(const Source& s, const Where& w, const Cursor& c)
                         static_cast<unsigned>(z) < static_cast<unsigned>(s.width) && count > 0;
     if (inside) {
       Vec v = shared_load<Vec>(at), m{};
-      if (s.add_kind == kMap) {
-        const T* from = map + (y * s.width + z) * s.add_pitch + channel;
-        m = s.add_aligned && count == 8 ? load(reinterpret_cast<const Vec*>(from)) : load_some(from, count);
-      }
+      if (s.add_kind == kMap) m = shared_load<Vec>(at + s.beside);
       STDC_UNROLL
       for (int i = 0; i < 4; ++i) {
         const float low = low_of<T>(v.word[i]) * scale[2 * i] + add[2 * i] + low_of<T>(m.word[i]);
@@ -388,8 +395,7 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
     }
     now.advance(s, taps);
   }
-  cp_async_wait<0>();
-  block_sync();  // shared memory may be used for something else
+  block_sync();  // shared memory may be used for something else; copies still on their way have nothing to copy
 }
 
 // Pixels of a lane, for ldmatrix: of each of its blocks of 16 the row (y, x) times pitch and step, in bytes, and the
@@ -440,6 +446,7 @@ inline void complete(Source& s, const Tiling& t, int stride) {
   s.halo_width = (t.width - 1) * stride + s.kernel;
   s.pixel = s.chunk * 32 + 16;
   s.buffers = buffers_needed(s);
+  s.beside = s.add_kind == kMap ? s.buffers * s.halo_height * s.halo_width * s.pixel : 0;
 }
 
 // Rows of a tile as they lie in shared memory after the products, each with kChannels numbers and 16 bytes between.
@@ -449,7 +456,8 @@ constexpr int kRowBytes = S::kChannels * 2 + 16;
 // Bytes of shared memory: for the products, and for the tile after them.
 template <class S>
 int bytes(const Source& s) {
-  const int loop = kZeros + kStages * S::kStageBytes + s.buffers * s.halo_height * s.halo_width * s.pixel;
+  const int pixels = s.buffers * s.halo_height * s.halo_width * s.pixel + s.beside;
+  const int loop = kZeros + kStages * S::kStageBytes + pixels;
   const int tile = S::kPixels * kRowBytes<S>;
   return loop > tile ? loop : tile;
 }

@@ -14,28 +14,36 @@ struct Params {
   Source s;
   Divisor width, out_width;
   int tiles_x, tiles, aligned, pooled_aligned;
+  int vectors;  // of 8 channels, of a tap's weights
 };
 
 // Depthwise convolution and average of what is in shared memory, for eight channels of one output.
 template <class T, class S>
-STDC_DEVICE void taps(const Params& p, int at, int channel, int count, float (&sum)[8], float (&average)[8]) {
-  const DownArgs& a = p.a;
+STDC_DEVICE void taps(const Params& p, int at, int channel, float (&sum)[8], float (&average)[8]) {
+  const Vec* weights = static_cast<const Vec*>(p.a.depthwise) + channel / 8;
+  const Vec* bias = reinterpret_cast<const Vec*>(p.a.depthwise_bias) + channel / 4;
   STDC_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    sum[i] = i < count ? load_weight(a.depthwise_bias + channel + i) : 0;
-    average[i] = 0;
+  for (int k = 0; k < 2; ++k) {
+    const Vec b = load_weight(bias + k);
+    STDC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      sum[4 * k + i] = as_float(b.word[i]);
+      average[4 * k + i] = 0;
+    }
   }
   STDC_ROLLED  // for registers
   for (int row = 0; row < 3; ++row) {
     STDC_UNROLL
     for (int column = 0; column < 3; ++column) {
       const Vec v = shared_load<Vec>(at + (row * p.width.by + column) * kRowBytes<S>);
-      const float* weights = a.depthwise + (row * 3 + column) * a.outputs + channel;
+      const Vec w = load_weight(weights + (row * 3 + column) * p.vectors);
       STDC_UNROLL
-      for (int i = 0; i < 8; ++i) {
-        const float x = i % 2 ? high_of<T>(v.word[i / 2]) : low_of<T>(v.word[i / 2]);
-        sum[i] += x * (i < count ? load_weight(weights + i) : 0);
-        average[i] += x;
+      for (int i = 0; i < 4; ++i) {
+        const float low = low_of<T>(v.word[i]), high = high_of<T>(v.word[i]);
+        sum[2 * i] += low * low_of<T>(w.word[i]);
+        sum[2 * i + 1] += high * high_of<T>(w.word[i]);
+        average[2 * i] += low;
+        average[2 * i + 1] += high;
       }
     }
   }
@@ -92,7 +100,7 @@ down_kernel(const STDC_CONSTANT Params p) {
     const int row = out_row + y, column = out_column + x, count = a.outputs - channel;
     if (row >= a.out_height || column >= a.out_width || count <= 0) continue;
     float sum[8], average[8];
-    taps<T, S>(p, (2 * y * p.width.by + 2 * x) * kRowBytes<S> + v % kVectors * 16, channel, count, sum, average);
+    taps<T, S>(p, (2 * y * p.width.by + 2 * x) * kRowBytes<S> + v % kVectors * 16, channel, sum, average);
     Vec out;
     STDC_UNROLL
     for (int i = 0; i < 4; ++i) out.word[i] = pack<T>(sum[2 * i], sum[2 * i + 1]);
@@ -130,6 +138,7 @@ Params params(const DownArgs& a) {
   p.tiles = p.tiles_x * rounded_up(a.out_height, t.height / 2);
   p.aligned = aligned(a.y, a.out_pitch);
   p.pooled_aligned = aligned(a.pooled, a.pooled_pitch);
+  p.vectors = rounded_up(a.outputs, 8);
   return p;
 }
 

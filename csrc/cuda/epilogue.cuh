@@ -149,8 +149,8 @@ STDC_DEVICE void stage_tile(const Sums<S>& sums) {
 
 // From shared memory to channels `first` and on of a map [.., width, .. of pitch].
 template <class T, class S>
-STDC_DEVICE void store_tile(T* y, const Place& place, const Divisor& width, int64_t map_pixels, int map_width, int pitch,
-                            int first, int outputs, bool aligned) {
+STDC_DEVICE void store_tile(T* y, const Place& place, const Divisor& width, int64_t map_pixels, int map_width,
+                            int pitch, int first, int outputs, bool aligned) {
   constexpr int kVectors = S::kChannels / 8;
   y += place.image * map_pixels * pitch + first;
   STDC_ROLLED

@@ -1,4 +1,6 @@
 // Matrix-vector products of averages: attention, feature fusion, global context.
+#include <algorithm>
+
 #include "core.cuh"
 #include "launch.cuh"
 
@@ -12,7 +14,9 @@ constexpr int kOutputs = 16;  // of a block: one a warp
 
 struct Params {
   GateArgs a;
-  int groups;  // of threads that add up rows side by side
+  int vectors;  // of four channels, a row
+  int groups;   // of threads that add up rows side by side
+  int aligned;  // rows, to 16 bytes, with whole vectors
 };
 
 STDC_DEVICE float activate(float x, int act) {
@@ -21,24 +25,49 @@ STDC_DEVICE float activate(float x, int act) {
   return (act == kSigmoidPlus1 ? 1 : 0) + 1 / (1 + exponential(-x));
 }
 
+// Eight numbers of a row of weights and of x in shared memory, or the first `count` of them.
+template <class T>
+STDC_DEVICE float products_of_8(const T* weight, uint32_t x, int count, bool aligned) {
+  const Vec w = aligned ? load_weight(reinterpret_cast<const Vec*>(weight)) : load_some<T, true>(weight, count);
+  float sum = 0;
+  STDC_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if (2 * i < count) sum += low_of<T>(w.word[i]) * shared_load<float>(x + 8 * i);
+    if (2 * i + 1 < count) sum += high_of<T>(w.word[i]) * shared_load<float>(x + 8 * i + 4);
+  }
+  return sum;
+}
+
 // y[first..last) = act(weight x + bias), each by one warp, in a fixed order; x and y in shared memory, or y is `out`.
+// A warp has some outputs at once, so that all their weights are on their way.
 template <class T>
 STDC_DEVICE void layer(uint32_t x, const T* weight, const float* bias, uint32_t y, float* out, int first, int last,
                        int channels, int act) {
+  constexpr int kTogether = 4;
+  const bool aligned = channels % 8 == 0;
   STDC_ROLLED
-  for (int n = first + warp_id(); n < last; n += kWarps) {
-    float sum = 0;
-    const T* w = weight + static_cast<int64_t>(n) * channels;
-    for (int c = lane_id(); c < channels; c += 32)
-      sum += to_float(T{load_weight(&w[c].bits)}) * shared_load<float>(x + c * 4);
+  for (int start = first + warp_id(); start < last; start += kTogether * kWarps) {
+    float sum[kTogether] = {};
+    STDC_ROLLED
+    for (int c = lane_id() * 8; c < channels; c += 256)
+      STDC_UNROLL
+      for (int k = 0; k < kTogether; ++k) {
+        const int n = start + k * kWarps;
+        if (n < last)
+          sum[k] += products_of_8(weight + static_cast<int64_t>(n) * channels + c, x + c * 4, channels - c, aligned);
+      }
     STDC_UNROLL
-    for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-    if (lane_id() > 0) continue;
-    sum = activate(sum + load_weight(bias + n), act);
-    if (out != nullptr)
-      store(out + n, sum);
-    else
-      shared_store(y + n * 4, sum);
+    for (int k = 0; k < kTogether; ++k) {
+      STDC_UNROLL
+      for (int mask = 16; mask > 0; mask /= 2) sum[k] += shuffle_xor(sum[k], mask);
+      const int n = start + k * kWarps;
+      if (lane_id() > 0 || n >= last) continue;
+      const float result = activate(sum[k] + load_weight(bias + n), act);
+      if (out != nullptr)
+        store(out + n, result);
+      else
+        shared_store(y + n * 4, result);
+    }
   }
 }
 
@@ -51,13 +80,26 @@ gate_kernel(const STDC_CONSTANT Params p) {
   const uint32_t input = a.channels * 4, hidden = input + p.groups * a.channels * 4;  // after the sums
   grid_wait();
 
-  // Averages: groups of threads have every `groups`-th row, then these are added up.
+  // Averages: groups of threads have every `groups`-th row, four channels a thread, then these are added up.
   const float* x = a.x + image * a.rows * a.pitch;
-  for (int i = thread_id(); i < p.groups * a.channels; i += kThreads) {
-    const int group = i / a.channels, c = i - group * a.channels;
-    float sum = 0;
-    for (int row = group; row < a.rows; row += p.groups) sum += load(x + static_cast<int64_t>(row) * a.pitch + c);
-    shared_store(input + i * 4, sum);
+  for (int i = thread_id(); i < p.groups * p.vectors; i += kThreads) {
+    const int group = i / p.vectors, c = (i - group * p.vectors) * 4;
+    float sum[4] = {};
+    STDC_UNROLL_4
+    for (int row = group; row < a.rows; row += p.groups) {
+      const float* from = x + static_cast<int64_t>(row) * a.pitch + c;
+      if (p.aligned) {
+        const Vec v = load(reinterpret_cast<const Vec*>(from));
+        STDC_UNROLL
+        for (int k = 0; k < 4; ++k) sum[k] += as_float(v.word[k]);
+      } else {
+        STDC_UNROLL
+        for (int k = 0; k < 4; ++k) sum[k] += c + k < a.channels ? load(from + k) : 0;
+      }
+    }
+    STDC_UNROLL
+    for (int k = 0; k < 4; ++k)
+      if (c + k < a.channels) shared_store(input + (group * a.channels + c + k) * 4, sum[k]);
   }
   block_sync();
   for (int c = thread_id(); c < a.channels; c += kThreads) {
@@ -82,10 +124,10 @@ gate_kernel(const STDC_CONSTANT Params p) {
 }  // namespace
 
 void gate(const GateArgs& a, const Stream& stream) {
-  Params p{a, kThreads / a.channels};
-  if (p.groups > a.rows) p.groups = a.rows;
-  if (p.groups < 1) p.groups = 1;
-  const Index grid{(a.outputs + kOutputs - 1) / kOutputs, a.images, 1};
+  Params p{a, rounded_up(a.channels, 4), 1, 0};
+  p.groups = std::clamp(kThreads / p.vectors, 1, a.rows);
+  p.aligned = reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && a.pitch % 4 == 0 && a.channels % 4 == 0;
+  const Index grid{rounded_up(a.outputs, kOutputs), a.images, 1};
   const int shared = ((1 + p.groups) * a.channels + a.hidden) * 4;
   launch(a.type == kHalf ? gate_kernel<half_t> : gate_kernel<bf16_t>, "gate", grid, kThreads, shared, p, stream);
 }

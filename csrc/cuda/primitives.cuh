@@ -16,12 +16,14 @@
 #define STDC_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define STDC_CONSTANT __grid_constant__
 #define STDC_UNROLL _Pragma("unroll")
+#define STDC_UNROLL_4 _Pragma("unroll 4")
 #define STDC_ROLLED _Pragma("unroll 1")
 #else
 #define STDC_DEVICE inline
 #define STDC_KERNEL(threads, blocks) void
 #define STDC_CONSTANT
 #define STDC_UNROLL
+#define STDC_UNROLL_4
 #define STDC_ROLLED
 #endif
 

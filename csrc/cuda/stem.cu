@@ -46,13 +46,25 @@ STDC_DEVICE void read_patch(const Params& p, int64_t image, int row, int column,
   const StemArgs& a = p.a;
   const Number* from = static_cast<const Number*>(a.image) + image * a.frame_height * a.frame_width * 3;
   const int pixels = (2 * a.tiling.height + 1) * p.patch_width.by;
+  constexpr int kTogether = 4;  // pixels of a thread that are on their way at once
   STDC_ROLLED
-  for (int i = thread_id(); i < pixels; i += S::kThreads) {
-    const int py = divide(i, p.patch_width), y = row + py, x = column + i - py * p.patch_width.by;
-    float rgb[3] = {a.outside[0], a.outside[1], a.outside[2]};
-    if (y >= 0 && y < a.height && x >= 0 && x < a.width) read_pixel(a, from, y, x, rgb);
-    shared_store(at + i * 8, pack<T>(rgb[0], rgb[1]));
-    shared_store(at + i * 8 + 4, pack<T>(rgb[2], 0));
+  for (int first = thread_id(); first < pixels; first += kTogether * S::kThreads) {
+    float rgb[kTogether][3];
+    STDC_UNROLL
+    for (int k = 0; k < kTogether; ++k) {
+      const int i = first + k * S::kThreads, py = divide(i, p.patch_width), y = row + py;
+      const int x = column + i - py * p.patch_width.by;
+      STDC_UNROLL
+      for (int c = 0; c < 3; ++c) rgb[k][c] = a.outside[c];
+      if (i < pixels && y >= 0 && y < a.height && x >= 0 && x < a.width) read_pixel(a, from, y, x, rgb[k]);
+    }
+    STDC_UNROLL
+    for (int k = 0; k < kTogether; ++k) {
+      const int i = first + k * S::kThreads;
+      if (i >= pixels) continue;
+      shared_store(at + i * 8, pack<T>(rgb[k][0], rgb[k][1]));
+      shared_store(at + i * 8 + 4, pack<T>(rgb[k][2], 0));
+    }
   }
 }
 
@@ -127,6 +139,7 @@ Params params(const StemArgs& a) {
 
 template <class S>
 int bytes_of(const StemArgs& a) {
+  check<S>("stem", a.tiling);
   const int loop = kRows * S::kChannels * 32 + (2 * a.tiling.height + 1) * (2 * a.tiling.width + 2) * 8;
   const int tile = S::kPixels * kRowBytes<S>;
   return loop > tile ? loop : tile;
@@ -134,10 +147,10 @@ int bytes_of(const StemArgs& a) {
 
 template <class T, class S>
 void launch_core(const StemArgs& a, const Stream& stream) {
-  check<S>("stem", a.tiling);
+  const int shared = bytes_of<S>(a);
   const Params p = params(a);
   const Index grid{a.images * p.tiles, rounded_up(a.outputs, S::kChannels), 1};
-  launch(stem_kernel<T, S>, "stem", grid, S::kThreads, bytes_of<S>(a), p, stream);
+  launch(stem_kernel<T, S>, "stem", grid, S::kThreads, shared, p, stream);
 }
 
 }  // namespace

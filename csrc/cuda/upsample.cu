@@ -48,7 +48,7 @@ upsample_kernel(const STDC_CONSTANT UpsampleArgs a) {
         across[c][j] = first + c < end ? load_weight(a.column_weight + (first + c) * taps + j) : 0;
     }
     const float* plane = logits;
-    STDC_ROLLED
+    STDC_UNROLL_4  // so that the next classes' logits are on their way
     for (int i = 0; i < a.classes; ++i, plane += area) {
       float column[taps];
       STDC_UNROLL

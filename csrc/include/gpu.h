@@ -77,8 +77,8 @@ struct DownArgs {
   const void* x;
   const void* weight;
   const float* bias;            // [outputs]
-  const float* depthwise;       // [9, outputs]
-  const float* depthwise_bias;  // [outputs]
+  const void* depthwise;        // [9, outputs rounded up to 8]
+  const float* depthwise_bias;  // [outputs rounded up to 8]
   void* y;
   void* pooled;                 // or null
   int images, height, width, out_height, out_width, channels, pitch, outputs, out_pitch, pooled_pitch;

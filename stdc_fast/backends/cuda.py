@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from stdc_fast import _native
-from stdc_fast.backends.graphs import GraphExecutable, numbered
+from stdc_fast.backends.graphs import DEPENDENT, GraphExecutable, numbered
 from stdc_fast.backends.support import unfit
 from stdc_fast.backends.tiles import DEVICES, Device, Work, device_class
 from stdc_fast.plan.plan import Plan
@@ -62,31 +62,57 @@ def _version(number: int) -> str:
 
 
 @functools.cache
-def unfit_device(capability: tuple[int, int], targets: tuple[str, ...] | None = None) -> str | None:
+def unfit_device(
+    capability: tuple[int, int], targets: tuple[str, ...] | None = None, ptx: bool | None = None
+) -> str | None:
     """Why there is no code for a GPU of a capability among the targets that were built, or None.
 
     Args:
         targets: such as "86", "90a" and "90+PTX"; by default what this installation was built for.
+        ptx: whether the driver is new enough to compile PTX; by default whether this one is, for this
+            installation's.
     """
     if targets is None:
         targets = tuple(_native.cuda_info().get("targets", []))
+        module = native()
+        if ptx is None:
+            ptx = module is not None and module.driver_version() >= module.runtime_version()
     name = f"sm_{capability[0]}{capability[1]}"
     if capability < (8, 0):
         return f"{name} is too old; the kernels need sm_80"
+    found = code(capability, targets)
+    if found is None:
+        return (
+            f"built for {', '.join(targets)}, none of which runs on {name}; "
+            "set STDC_FAST_CUDA_TARGETS and install again"
+        )
+    if found.endswith("+PTX") and ptx is False:
+        return f"on {name} the kernels need a driver as new as their compiler; update it"
+    return None
+
+
+def code(capability: tuple[int, int], targets: Sequence[str]) -> str | None:
+    """Of the targets, such as "86", "90a" and "90+PTX", the one that a GPU of a capability runs, or None.
+
+    Machine code goes before PTX, which the driver compiles.
+    """
+    machine, later = [], []
     for target in targets:
-        number = target.removesuffix("+PTX").removesuffix("a")
-        major, minor = int(number[:-1]), int(number[-1])
-        if target.endswith("+PTX") and (major, minor) <= capability:
-            return None  # the driver compiles it
-        if target.endswith("a") and (major, minor) == capability:
-            return None
-        # Code for a minor version runs on later ones of the same major version.
-        if number == target and major == capability[0] and minor <= capability[1]:
-            return None
-    return (
-        f"built for {', '.join(targets)}, none of which runs on {name}; "
-        "set STDC_FAST_CUDA_TARGETS and install again"
-    )
+        number = version_of(target)
+        if target.endswith("+PTX"):
+            later += [(number, target)] if number <= capability else []
+        elif number == capability or (
+            # That for a minor version runs on later ones of the same major version.
+            not target.endswith("a") and number[0] == capability[0] and number <= capability
+        ):
+            machine.append((number, target))
+    return max(machine or later, default=(None, None))[1]
+
+
+def version_of(target: str) -> tuple[int, int]:
+    """(8, 6) of "86", (9, 0) of "90a" and of "90+PTX"."""
+    number = target.removesuffix("+PTX").removesuffix("a")
+    return int(number[:-1]), int(number[-1])
 
 
 def refusal(device: torch.device | None, dtype: torch.dtype | None, plan: Plan | None) -> str | None:
@@ -163,6 +189,10 @@ class Executable(GraphExecutable):
         self._launches = cuda_launches
         self._native = native
         self._tiles = tiles
+        if self._dependent:
+            # NOTE: code for older GPUs, which a newer one may run too, would start early and not wait.
+            used = code(torch.cuda.get_device_capability(device), _native.cuda_info().get("targets", []))
+            self._dependent = used is not None and version_of(used) >= DEPENDENT
 
     def lower(
         self,

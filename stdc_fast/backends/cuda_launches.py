@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stdc_fast.backends.cuda_tiles import Form, Kernels, Tiles, predict
+from stdc_fast.backends.cuda_tiles import ADDS, Form, Kernels, Tiles, predict
 from stdc_fast.backends.placed import Labelling, Placed, Request
 from stdc_fast.backends.tiles import Device, Prediction, Work, predict_rest
 from stdc_fast.plan.ops import ACTIVATIONS, Add, Conv, Down, Gate, Op, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
 
 #: As in csrc/include/gpu.h.
-ADDS = {"none": 0, "vector": 1, "map": 2}
 ACTS = {name: i for i, name in enumerate(ACTIVATIONS)}
 
 
@@ -92,23 +91,30 @@ class Lowered(Placed):
 
     def parts(self) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         """Arguments of the kernels before the branch, of the branch, beside it, and after both."""
-        steps = [(self.plan.ops.index(launch.op), launch.arguments) for launch in self.launches]
+        return tuple([launch.arguments for launch in part] for part in self._parts())
+
+    def _parts(self) -> tuple[list[Launch], ...]:
         if self.branch is None:
-            return [], [], [], [step for _, step in steps]
+            return [], [], [], self.launches
         fork, first, last = self.branch.fork, self.branch.first, self.branch.last
-        return (
-            [step for i, step in steps if i < fork],
-            [step for i, step in steps if first <= i <= last],
-            [step for i, step in steps if fork <= i < first],
-            [step for i, step in steps if i > last],
+        found: tuple[list[Launch], ...] = [], [], [], []
+        for launch in self.launches:
+            i = self.plan.ops.index(launch.op)
+            found[0 if i < fork else 2 if i < first else 1 if i <= last else 3].append(launch)
+        return found
+
+    def predicted(self, device: Device) -> float:
+        """Seconds of a replay by the model, in which branches do not slow each other."""
+        before, branch, others, after = (
+            sum(launch.predicted(device).seconds for launch in part) for part in self._parts()
         )
+        return before + max(branch, others) + after
 
     def _run(self, steps: list[Any]) -> None:
-        stream, index = 0, -1
-        if self.device.type == "cuda":
-            stream, index = torch.cuda.current_stream(self.device).cuda_stream, self.device.index
-        self.native.run(steps[:1], stream, False, index)
-        self.native.run(steps[1:], stream, self.dependent, index)
+        # The executable makes the device current.
+        stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+        self.native.run(steps[:1], stream, False)
+        self.native.run(steps[1:], stream, self.dependent)
 
     def _emit(self, op: Op, kind: str, about: dict[str, Any] | None = None, **fields) -> None:
         made = getattr(self.native, kind)()
@@ -147,8 +153,10 @@ class Lowered(Placed):
         about, sized, t = self._products(op)
         first, second = (*op.inputs, None)[:2]
         x, y = self.buffers[first.buffer], self.buffers[op.output.buffer]
+        added, kind, add_pitch = self._vector_or_map(op.add)
         sized |= {
             "height": x.shape[1], "width": x.shape[2], "out_height": y.shape[1], "out_width": y.shape[2],
+            "add_kind": ADDS[kind],
         }  # fmt: skip
         workspace = arrivals = self._none
         if t.split > 1:
@@ -156,7 +164,6 @@ class Lowered(Placed):
             workspace = self._extra(shared * t.split * t.core[0] * t.core[1])
             arrivals = self._extra(shared, dtype=torch.int32, zero=True)
         sums, rows, pitch = self._sums(op.mean)
-        added, kind, add_pitch = self._vector_or_map(op.add)
         self._emit(
             op, "ConvArgs", about, type=self._type, x=self._view(first),
             other=self._none if second is None else self._view(second), weight=packed.weight,
@@ -165,8 +172,8 @@ class Lowered(Placed):
             workspace=workspace, arrivals=arrivals, pitch=self._pitch(first),
             other_pitch=0 if second is None else self._pitch(second), out_pitch=self._pitch(op.output),
             act=ACTS[op.act], planar=int(op.output.buffer in self._planar),
-            scale_pitch=0 if op.scale is None else self._pitch(op.scale), add_kind=ADDS[kind],
-            add_pitch=add_pitch, sums_rows=rows, sums_pitch=pitch, **sized,
+            scale_pitch=0 if op.scale is None else self._pitch(op.scale), add_pitch=add_pitch,
+            sums_rows=rows, sums_pitch=pitch, **sized,
         )  # fmt: skip
 
     def _down(self, op: Down) -> None:

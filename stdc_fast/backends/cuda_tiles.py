@@ -17,6 +17,7 @@ from typing import Any
 
 from stdc_fast.backends.tiles import FOLDER, LATENCY, Device, Prediction, Work
 
+ADDS = {"none": 0, "vector": 1, "map": 2}  # as in csrc/include/gpu.h
 SHAPES = 6  # of tiles that are looked at for each core
 UNIT = 16  # input channels of one product
 UNITS, STAGES = 4, 4  # of a step, and steps on their way
@@ -92,7 +93,8 @@ class Kernels:
 
     def form(self, work: Work, t: Tiles) -> Form | None:
         """What a block is, or None if there is no such kernel or not the memory for it."""
-        if t.core not in self.cores[work.kind]:
+        chunks = sum(-(-c // t.chunk) for c in work.inputs) if work.kind == "conv" else 1
+        if t.core not in self.cores[work.kind] or t.split > chunks:
             return None
         made = getattr(self.native, f"{work.kind.capitalize()}Args")()
         for name, value in self.sized(work, t).items():
@@ -115,6 +117,7 @@ class Kernels:
             found["channels"] = work.inputs[0]
         if work.kind == "conv":
             found |= {"kernel": work.kernel, "stride": work.stride, "other_channels": sum(work.inputs[1:])}
+            found["add_kind"] = ADDS["map"] if work.mapped else ADDS["none"]
         return found
 
 
@@ -188,6 +191,7 @@ def predict(work: Work, t: Tiles, device: Device, form: Form) -> Prediction:
     loaded = warps * (form.m * 512 * crowded + form.n * 256) * steps * UNITS / (128 * CLOCK)
     one = max(multiplied, loaded) + steps * STEP / together
     pixel = 3 if work.kind == "stem" else sum(work.inputs) * 2 / t.split
+    pixel *= 1 + work.mapped
     fetched = height * width * pixel + units * channels * 32
     fetch = fetched / min(device.cache / busy, device.port)
     # Whoever runs alone on a processor has nobody to hide its start and its end.

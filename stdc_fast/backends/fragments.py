@@ -19,6 +19,11 @@ def pack(plan: Plan, dtype: torch.dtype, device: torch.device) -> dict[str, Simp
     for op in plan.ops:
         if isinstance(op, (Stem, Conv, Down)):
             found[op.name].weight = _ORDER[type(op)](op, found[op.name].weight)
+        if isinstance(op, Down):  # in vectors of eight
+            one = found[op.name]
+            rest = (0, -one.depthwise.shape[1] % 8)
+            one.depthwise = F.pad(one.depthwise, rest).to(dtype)  # as it was rounded
+            one.depthwise_bias = F.pad(one.depthwise_bias, rest)
         if isinstance(op, Stem):
             found[op.name].offset = found[op.name].offset.tolist()  # goes with the launch
     return packed.moved(found, device)

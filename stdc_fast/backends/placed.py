@@ -224,13 +224,14 @@ class Placed:
             inputs = tuple(view.channels for view in op.inputs)
             covered = op.inputs[0] if kernel == 2 else op.output
             changed = op.scale is not None or op.add is not None
+            mapped = op.add is not None and bool(self.plan.buffers[op.add.buffer].stride)
         else:
             kernel, stride = 3 if isinstance(op, Stem) else 1, 2
-            inputs, covered, changed = (op.input.channels,), op.output, False
+            inputs, covered, changed, mapped = (op.input.channels,), op.output, False, False
         height, width = self.plan.size(covered.buffer, *self.request.seen)
         return Work(
             op.kind, kernel, stride, inputs, op.output.channels, self.request.batch, height, width,
-            self.products, changed,
+            self.products, changed, mapped,
         )  # fmt: skip
 
     def _tiles_of_image(self, op: Conv) -> int:

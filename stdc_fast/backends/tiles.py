@@ -137,6 +137,7 @@ class Work:
         images, height, width: of the map that tiles cover: the output, or the sub-pixel form's small map.
         dtype: "float16", "bfloat16", "float32" or "tf32".
         prologue: whether inputs are changed as they are read.
+        mapped: whether that adds a map, which takes memory; not part of the key.
     """
 
     kind: str
@@ -149,6 +150,7 @@ class Work:
     width: int
     dtype: str
     prologue: bool = False
+    mapped: bool = False
 
     @property
     def key(self) -> str:

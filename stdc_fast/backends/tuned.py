@@ -1,7 +1,8 @@
-"""What ``stdc-fast tune`` measured: one JSON file for each device, driver and set of versions.
+"""What ``stdc-fast tune`` measured: one JSON file for each backend, device, driver and set of versions.
 
 It lies in STDC_FAST_CACHE, else in the user's cache folder. Entries are by shape and dtype
-(:attr:`stdc_fast.backends.tiles.Work.key`). A file that can not be read counts as none.
+(:attr:`stdc_fast.backends.tiles.Work.key`). A file that can not be read counts as none. Backends ask with
+``tuned.load(tuned.environment(device, "cuda"))``.
 """
 
 from __future__ import annotations
@@ -13,31 +14,44 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
-from stdc_fast.backends import tiles
-from stdc_fast.backends.tiles import Tiles
+from stdc_fast import _native
+from stdc_fast.backends import cuda_tiles, tiles
 from stdc_fast.backends.triton import version
 from stdc_fast.checkpoints import write_atomic
 from stdc_fast.errors import UserError
 
+#: Of whichever backend.
+Tiles: TypeAlias = "tiles.Tiles | cuda_tiles.Tiles"
+
 _log = logging.getLogger("stdc_fast")
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    """What measured times depend on."""
+def environment(device: torch.device, backend: str = "triton") -> dict[str, str]:
+    """What measured times depend on, for a backend with tiles: "triton" or "cuda"."""
     import stdc_fast
 
     properties = torch.cuda.get_device_properties(device)
-    return {
+    about = {
+        "backend": backend,
         "device": properties.name,
         "processors": str(properties.multi_processor_count),
         "driver": _driver(),
+        "stdc_fast": stdc_fast.__version__,
+    }
+    if backend == "cuda":
+        built = _native.cuda_info()
+        return about | {
+            "compiler": str(built.get("compiler")),
+            "targets": ",".join(map(str, built.get("targets", ()))) or "none",
+        }
+    return about | {
         "cuda": str(torch.version.cuda),
         "torch": torch.__version__,
         "triton": str(version()),
-        "stdc_fast": stdc_fast.__version__,
     }
 
 
@@ -66,17 +80,21 @@ def path(about: Mapping[str, str]) -> Path:
     """The file of an environment."""
     name = re.sub(r"[^a-z0-9]+", "_", about["device"].lower()).strip("_")
     digest = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()[:12]
-    return folder() / f"tiles_{name}_{digest}.json"
+    return folder() / f"{'cuda_' if _is_cuda(about) else ''}tiles_{name}_{digest}.json"
+
+
+def _is_cuda(about: Mapping[str, str]) -> bool:
+    return about.get("backend") == "cuda"
 
 
 def load(about: Mapping[str, str]) -> dict[str, Tiles]:
-    """The tuned tiles of an environment; empty if nothing was tuned."""
+    """The tuned tiles of an environment, of its backend; empty if nothing was tuned."""
     try:
         file = path(about)
     except UserError:
         return {}
     try:
-        table = tiles.read(file)
+        table = (cuda_tiles if _is_cuda(about) else tiles).read(file)
         if table["environment"] != dict(about):
             raise ValueError("it is of another environment")
         return table["tiles"]

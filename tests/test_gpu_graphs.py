@@ -1,4 +1,6 @@
-"""The Triton backend on an NVIDIA GPU: CUDA graphs, results, memory, streams, threads, captures by others."""
+"""Backends with kernels of their own on an NVIDIA GPU: CUDA graphs, results, memory, streams, threads,
+captures by others.
+"""
 
 import contextlib
 import dataclasses
@@ -7,28 +9,25 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from engines import small_network
+from engines import HALF, small_network
 from plans import random_frames
 from test_gpu import street
-from test_triton_gpu import (
+from test_gpu_backends import (
     DEVICE,
-    FULL,
-    HALF,
     ODD,
     SIZE,
     SMALL,
-    every_dtype,
+    each,
+    every,
     frames_of,
     network_plan,
     on_a_gpu,
-    photos,
-    same_tiles,
     small,
 )
 
 import stdc_fast
 from stdc_fast import images
-from stdc_fast.backends import triton
+from stdc_fast.backends import cuda_tiles, triton
 from stdc_fast.backends.graphs import DEPENDENT, GRAPHS
 from stdc_fast.numerics import relative_error, tolerance
 
@@ -38,12 +37,12 @@ pytestmark = on_a_gpu
 # Graphs and dependent launches.
 
 
-@every_dtype
-def test_a_replay_is_what_its_launches_are(dtype):
+@every
+def test_a_replay_is_what_its_launches_are(backend, dtype):
     """Bit by bit, also of frames that came after the capture; and with memory of NaN."""
     plan, others = network_plan(), ({"graphs": False}, {"poisoned": True})
-    replayed = triton.compile(plan, dtype, DEVICE)
-    launched = [triton.compile(plan, dtype, DEVICE, **options) for options in others]
+    replayed = backend.compile(plan, dtype, DEVICE)
+    launched = [backend.compile(plan, dtype, DEVICE, **options) for options in others]
     for seed in range(3):
         frames = frames_of(2, *SMALL, seed=seed)
         logits, labels = replayed(frames), replayed.labels(frames)
@@ -53,15 +52,15 @@ def test_a_replay_is_what_its_launches_are(dtype):
     assert kinds == [[True, True], [False, False], [True, True]]
 
 
-@every_dtype
-def test_dependent_launches_change_nothing(dtype):
+@every
+def test_dependent_launches_change_nothing(backend, dtype):
     if torch.cuda.get_device_capability(0) < DEPENDENT:
-        assert not small(dtype)._dependent
+        assert not small(backend, dtype)._dependent
         pytest.skip("no dependent launches before sm_90")
     frames, results = frames_of(1, 256, 512), []
     for dependent in (True, False):
         for graphs in (True, False):
-            executable = triton.compile(network_plan(), dtype, DEVICE, graphs=graphs)
+            executable = backend.compile(network_plan(), dtype, DEVICE, graphs=graphs)
             assert executable._dependent
             executable._dependent = dependent
             # Three: of the launches before the capture, and of two replays.
@@ -70,9 +69,10 @@ def test_dependent_launches_change_nothing(dtype):
 
 
 @pytest.mark.parametrize("size", [SIZE, ODD], ids=str)
-def test_a_thousand_times_the_same(size):
-    frames = photos(size, 1)[0].to(DEVICE)
-    executable = triton.compile(network_plan(), HALF, DEVICE)
+@each
+def test_a_thousand_times_the_same(backend, size):
+    frames = street(size).to(DEVICE)
+    executable = backend.compile(network_plan(), HALF, DEVICE)
     logits, labels = executable(frames), executable.labels(frames)
     wrong = torch.zeros((), dtype=torch.int64, device=DEVICE)
     for _ in range(1000):  # nobody waits in between
@@ -80,23 +80,27 @@ def test_a_thousand_times_the_same(size):
     assert wrong.item() == 0
 
 
-@every_dtype
+@every
 @pytest.mark.parametrize("split", [2, 8])
-def test_split_sums_are_deterministic(split, dtype):
+def test_split_sums_are_deterministic(backend, split, dtype):
     """Whichever program comes last adds up the others' sums, and leaves the counters as they were."""
+    usual = small(backend, dtype)
 
     def shared(work):
-        t = same_tiles(work)
-        alone = work.kind == "conv" and len(work.inputs) == 1 and work.kernel != 2
-        return dataclasses.replace(t, split=split) if alone else t
+        t = usual._tiles(work)
+        if work.kind != "conv" or len(work.inputs) > 1 or work.kernel == 2:
+            return t
+        if backend is triton:
+            return dataclasses.replace(t, split=split)
+        return cuda_tiles.Tiles((64, 64), 8, 8, 16, min(split, -(-work.inputs[0] // 16)))
 
-    executable, frames = small(dtype, tiles=shared), frames_of(3, *SMALL)
+    executable, frames = small(backend, dtype, tiles=shared), frames_of(3, *SMALL)
     executable(frames)
     first = next(iter(executable._instances.values())).lowered
-    counters = [launch.arguments["arrivals"] for launch in first.launches if "arrivals" in launch.arguments]
+    counters = [x for x in first._beside if x.dtype == torch.int32]
     assert sum(x.numel() > 0 for x in counters) >= 4
     logits = executable(frames)
-    assert relative_error(logits, small(dtype)(frames)) <= (tolerance(dtype).logits or 1)
+    assert relative_error(logits, usual(frames)) <= (tolerance(dtype).logits or 1)
     wrong = torch.zeros((), dtype=torch.int64, device=DEVICE)
     for _ in range(200):
         wrong += (executable(frames) != logits).sum()
@@ -107,9 +111,10 @@ def test_split_sums_are_deterministic(split, dtype):
 # Results and memory.
 
 
-def test_results_stay_and_share_nothing():
+@each
+def test_results_stay_and_share_nothing(backend):
     """All are held, nobody waits, and one is written to."""
-    executable, alone = small(), small()
+    executable, alone = small(backend), small(backend)
     frames = [frames_of(2, *SMALL, seed=seed) for seed in range(12)]
     kept = [x.clone() for x in frames]
     results = [(executable.labels(x), executable(x)) for x in frames]
@@ -123,7 +128,8 @@ def test_results_stay_and_share_nothing():
     assert executable(frames[0][:0]).shape == (0, 11, 9, 13)
 
 
-def test_memory_does_not_grow_and_is_given_back():
+@each
+def test_memory_does_not_grow_and_is_given_back(backend):
     def use(executable, calls):
         for i in range(calls):
             executable.labels(frames[i % 2])
@@ -132,10 +138,10 @@ def test_memory_does_not_grow_and_is_given_back():
         return torch.cuda.memory_allocated(DEVICE)
 
     frames = [frames_of(1, *SMALL), frames_of(2, 64, 96)]
-    use(small(), 2)  # what torch keeps after the first graph of all
+    use(small(backend), 2)  # what torch keeps after the first graph of all
     gc.collect()
     before = torch.cuda.memory_allocated(DEVICE)
-    executable = small()
+    executable = small(backend)
     warm = use(executable, 2)
     assert warm > before
     assert use(executable, 50) == warm
@@ -147,15 +153,15 @@ def test_memory_does_not_grow_and_is_given_back():
 # Streams, threads and other sizes.
 
 
-@every_dtype
-def test_several_streams(dtype):
+@every
+def test_several_streams(backend, dtype):
     """Frames arrive on each after a wait there: what ran elsewhere or too early would not see them."""
-    executable = small(dtype)
+    executable = small(backend, dtype)
     frames = [frames_of(1, *SMALL, seed=seed) for seed in range(4)]
     expected = [(executable.labels(x), executable(x)) for x in frames]
     late, streams = [torch.zeros_like(x) for x in frames], [torch.cuda.Stream() for _ in frames]
     torch.cuda.synchronize()
-    for fresh in (executable, small(dtype), small(dtype, graphs=False)):
+    for fresh in (executable, small(backend, dtype), small(backend, dtype, graphs=False)):
         results = []
         for _ in range(3):
             for stream, x, place in zip(streams, frames, late, strict=True):
@@ -170,9 +176,10 @@ def test_several_streams(dtype):
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same size", "own sizes"])
-def test_several_threads(same):
+@each
+def test_several_threads(backend, same):
     """Their first calls too, which compile and capture at once. (None may wait for the whole device.)"""
-    executable, alone = small(), small()
+    executable, alone = small(backend), small(backend)
     sizes = [SMALL if same else (64 + 8 * i, 96) for i in range(4)]
     frames = [frames_of(1 + same, *size, seed=i) for i, size in enumerate(sizes)]
     expected = [(alone.labels(x), alone(x)) for x in frames]
@@ -192,9 +199,10 @@ def test_several_threads(same):
     assert len(executable._instances) == (2 if same else 8)
 
 
-def test_more_sizes_than_are_kept():
+@each
+def test_more_sizes_than_are_kept(backend):
     """The first goes while its graph waits on another stream, and what takes its memory must not be seen."""
-    executable, alone = small(), small()
+    executable, alone = small(backend), small(backend)
     frames = [frames_of(1, 64, 64 + 8 * i, seed=i) for i in range(GRAPHS + 3)]
     expected = [alone.labels(x) for x in frames]
     executable.labels(frames[0])
@@ -216,14 +224,15 @@ def test_more_sizes_than_are_kept():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
-def test_another_gpu_than_the_current_one():
+@each
+def test_another_gpu_than_the_current_one(backend):
     if torch.cuda.get_device_capability(1) < triton.TENSOR_CORES:
         pytest.skip("cuda:1 is older than sm_80")
-    frames, there = random_frames(1, *SMALL), triton.compile(small_network(), FULL, "cuda:1")
+    frames, there = random_frames(1, *SMALL), backend.compile(small_network(), HALF, "cuda:1")
     labels, logits = there.labels(frames.to("cuda:1")), there(frames.to("cuda:1"))
     assert torch.cuda.current_device() == 0
     assert str(labels.device) == str(logits.device) == "cuda:1"
-    assert relative_error(logits, small(FULL)(frames.to(DEVICE))) <= tolerance(FULL).logits
+    assert relative_error(logits, small(backend)(frames.to(DEVICE))) <= tolerance(HALF).logits
     with pytest.raises(ValueError, match="cuda:0"):
         there(frames.to(DEVICE))
 
@@ -240,10 +249,10 @@ def captured():
         yield graph
 
 
-@every_dtype
-def test_a_capture_by_the_caller(dtype):
+@every
+def test_a_capture_by_the_caller(backend, dtype):
     """The kernels are in the caller's graph, in its memory, whatever the backend does meanwhile."""
-    executable, x = small(dtype), frames_of(2, *SMALL)
+    executable, x = small(backend, dtype), frames_of(2, *SMALL)
     executable.labels(x), executable(x)  # compiles
     with captured() as graph:
         labels, logits = executable.labels(x), executable(x)
@@ -258,9 +267,10 @@ def test_a_capture_by_the_caller(dtype):
     gc.collect()
 
 
-def test_garbage_collected_in_a_capture():
+@each
+def test_garbage_collected_in_a_capture(backend):
     """An executable that is forgotten meanwhile, with its graphs, does not end the capture."""
-    executable, x, garbage = small(), frames_of(1, *SMALL), [small()]
+    executable, x, garbage = small(backend), frames_of(1, *SMALL), [small(backend)]
     expected = executable.labels(x)
     garbage[0].labels(x)
     with captured() as graph:
@@ -271,16 +281,18 @@ def test_garbage_collected_in_a_capture():
     assert torch.equal(labels, expected)
 
 
-def test_a_capture_needs_a_call_before_it():
-    executable, x = small(), frames_of(1, *SMALL)
+@each
+def test_a_capture_needs_a_call_before_it(backend):
+    executable, x = small(backend), frames_of(1, *SMALL)
     with captured(), pytest.raises(RuntimeError, match="call it once before"):
         executable.labels(x)
-    expected = small().labels(x)
+    expected = small(backend).labels(x)
     assert torch.equal(executable.labels(x), expected)
 
 
-def test_a_capture_of_the_model():
-    model = stdc_fast.load("stdc1_camvid", device=DEVICE)
+@each
+def test_a_capture_of_the_model(backend):
+    model = stdc_fast.load("stdc1_camvid", device=DEVICE, backend=backend.__name__.rpartition(".")[2])
     frames = street(ODD).to(DEVICE)
     x = images.normalise(frames)
     model.label(frames, size="native"), model(x)

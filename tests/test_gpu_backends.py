@@ -1,18 +1,17 @@
-"""The Triton backend on an NVIDIA GPU: who gets it, its numbers, and its tuner."""
+"""Backends with kernels of their own on an NVIDIA GPU: their numbers, and their tuner."""
 
 import copy
 import functools
 
 import pytest
 import torch
-from engines import small_network
+from engines import FULL, HALF, LOW, small_network
 from plans import VARIANTS, random_frames, random_network, randomise_norms
 from test_gpu import reference, street, trained
 from test_library import weights_of
 
-import stdc_fast
 from stdc_fast import backends, images, nn, tune
-from stdc_fast.backends import eager, tiles, triton, tuned
+from stdc_fast.backends import cuda, eager, triton, tuned
 from stdc_fast.backends.placed import Request
 from stdc_fast.backends.rounding import Rounding
 from stdc_fast.backends.tiles import Tiles, Work
@@ -26,13 +25,19 @@ OLD = SEEN and torch.cuda.get_device_capability(0) < triton.TENSOR_CORES
 on_a_gpu = [
     pytest.mark.gpu,
     pytest.mark.skipif(not SEEN, reason="torch sees no NVIDIA GPU"),
-    pytest.mark.skipif(OLD, reason="cuda:0 is older than sm_80: Triton has no tensor cores there"),
-    pytest.mark.skipif(triton.interpreted(), reason="TRITON_INTERPRET=1: kernels run on the CPU"),
+    pytest.mark.skipif(OLD, reason="cuda:0 is older than sm_80"),
+    pytest.mark.skipif(triton.interpreted(), reason="TRITON_INTERPRET=1: Triton's kernels run on the CPU"),
 ]
 pytestmark = on_a_gpu
 
-HALF, LOW, FULL = torch.float16, torch.bfloat16, torch.float32
-every_dtype = pytest.mark.parametrize("dtype", [HALF, LOW, FULL], ids=str)
+BUILT, WHY_NOT = cuda.available()
+needs_cuda = pytest.mark.skipif(not BUILT, reason=f"needs the CUDA backend: {WHY_NOT}")
+CUDA = {f"cuda-{dtype}": pytest.param(cuda, dtype, marks=needs_cuda) for dtype in cuda.DTYPES}
+TRITON = {f"triton-{dtype}": pytest.param(triton, dtype) for dtype in triton.DTYPES}
+every = pytest.mark.parametrize("backend, dtype", [*CUDA.values(), *TRITON.values()], ids=[*CUDA, *TRITON])
+each = pytest.mark.parametrize(
+    "backend", [pytest.param(cuda, marks=needs_cuda), triton], ids=["cuda", "triton"]
+)
 SIZE, ODD = (512, 1024), (251, 509)
 SMALL = (72, 104)
 
@@ -47,15 +52,16 @@ def float32():
 
 
 def same_tiles(work: Work) -> Tiles:
-    """One choice for all sizes, so that a test compiles each kernel once."""
+    """One choice for all sizes, so that a test compiles each of Triton's kernels once."""
     if work.kind == "conv":
         return Tiles(8, 8, 64, 32, warps=4, stages=3)
     return Tiles(8, 8, 32, 32, warps=4, stages=1 if work.kind == "stem" else 2)
 
 
-def small(dtype=HALF, **options):
+def small(backend, dtype=HALF, **options):
     """An executable of a network of few ops, of each kind."""
-    return triton.compile(small_network(), dtype, DEVICE, **{"tiles": same_tiles} | options)
+    usual = {"tiles": same_tiles} if backend is triton else {}
+    return backend.compile(small_network(), dtype, DEVICE, **usual | options)
 
 
 def frames_of(*shape, seed=0):
@@ -80,30 +86,15 @@ def emulated(size, batch, dtype):
     return eager.compile(network_plan(), rounding=Rounding(dtype))(photos(size, batch)[0])
 
 
-def test_it_is_chosen_by_itself():
-    """Nobody asks for it: not the model, nor an op, nor a module."""
-    status = next(s for s in backends.statuses() if s.name == "triton")
-    assert status.available and not status.by_name, status.reason
-    model = stdc_fast.load("stdc1_camvid", device="cuda")
-    assert model.backend == "triton" and model.reason.startswith("triton: Triton ")
-    with torch.inference_mode():
-        executable = model._executable(frames_of(1, *SMALL))
-    assert isinstance(executable, triton.Executable)
-    assert executable.dtype == model.dtype == HALF
-
-
 # Numbers.
 
 
-@pytest.mark.parametrize(
-    "dtype, size, batch",
-    [(HALF, SIZE, 3), (HALF, ODD, 1)] + [(t, *s) for t in (HALF, LOW, FULL) for s in ((SIZE, 1), (ODD, 3))],
-    ids=str,
-)
-def test_photos_keep_the_contract(dtype, size, batch):
+@pytest.mark.parametrize("size, batch", [(SIZE, 1), (SIZE, 3), (ODD, 3)], ids=str)
+@every
+def test_photos_keep_the_contract(backend, dtype, size, batch):
     """All memory is NaN before each image, so nothing dead is read."""
     frames, expected, expected_labels = photos(size, batch)
-    executable = triton.compile(network_plan(), dtype, DEVICE, poisoned=True)
+    executable = backend.compile(network_plan(), dtype, DEVICE, poisoned=True)
     given = frames.to(DEVICE)
     logits, labels = executable(given), executable.labels(given)
     assert logits.device == labels.device == given.device
@@ -118,7 +109,7 @@ def test_photos_keep_the_contract(dtype, size, batch):
 
 
 @pytest.mark.parametrize("size, batch", [(SIZE, 1), (ODD, 3)], ids=str)
-def test_tf32_only_where_it_is_asked_for(size, batch):
+def test_triton_has_tf32_only_where_it_is_asked_for(size, batch):
     frames, expected, expected_labels = photos(size, batch)
     frames = frames.to(DEVICE)
     executable = triton.compile(network_plan(), FULL, DEVICE)
@@ -138,13 +129,13 @@ def test_tf32_only_where_it_is_asked_for(size, batch):
     assert not failures(LOW, fast.cpu(), expected, labels.cpu(), expected_labels)
 
 
-@every_dtype
+@every
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_random_weights(variant, dtype):
+def test_random_weights(variant, backend, dtype):
     net, frames = random_network(variant), random_frames(2, 71, 103, seed=5)
     x = images.normalise(frames, torch.float64)
     expected, plan = net.logits8(x), optimise(build(net))
-    executable = triton.compile(plan, dtype, DEVICE)
+    executable = backend.compile(plan, dtype, DEVICE)
     logits, labels = executable(frames.to(DEVICE)).cpu(), executable.labels(frames.to(DEVICE)).cpu()
     if dtype == FULL:  # these weights drive torch itself above 1e-5
         own = copy.deepcopy(net).float().to(DEVICE).logits8(x.float().to(DEVICE))
@@ -156,10 +147,10 @@ def test_random_weights(variant, dtype):
     assert not broken, broken
 
 
-@every_dtype
-def test_normalised_images(dtype):
+@every
+def test_normalised_images(backend, dtype):
     frames, expected, _ = photos(ODD, 3)
-    executable = triton.compile(optimise(build(trained(), frames=False)), dtype, DEVICE)
+    executable = backend.compile(optimise(build(trained(), frames=False)), dtype, DEVICE)
     x = images.normalise(frames, torch.float64).to(DEVICE)
     logits = executable(x)
     assert not failures(dtype, logits.cpu(), expected)
@@ -188,10 +179,11 @@ OPS = {
 }
 
 
-@every_dtype
+@every
 @pytest.mark.parametrize("name", BLOCKS)
-def test_modules_and_ops(name, dtype, monkeypatch):
+def test_modules_and_ops(name, backend, dtype, monkeypatch):
     """Against the float64 module; in 16 bits no further from it than half again as torch's own is."""
+    monkeypatch.setenv(backends.ENVIRONMENT, backend.__name__.rpartition(".")[2])
     compiled, compile = [], backends.compile
     monkeypatch.setattr(backends, "compile", lambda *a: compiled.append(compile(*a)) or compiled[-1])
     kind, arguments, options, shapes = BLOCKS[name]
@@ -218,27 +210,27 @@ def test_modules_and_ops(name, dtype, monkeypatch):
             assert got.is_contiguous(memory_format=layout)
             assert relative_error(got, exact) <= allowed
     assert all(map(torch.equal, inputs, kept))
-    assert len(compiled) == 2 and all(isinstance(one, triton.Executable) for one in compiled)
+    assert len(compiled) == 2 and all(isinstance(one, backend.Executable) for one in compiled)
 
 
 # Tuning.
 
 
-def test_tuned_tiles_are_used_and_give_the_same_labels(tmp_path, monkeypatch):
+@each
+def test_tuned_tiles_are_used_and_give_the_same_labels(backend, tmp_path, monkeypatch):
     monkeypatch.setenv("STDC_FAST_CACHE", str(tmp_path))
-    properties = torch.cuda.get_device_properties(0)
-    kind = tiles.device_class((properties.major, properties.minor), properties.multi_processor_count)
+    name = backend.__name__.rpartition(".")[2]
     frames = frames_of(1, *SMALL)
-    executable = triton.compile(small_network(), HALF, DEVICE)
+    executable = backend.compile(small_network(), HALF, DEVICE)
     labels, logits = executable.labels(frames), executable(frames)
     request = Request(1, SMALL, SMALL, SMALL)
-    clock = tune.GraphClock(repeats=16, rounds=3)
+    clock, kind = tune.GraphClock(repeats=16, rounds=3), tune.kind_of(executable, name)
     found = tune.Tuner(executable, request, kind, clock, seconds=6).run(quiet=True)
     assert found.tiles and 0 < found.after <= found.before < 0.1
-    about = tuned.environment(torch.device(DEVICE))
+    about = tuned.environment(torch.device(DEVICE), name)
     path = tuned.save(about, found.tiles)
     assert path.parent == tmp_path and "driver" in path.read_text()
-    later = triton.compile(small_network(), HALF, DEVICE)
+    later = backend.compile(small_network(), HALF, DEVICE)
     launches = [launch for launch in later.lower(request).launches if launch.work is not None]
     used = {launch.work.key: launch.tiles for launch in launches}
     assert {key: used[key] for key in found.tiles} == found.tiles

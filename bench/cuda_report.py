@@ -1,0 +1,192 @@
+"""Turns what was found of the CUDA kernels without a GPU into docs/cuda-kernels.md.
+
+python -m bench.ptxas --out docs/results/cuda_ptxas.jsonl
+python -m bench.build_time --out docs/results/cuda_build.json
+python tests/test_cuda_bugs.py --out docs/results/cuda_bugs.jsonl
+python -m bench.cuda_report
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from bench import ahead
+from stdc_fast import _native
+from stdc_fast.backends import cuda, tiles
+from stdc_fast.backends.cuda_launches import Lowered
+from stdc_fast.backends.placed import Request
+from stdc_fast.checkpoints import write_atomic
+
+OUT = Path("docs/cuda-kernels.md")
+RESULTS = Path("docs/results")
+NETWORKS = (
+    ("stdc1", (512, 1024), 1),
+    ("stdc2", (512, 1024), 1),
+    ("stdc1", (768, 1536), 1),
+    ("stdc2", (768, 1536), 1),
+    ("stdc1", (512, 1024), 16),
+)
+SHOWN = "sm_90"
+
+
+def lowered(target: str, variant: str, size: tuple[int, int], batch: int) -> Lowered:
+    """A network's launches in float16, frame to labels, for a class of GPUs; nothing runs."""
+    native = _native.module().gpu
+    chooser = cuda.Chooser(native, tiles.DEVICES[target])
+    plan = ahead.network(variant)
+    executable = cuda.Executable(plan, torch.float16, torch.device("cpu"), native, chooser)
+    return executable.lower(Request(batch, size, size, size))
+
+
+def by_target(rows: list[dict]) -> Iterator[str]:
+    yield (
+        "| kernel | target | forms | most registers | spilled bytes | stack bytes | HMMA (least) | "
+        "asynchronous copies (least) | local loads and stores |"
+    )
+    yield "| --- | --- | --: | --: | --: | --: | --: | --: | --: |"
+    for base, arch in dict.fromkeys((r["base"], r["arch"]) for r in rows):
+        own = [r for r in rows if (r["base"], r["arch"]) == (base, arch)]
+        seen = [r for r in own if r.get("HMMA") is not None]
+
+        def least(name, seen=seen):
+            return str(min(r[name] for r in seen)) if seen else "not looked at"
+
+        spilled = sum(r["spill_stores"] + r["spill_loads"] for r in own)
+        local = str(sum(r["LDL"] + r["STL"] for r in seen)) if seen else "not looked at"
+        yield (
+            f"| {base} | {arch} | {len(own)} | {max(r['registers'] for r in own)} | {spilled} | "
+            f"{sum(r['stack'] for r in own)} | {least('HMMA')} | {least('LDGSTS')} | {local} |"
+        )
+
+
+def by_network() -> Iterator[str]:
+    names = [f"{v} {h}x{w}, batch {n}" for v, (h, w), n in NETWORKS]
+    yield "| class | " + " | ".join(names) + " |"
+    yield "| --- |" + " --: |" * len(names)
+    for target, device in tiles.DEVICES.items():
+        times = [lowered(target, *network).predicted(device) * 1e6 for network in NETWORKS]
+        yield f"| {target} ({device.name}) | " + " | ".join(f"{t:.0f}" for t in times) + " |"
+    yield f"| measured | {' | '.join(['not measured'] * len(names))} |"
+
+
+def by_kernel() -> Iterator[str]:
+    device = tiles.DEVICES[SHOWN]
+    yield "| op | tiles | blocks | shared KB | products us | fetch us | predicted us | measured us |"
+    yield "| --- | --- | --: | --: | --: | --: | --: | --: |"
+    for launch in lowered(SHOWN, "stdc1", (512, 1024), 1).launches:
+        p = launch.predicted(device)
+        shared = f"{launch.form.shared / 1024:.0f}" if launch.form else "-"
+        yield (
+            f"| {launch.op.kind} {launch.op.name} | {launch.tiles or '-'} | {p.programs} | {shared} | "
+            f"{p.products * 1e6:.1f} | {p.fetch * 1e6:.1f} | {p.seconds * 1e6:.1f} | not measured |"
+        )
+
+
+def by_bug(rows: list[dict]) -> Iterator[str]:
+    yield "| planted in | bug | found by |"
+    yield "| --- | --- | --- |"
+    for row in rows:
+        yield f"| {row['file']} | {row['bug']} | {row['found']} |"
+
+
+def by_part(build: dict) -> Iterator[str]:
+    yield "| part | lines that are not empty |"
+    yield "| --- | --: |"
+    names = {
+        "kernels": "kernels and what they share", "primitives": "primitives, both bodies of one line",
+        "launches": "launches, arguments and bindings", "emulator": "the emulator, `csrc/host`",
+    }  # fmt: skip
+    for part, number in build["lines"].items():
+        yield f"| {names[part]} | {number} |"
+
+
+TEXT = """# The CUDA kernels, without a GPU
+
+Written by `python -m bench.cuda_report`; do not edit. {compiler}, targets {targets}.
+**Nothing here was measured on a GPU**: machine code was made and looked at without one, kernels ran on a CPU
+in the emulator, and times are predictions.
+
+## As compiled
+
+What `ptxas -v` reports and `cuobjdump -sass` shows of every form of every kernel (`python -m bench.ptxas`,
+which fails where something spills, has a stack, or lacks tensor core instructions or asynchronous copies).
+Code for sm_86, sm_87 and sm_89 comes from the same PTX as that for sm_80.
+
+{by_target}
+
+{kernels} kernels and targets, {problems} problems.
+
+## From nothing
+
+With {cores} cores, `python setup.py build_ext` takes {without:.0f} s without CUDA and {with_:.0f} s with all
+targets; the module is then {megabytes:.0f} MB.
+
+{by_part}
+
+## Planted bugs
+
+Each is put into a copy of the real kernels, which then run in the emulator (`tests/test_cuda_bugs.py`).
+
+{by_bug}
+
+## Predicted: microseconds from frame to labels
+
+In float16, from a uint8 frame on the device to uint8 labels, one replay of a CUDA graph. The model
+(`stdc_fast/backends/cuda_tiles.py`) takes for each kernel the longest of its products, its reads from shared
+memory and what it fetches from L2, and its launch; the branch at 1/16 runs beside the stage at 1/32 at no
+cost. Its constants are assumptions. Triton's predictions, by another model:
+[triton-kernels.md](triton-kernels.md).
+
+{by_network}
+
+## Predicted, kernel by kernel: STDC1, 512x1024, batch 1, float16, {shown}
+
+One after the other, which is more than the sum above, where two run side by side.
+
+{by_kernel}
+"""
+
+
+def text(results: Path = RESULTS) -> str:
+    """The document, from the files in a folder."""
+    from bench.ptxas import problems
+
+    rows = [json.loads(line) for line in (results / "cuda_ptxas.jsonl").read_text().splitlines()]
+    bugs = [json.loads(line) for line in (results / "cuda_bugs.jsonl").read_text().splitlines()]
+    build = json.loads((results / "cuda_build.json").read_text())
+    made = build["with"]["cuda"]
+    return TEXT.format(
+        compiler=made["compiler"],
+        targets=", ".join(made["targets"]),
+        by_target="\n".join(by_target(rows)),
+        kernels=len(rows),
+        problems=len(problems(rows)),
+        cores=build["cores"],
+        without=build["without"]["seconds"],
+        with_=build["with"]["seconds"],
+        megabytes=build["with"]["bytes"] / 1e6,
+        by_part="\n".join(by_part(build)),
+        by_bug="\n".join(by_bug(bugs)),
+        by_network="\n".join(by_network()),
+        by_kernel="\n".join(by_kernel()),
+        shown=f"{SHOWN} ({tiles.DEVICES[SHOWN].name})",
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.cuda_report", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(arguments)
+    found = text()
+    write_atomic(options.out, lambda path: Path(path).write_text(found))
+    print(options.out, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

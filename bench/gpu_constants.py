@@ -1,0 +1,72 @@
+"""Measures what the model of kernels' times assumes of a GPU; see gpu_constants.cu. Needs nvcc."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from stdc_fast.backends import cuda_tiles, tiles
+from stdc_fast.benchmark.table import aligned
+from stdc_fast.errors import UserError
+
+SOURCE = Path(__file__).with_name("gpu_constants.cu")
+
+
+def nvcc() -> str:
+    """The compiler; UserError if there is none."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    found = os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
+    if found is None:
+        raise UserError("nvcc was not found; install the CUDA toolkit, or set CUDACXX")
+    return found
+
+
+def build(source: Path, target: Path, capability: tuple[int, int], *flags: str) -> Path:
+    """A program or library from one source, for one kind of GPU; UserError with nvcc's words if it fails."""
+    number = f"{capability[0]}{capability[1]}"
+    code = f"arch=compute_{number},code=sm_{number}"
+    command = [nvcc(), "-std=c++17", "-O3", "-gencode", code, *flags, str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise UserError(f"{source.name} does not compile: {done.stderr.strip()[-400:]}")
+    return target
+
+
+def measure(device: tiles.Device) -> dict[str, dict[str, float]]:
+    """{"constants": as measured, "assumed": as the model has them}, of the first GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = build(SOURCE, Path(folder, "constants"), device.capability)
+        done = subprocess.run([str(program)], capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise UserError(f"{SOURCE.name}: {done.stderr.strip()}")
+    return {"constants": json.loads(done.stdout), "assumed": assumed(device)}
+
+
+def assumed(device: tiles.Device) -> dict[str, float]:
+    """What the model has of these: seconds, bytes a second and operations a second.
+
+    A "chain" is a node whose kernel reads what the one before it wrote.
+    """
+    rate = device.products * (0.62 if device.wgmma else 0.85)
+    found = {"node": tiles.NODE, "chain": tiles.NODE + tiles.LATENCY}
+    if device.capability >= (9, 0):
+        node = tiles.DEPENDENT_NODE
+        found |= {"dependent_node": node, "dependent_chain": node + tiles.LATENCY}
+    found |= {"cache": device.cache, "port": device.port}
+    # Warps that do not fill the units: as the model of the CUDA kernels has it.
+    found |= {f"mma_{n}_warps": rate * min(1, (n + 1) / 8) for n in (4, 8, 16)}
+    return found | {"shared": 128 * cuda_tiles.CLOCK}
+
+
+def table(found: dict[str, dict[str, float]]) -> list[str]:
+    """A line a constant."""
+    cells = [("constant", "measured", "assumed", "ratio")]
+    for name, value in found["constants"].items():
+        guess = found["assumed"].get(name)
+        ratio = "" if guess is None else f"{value / guess:.2f}"
+        cells.append((name, f"{value:.4g}", "" if guess is None else f"{guess:.4g}", ratio))
+    return aligned(cells)

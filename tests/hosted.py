@@ -1,0 +1,225 @@
+"""The CUDA kernels on the CPU: their own sources in csrc/host's emulator, as a backend that tests can run.
+
+Also where there is a GPU. Every buffer has an allocation of its own, all memory is NaN before each run, all
+kernels are dependent launches, and the emulator knows which memory they may use.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from engines import answers, check
+
+from stdc_fast.backends import cuda
+from stdc_fast.backends.cuda_launches import Lowered
+from stdc_fast.backends.cuda_tiles import Tiles
+from stdc_fast.backends.placed import weights
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+#: A module that was built already, as tests/cuda_sanitize.py and tests/test_cuda_bugs.py have one.
+READY = "STDC_FAST_HOSTED"
+#: Who runs next, and the seed of what is random.
+SCHEDULES = {
+    "round robin": ("round_robin", 1),
+    "forward": ("forward", 1),
+    "backward": ("backward", 1),
+    **{f"random {seed}": ("random", seed) for seed in (1, 2, 3)},
+}
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+
+
+class NotBuilt(Exception):
+    """Why there is no module, in one line."""
+
+
+@contextlib.contextmanager
+def _alone(path):
+    """One process at a time, where the system has locks."""
+    with open(path, "w") as file:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def build() -> Path:
+    """Makes the module in build/hosted of the source tree; objects stay in build/host and are made once."""
+    if not (ROOT / "setup.py").is_file() or not (ROOT / "csrc/host").is_dir():
+        raise NotBuilt("no source tree: csrc/host is missing")
+    for name in ("pybind11", "setuptools"):
+        if importlib.util.find_spec(name) is None:
+            raise NotBuilt(f"{name} is not installed; pip install {name}")
+    kind = os.environ.get("STDC_FAST_SANITIZE", "").split(",")
+    folder = ROOT / "build" / "-".join(["hosted", *filter(None, kind)])
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder / "lock"):
+        command = [sys.executable, "setup.py", "-q", "host", "--out", str(folder / "new")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+        if done.returncode:
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            first = next((line for line in lines if "error" in line), "setup.py host failed")
+            if "does not run" in first or "not found" in first:  # no compiler, no ninja
+                raise NotBuilt(first)
+            raise AssertionError("\n".join(lines[-40:]))
+        (file,) = (folder / "new").iterdir()
+        return file.replace(folder / file.name)  # another process may have the earlier one
+
+
+@functools.cache
+def _load():
+    try:
+        path = os.environ.get(READY) or build()
+    except NotBuilt as error:
+        return str(error)
+    spec = importlib.util.spec_from_file_location("stdc_fast_host", path)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    found.set_options()
+    return found
+
+
+def module():
+    """The emulator's module, built at the first call; skips the test where it can not be."""
+    found = _load()
+    if isinstance(found, str):
+        pytest.skip(f"the CUDA sources do not compile for the CPU here: {found}")
+    return found
+
+
+@contextlib.contextmanager
+def scheduled(schedule="forward", **options):
+    """One of SCHEDULES, and races, poison and block_races as of the module's set_options."""
+    kind, seed = SCHEDULES[schedule]
+    module().set_options(kind, seed, **options)
+    try:
+        yield
+    finally:
+        module().set_options()
+
+
+class Watched(Lowered):
+    """Tells the emulator what kernels may read and write; ``runs`` of them were."""
+
+    runs = 0
+
+    def launch(self, first=False, side=None):
+        self.tell()
+        super().launch(first, side)
+        self.runs += 1
+
+    def _run(self, steps):
+        self.native.run(steps, 0, self.dependent, -1)  # the first, too, so that it is seen to wait
+
+    def tell(self):
+        fixed = {x.data_ptr() for x in (*weights(self.packed), *self.pinned())}
+        ranges = {}
+        for x in self.tensors():
+            if not x.numel():
+                continue
+            place, size = x.data_ptr(), x.numel() * x.itemsize
+            if not x.is_contiguous():
+                place, size = x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()
+            ranges[place] = max(size, ranges.get(place, 0))
+        self.native.set_memory([(place, size, place in fixed) for place, size in ranges.items()])
+
+
+class Hosted(cuda.Executable):
+    """The backend on the emulator."""
+
+    def __init__(self, plan, dtype, tiles=None, apart=True):
+        native = module()
+        super().__init__(plan, dtype, CPU, native, tiles or cuda.Chooser(native), poisoned=True, graphs=False)
+        self._dependent = True
+        self.apart = apart
+
+    def lower(self, request, variant=None, tiles=None, apart=None):
+        return Watched(
+            self.plan, self._packed, request, self.dtype, self.device, tiles or self._tiles, self._native,
+            self._dependent, self.apart if apart is None else apart,
+        )  # fmt: skip
+
+    @property
+    def last(self) -> Watched:
+        """What ran last."""
+        return list(self._instances.values())[-1].lowered
+
+
+def beside(executable):
+    """(name, ``[..., C]``, channels) of each buffer in which there are channels that no op writes.
+
+    Where buffers are apart, and the last run was not for labels.
+    """
+    lowered, covered = executable.last, {}
+    for op in lowered.plan.ops:
+        for view in op.writes:
+            covered[view.buffer] = covered.get(view.buffer, 0) | view.mask
+    for name, x in {**lowered.buffers, **lowered._averages}.items():
+        rest = [c for c in range(x.shape[-1]) if not covered.get(name, 0) >> c & 1]
+        if rest and name not in lowered.inputs:
+            yield name, x, rest
+
+
+def spared(executable) -> int:
+    """Checks that what no op writes is as it was: NaN, or zero in averages. Returns how many numbers."""
+    assert executable.apart
+    count = 0
+    for name, x, rest in beside(executable):
+        found = x[..., rest].contiguous()
+        fill = 0 if name in executable.last._averages else 0xFF
+        assert (found.view(torch.uint8) == fill).all(), f"{name}: channels that no op writes changed"
+        count += found.numel()
+    return count
+
+
+def agrees(make, dtype, shapes, tiles=None):
+    """The plan's results are those of torch, rounding alike; nothing else is written."""
+    plan = make() if callable(make) else make
+    executable = Hosted(plan, dtype, tiles)
+    for inputs, expected in answers(plan, dtype, shapes):
+        before = [x.clone() for x in inputs]
+        got = executable(*inputs)
+        assert got.dtype == (torch.float32 if executable._logits else dtype)
+        check(got, expected, dtype, list(inputs[0].shape))
+        spared(executable)
+        for name, x, old in zip(plan.inputs, inputs, before, strict=True):
+            assert torch.equal(x, old)
+            given = executable.last.buffers[name]
+            assert torch.equal(given, old if x.dtype == torch.uint8 else old.permute(0, 2, 3, 1).to(given))
+    return executable
+
+
+def counters(executable):
+    """The counters of blocks that share a tile, of what ran last."""
+    return [x for x in executable.last._beside if x.dtype == torch.int32]
+
+
+def cores(kind):
+    """(pixels, channels) of the compiled forms of an op."""
+    return [(wm * m * 16, wn * n * 8) for wm, wn, m, n in module().cores()[kind]]
+
+
+def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv"):
+    """The same tiles for every op of a kind that can have them; other kinds have theirs from the model."""
+    usual = cuda.Chooser(module())
+
+    def choose(work):
+        if work.kind != kind:
+            return usual(work)
+        parts = min(split, sum(-(-c // chunk) for c in work.inputs))
+        return Tiles(core or (64, 16), height, width, chunk, parts)
+
+    return choose
+
+
+__all__ = [
+    "CPU", "CUDA", "READY", "ROOT", "SCHEDULES", "Hosted", "NotBuilt", "Tiles", "Watched", "agrees", "beside",
+    "build", "cores", "counters", "every_schedule", "forced", "module", "scheduled", "spared",
+]  # fmt: skip
