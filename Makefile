@@ -15,9 +15,10 @@ test: $(VENV)/.test-installed
 test-all: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m "wide or not wide"
 
-# The native engine under AddressSanitizer, UBSan and ThreadSanitizer.
+# The native engine, and the CUDA kernels on the CPU, under AddressSanitizer and UBSan, the engine under ThreadSanitizer too.
 test-sanitize: $(VENV)/.test-installed
 	$(BIN)/python tests/sanitize.py
+	$(BIN)/python tests/cuda_sanitize.py
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

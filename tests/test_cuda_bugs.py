@@ -130,8 +130,8 @@ conv = functools.partial(Bug, source="conv.cu")
 BUGS = {
     "the barrier of a step is missing": conv("core.cuh", SYNC, "", "3x3", EARLY, unwatched=1),
     "the barrier after the products is missing": conv(
-        "core.cuh", "block_sync();  // shared memory may be", "// shared memory may be", "1x1", RACE, unwatched=1
-   
+        "core.cuh", "block_sync();  // shared memory may be", "// shared memory may be", "1x1", RACE,
+        unwatched=1,
     ),
     "a wait that leaves one group more on its way": conv(
         "core.cuh", "cp_async_wait<kStages - 2>", "cp_async_wait<kStages - 1>", "3x3", "in flight",

@@ -343,13 +343,13 @@ def test_shipped_tables_fit(path):
 def parsed(key):
     """The work of a key of a table."""
     form, channels, shape, dtype = key.split()
-    kind = form.rstrip("p0123456789")[:-1].rstrip("0123456789")
-    kernel, stride = form.removeprefix(kind).rstrip("p").split("s")
+    kind = form.rstrip("pm0123456789")[:-1].rstrip("0123456789")
+    kernel, stride = form.removeprefix(kind).rstrip("pm").split("s")
     inputs, outputs = channels.split(">")
     sizes = map(int, shape.split("x"))
     found = Work(
         kind, int(kernel), int(stride), tuple(map(int, inputs.split("+"))), int(outputs), *sizes, dtype,
-        form.endswith("p"),
+        form[-1] in "pm", form.endswith("m"),
     )  # fmt: skip
     assert found.key == key
     return found

@@ -137,7 +137,7 @@ class Work:
         images, height, width: of the map that tiles cover: the output, or the sub-pixel form's small map.
         dtype: "float16", "bfloat16", "float32" or "tf32".
         prologue: whether inputs are changed as they are read.
-        mapped: whether that adds a map, which takes memory; not part of the key.
+        mapped: whether that adds a map, which takes memory.
     """
 
     kind: str
@@ -156,7 +156,8 @@ class Work:
     def key(self) -> str:
         """The name of this work in tables."""
         inputs = "+".join(map(str, self.inputs))
-        form = f"{self.kind}{self.kernel}s{self.stride}{'p' if self.prologue else ''}"
+        changed = "m" if self.mapped else "p" if self.prologue else ""
+        form = f"{self.kind}{self.kernel}s{self.stride}{changed}"
         return f"{form} {inputs}>{self.outputs} {self.images}x{self.height}x{self.width} {self.dtype}"
 
     @property
