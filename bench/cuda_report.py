@@ -89,10 +89,13 @@ def by_kernel() -> Iterator[str]:
 
 
 def by_bug(rows: list[dict]) -> Iterator[str]:
-    yield "| planted in | bug | found by |"
-    yield "| --- | --- | --- |"
+    yield "| planted in | bug | schedules that find it, with and without the watch for races | what is said |"
+    yield "| --- | --- | --- | --- |"
     for row in rows:
-        yield f"| {row['file']} | {row['bug']} | {row['found']} |"
+        said = row["found"].replace("|", "\\|")
+        yield (
+            f"| {row['file']} | {row['bug']} | {row['watched']} and {row['unwatched']} of {row['of']} | {said} |"
+        )
 
 
 def by_part(build: dict) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Bugs planted into the CUDA kernels, each of which has to be found, and by what.
 
-``python tests/test_cuda_bugs.py`` prints a table. Each bug is one change of the text of a source: a copy of
-that is compiled and linked with the other objects of the emulator's module, and runs in its own process.
+``python tests/test_cuda_bugs.py [--out FILE]`` prints a table, and writes it as JSON lines. Each bug is one
+change of the text of a source: a copy of that is compiled and linked with the other objects of the emulator's module, and runs in its own process.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from engines import HALF, answers, check, plain, sketched, wrong_labels
 from hosted import READY, ROOT, SCHEDULES, Hosted, NotBuilt, build, forced, scheduled, spared
 from plans import random_frames
 
+from stdc_fast.checkpoints import write_atomic
 from stdc_fast.plan.ops import View
 
 WRONG = "wrong numbers"
@@ -123,7 +124,8 @@ class Bug:
 
 
 SYNC = "    block_sync();  // all see what the others fetched; nobody reads the stage before any more\n"
-CHANGE = "    if (changes && now.unit == 0) change_pixels<T, S>(s, w, now);\n"
+CHANGE = "      change_pixels<T, S>(s, w, now, change);\n"
+ELSE = "    } else {\n      cp_async_wait<kStages - 2>();\n    }\n"
 OUTSIDE = "outside of all tensors"
 RACE, EARLY = "race in shared memory", "in flight|race in shared memory"
 conv = functools.partial(Bug, source="conv.cu")
@@ -134,7 +136,7 @@ BUGS = {
         unwatched=1,
     ),
     "a wait that leaves one group more on its way": conv(
-        "core.cuh", "cp_async_wait<kStages - 2>", "cp_async_wait<kStages - 1>", "3x3", "in flight",
+        "core.cuh", ELSE, ELSE.replace("- 2", "- 1"), "3x3", "in flight",
         unwatched=6,
     ),
     "the halo is one pixel too narrow": conv(
@@ -177,10 +179,12 @@ BUGS = {
         "core.cuh", "  return most;\n", "  return most > 1 ? most - 1 : 1;\n", "1x1", EARLY, unwatched=1
     ),
     "pixels are changed after the barrier": conv(
-        "core.cuh", CHANGE + SYNC, SYNC + CHANGE, "prologue", EARLY, unwatched=1
+        "core.cuh", CHANGE + ELSE + SYNC,
+        f"      block_sync();\n{CHANGE}{ELSE.removesuffix('    }' + chr(10))}      block_sync();\n    }}\n",
+        "prologue", EARLY, unwatched=1
     ),
     "a scale read as if it were a weight": conv(
-        "core.cuh", "? load(s.scale +", "? load_weight(s.scale +", "prologue", "load_weight of data",
+        "core.cuh", "? load(scale + i)", "? load_weight(scale + i)", "prologue", "load_weight of data",
         unwatched=6,
     ),
     "a barrier of the average is missing": conv(
@@ -267,15 +271,21 @@ def hunted():
         return dict(zip(BUGS, pool.map(hunt, BUGS), strict=True))
 
 
-def row(name, found):
-    """Of the table: the bug, what found it, and how many schedules did with races watched for and without."""
-    if isinstance(found, str):
-        return f"{name:45} could not be planted: {found.splitlines()[0]}"
-    counts = [sum(map(bool, found[how].values())) for how in ("watched", "unwatched")]
+def summary(found):
+    """How many schedules found a bug with races watched for and without, and what."""
+    counts = {how: sum(map(bool, found[how].values())) for how in ("watched", "unwatched")}
     texts = {re.sub(r"^kernel \w+, block [\dx]+: (thread .*? at )?|\d+\.\d+e-\d+", "", t)
              for t in found["watched"].values() if t}  # fmt: skip
-    what = min(texts, key=len) if texts else "nothing"
-    return f"{name:45} {counts[0]} and {counts[1]} of {len(SCHEDULES)}: {what[:110]}"
+    what = min(texts, key=lambda text: (len(text), text)) if texts else "nothing"
+    return {**counts, "of": len(SCHEDULES), "found": what[:110]}
+
+
+def row(name, found):
+    """Of the table that is printed."""
+    if isinstance(found, str):
+        return f"{name:45} could not be planted: {found.splitlines()[0]}"
+    one = summary(found)
+    return f"{name:45} {one['watched']} and {one['unwatched']} of {one['of']}: {one['found']}"
 
 
 @pytest.mark.parametrize("name", BUGS)
@@ -299,8 +309,14 @@ def main():
         torch.set_num_threads(1)
         print(json.dumps(outcomes(sys.argv[2])))
         return
+    rows = []
     for name, found in hunted().items():
         print(row(name, found))
+        if name != "none":
+            rows.append({"bug": name, "file": BUGS[name].file, **summary(found)})
+    if sys.argv[1:2] == ["--out"]:
+        text = "".join(json.dumps(one) + "\n" for one in rows)
+        write_atomic(Path(sys.argv[2]), lambda path: Path(path).write_text(text))
 
 
 if __name__ == "__main__":

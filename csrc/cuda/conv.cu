@@ -134,6 +134,8 @@ Params params(const ConvArgs& a) {
 template <class T, class S>
 void launch_core(const ConvArgs& a, const Stream& stream) {
   check<S>("conv", a.tiling);
+  if (a.other_channels && (a.scale != nullptr || a.add_kind != kNothing || a.kernel == 2))
+    throw std::runtime_error("conv: two inputs with a prologue or up-sampling");
   const Params p = params(a);
   const int split = a.tiling.split;
   if (split > p.s.chunks)

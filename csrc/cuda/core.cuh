@@ -168,19 +168,46 @@ STDC_DEVICE void fetch_weights(const Source& s, const Where& w, const Cursor& c,
   }
 }
 
-// How threads share the pixels of a chunk: each has one vector of 8 channels, of every `step`-th pixel.
+// How threads share the pixels of a chunk: each has one vector of eight channels of every `step`-th pixel, and goes
+// through them.
 template <class S>
 struct Share {
-  int vector, first, step, rows, columns;  // step = rows * halo_width + columns
+  int channel, count;        // the vector's first channel, and how many of its eight exist
+  int pixel, step;           // in the halo
+  int y, z, rows, columns;   // in the input; step = rows * halo_width + columns
+  uint32_t at;               // in shared memory
 
-  STDC_DEVICE Share(const Source& s, int units) {
-    const int vectors = 2 * units;
+  STDC_DEVICE Share(const Source& s, const Where& w, const Cursor& c) {
+    const int vectors = 2 * c.width;
+    const bool other = c.chunk >= s.first_chunks;
     step = S::kThreads / vectors;
-    first = thread_id() / vectors;
-    vector = thread_id() - first * vectors;
-    if (first >= step) first = s.halo_height * s.halo_width;  // nothing
+    pixel = thread_id() / vectors;
+    const int vector = thread_id() - pixel * vectors;
+    channel = (other ? c.chunk - s.first_chunks : c.chunk) * s.chunk * 16 + vector * 8;
+    const int left = (other ? s.second.channels : s.first.channels) - channel;
+    count = left < 0 ? 0 : left > 8 ? 8 : left;
+    if (pixel >= step) pixel = s.halo_height * s.halo_width;  // nothing
     rows = step / s.halo_width;
     columns = step - rows * s.halo_width;
+    const int row = pixel / s.halo_width;
+    y = w.row + row;
+    z = w.column + pixel - row * s.halo_width;
+    at = pixels_at<S>(s, w, c.chunk) + pixel * s.pixel + vector * 16;
+  }
+  STDC_DEVICE bool more(const Source& s) const { return pixel < s.halo_height * s.halo_width; }
+  STDC_DEVICE bool inside(const Source& s) const {
+    return static_cast<unsigned>(y) < static_cast<unsigned>(s.height) &&
+           static_cast<unsigned>(z) < static_cast<unsigned>(s.width) && count > 0;
+  }
+  STDC_DEVICE void next(const Source& s, const Where& w) {
+    pixel += step;
+    at += step * s.pixel;
+    y += rows;
+    z += columns;
+    if (z >= w.column + s.halo_width) {
+      z -= s.halo_width;
+      ++y;
+    }
   }
 };
 
@@ -198,83 +225,51 @@ template <class T, class S>
 STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c) {
   const bool other = c.chunk >= s.first_chunks;
   const Input in = other ? s.second : s.first;
-  const Share<S> share(s, c.width);
-  const int channel = (other ? c.chunk - s.first_chunks : c.chunk) * s.chunk * 16 + share.vector * 8;
-  const int left = in.channels - channel;
-  const int count = left < 0 ? 0 : left > 8 ? 8 : left;
   const int64_t area = static_cast<int64_t>(s.height) * s.width;
   const T* x = static_cast<const T*>(in.x) + w.image * area * in.pitch;
   const bool adds = s.add_kind == kMap && !other;
   const T* map = static_cast<const T*>(s.add) + (adds ? w.image * area * s.add_pitch : 0);
-  const int pixels = s.halo_height * s.halo_width;
-  int y = share.first / s.halo_width;
-  int z = share.first - y * s.halo_width;
-  y += w.row;
-  z += w.column;
-  const int end = w.column + s.halo_width;
-  uint32_t to = pixels_at<S>(s, w, c.chunk) + share.first * s.pixel + share.vector * 16;
   STDC_ROLLED
-  for (int p = share.first; p < pixels; p += share.step) {
-    const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(s.height) &&
-                        static_cast<unsigned>(z) < static_cast<unsigned>(s.width) && count > 0;
-    const int place = y * s.width + z;
-    fetch_vector(to, x, inside ? place * in.pitch + channel : 0, inside ? count : 0, in.aligned);
-    if (adds)
-      fetch_vector(to + s.beside, map, inside ? place * s.add_pitch + channel : 0, inside ? count : 0, s.add_aligned);
-    to += share.step * s.pixel;
-    y += share.rows;
-    z += share.columns;
-    if (z >= end) {
-      z -= s.halo_width;
-      ++y;
-    }
+  for (Share<S> share(s, w, c); share.more(s); share.next(s, w)) {
+    const bool inside = share.inside(s);
+    const int place = inside ? share.y * s.width + share.z : 0, channel = inside ? share.channel : 0;
+    const int count = inside ? share.count : 0;
+    fetch_vector(share.at, x, place * in.pitch + channel, count, in.aligned);
+    if (adds) fetch_vector(share.at + s.beside, map, place * s.add_pitch + channel, count, s.add_aligned);
+  }
+}
+
+// What a prologue does to a thread's eight channels of a chunk.
+struct Change {
+  float scale[8], add[8];
+};
+template <class S>
+STDC_DEVICE void load_change(const Source& s, const Where& w, const Cursor& c, Change& change) {
+  const Share<S> share(s, w, c);
+  const float* scale = s.scale + w.image * s.scale_pitch + share.channel;
+  const float* add = static_cast<const float*>(s.add) + w.image * s.add_pitch + share.channel;
+  STDC_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    change.scale[i] = s.scale != nullptr && i < share.count ? load(scale + i) : 1;
+    change.add[i] = s.add_kind == kVector && i < share.count ? load(add + i) : 0;
   }
 }
 
 // x * scale + add, in place, by the threads that fetched it; what is outside of the image stays zero.
 template <class T, class S>
-STDC_DEVICE void change_pixels(const Source& s, const Where& w, const Cursor& c) {
-  const Share<S> share(s, c.width);
-  const int channel = c.chunk * s.chunk * 16 + share.vector * 8;
-  const int left = s.first.channels - channel;
-  const int count = left < 0 ? 0 : left > 8 ? 8 : left;
-  float scale[8], add[8];
-  STDC_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    scale[i] = s.scale != nullptr && i < count ? load(s.scale + w.image * s.scale_pitch + channel + i) : 1;
-    add[i] = s.add_kind == kVector && i < count
-                 ? load(static_cast<const float*>(s.add) + w.image * s.add_pitch + channel + i)
-                 : 0;
-  }
-  const int pixels = s.halo_height * s.halo_width;
-  int y = share.first / s.halo_width;
-  int z = share.first - y * s.halo_width;
-  y += w.row;
-  z += w.column;
-  const int end = w.column + s.halo_width;
-  uint32_t at = pixels_at<S>(s, w, c.chunk) + share.first * s.pixel + share.vector * 16;
+STDC_DEVICE void change_pixels(const Source& s, const Where& w, const Cursor& c, const Change& change) {
   STDC_ROLLED
-  for (int p = share.first; p < pixels; p += share.step) {
-    const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(s.height) &&
-                        static_cast<unsigned>(z) < static_cast<unsigned>(s.width) && count > 0;
-    if (inside) {
-      Vec v = shared_load<Vec>(at), m{};
-      if (s.add_kind == kMap) m = shared_load<Vec>(at + s.beside);
-      STDC_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float low = low_of<T>(v.word[i]) * scale[2 * i] + add[2 * i] + low_of<T>(m.word[i]);
-        const float high = high_of<T>(v.word[i]) * scale[2 * i + 1] + add[2 * i + 1] + high_of<T>(m.word[i]);
-        v.word[i] = pack<T>(low, high);
-      }
-      shared_store(at, v);
+  for (Share<S> share(s, w, c); share.more(s); share.next(s, w)) {
+    if (!share.inside(s)) continue;
+    Vec v = shared_load<Vec>(share.at), m{};
+    if (s.add_kind == kMap) m = shared_load<Vec>(share.at + s.beside);
+    STDC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const float low = low_of<T>(v.word[i]) * change.scale[2 * i] + change.add[2 * i];
+      const float high = high_of<T>(v.word[i]) * change.scale[2 * i + 1] + change.add[2 * i + 1];
+      v.word[i] = pack<T>(low + low_of<T>(m.word[i]), high + high_of<T>(m.word[i]));
     }
-    at += share.step * s.pixel;
-    y += share.rows;
-    z += share.columns;
-    if (z >= end) {
-      z -= s.halo_width;
-      ++y;
-    }
+    shared_store(share.at, v);
   }
 }
 
@@ -361,8 +356,14 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
   int column = 0;    // of the tap
   STDC_ROLLED
   for (int step = 0; now.chunk < w.last; ++step) {
-    cp_async_wait<kStages - 2>();
-    if (changes && now.unit == 0) change_pixels<T, S>(s, w, now);
+    if (changes && now.unit == 0) {
+      Change change;
+      load_change<S>(s, w, now, change);  // while the pixels are on their way
+      cp_async_wait<kStages - 2>();
+      change_pixels<T, S>(s, w, now, change);
+    } else {
+      cp_async_wait<kStages - 2>();
+    }
     block_sync();  // all see what the others fetched; nobody reads the stage before any more
     if (ahead.chunk < w.last) {
       if (ahead.unit == 0) fetch_pixels<T, S>(s, w, ahead);

@@ -17,8 +17,10 @@ upsample_kernel(const STDC_CONSTANT UpsampleArgs a) {
   launch_dependents();
   const int row = block_id().x * kWarps + warp_id();
   const int cell = block_id().y * 32 + lane_id();
-  grid_wait();
-  if (row >= a.out_height || cell >= a.width) return;
+  if (row >= a.out_height || cell >= a.width) {
+    grid_wait();
+    return;
+  }
   const int64_t image = block_id().z;
   const int area = a.height * a.width;
 
@@ -33,6 +35,7 @@ upsample_kernel(const STDC_CONSTANT UpsampleArgs a) {
     STDC_UNROLL
     for (int j = 0; j < taps; ++j) places[i][j] = y * a.width + (cell + j < a.width ? cell + j : a.width - 1);
   }
+  grid_wait();  // the tables are from no kernel
   const float* logits = a.logits + image * a.classes * area;
   uint8_t* labels = a.labels + (image * a.out_height + row) * a.out_width;
   STDC_ROLLED

@@ -193,6 +193,8 @@ class Executable(GraphExecutable):
             # NOTE: code for older GPUs, which a newer one may run too, would start early and not wait.
             used = code(torch.cuda.get_device_capability(device), _native.cuda_info().get("targets", []))
             self._dependent = used is not None and version_of(used) >= DEPENDENT
+            # Graphs have them from 12.3 on.
+            self._dependent &= min(native.driver_version(), native.runtime_version()) >= 12030
 
     def lower(
         self,
