@@ -93,9 +93,8 @@ def by_bug(rows: list[dict]) -> Iterator[str]:
     yield "| --- | --- | --- | --- |"
     for row in rows:
         said = row["found"].replace("|", "\\|")
-        yield (
-            f"| {row['file']} | {row['bug']} | {row['watched']} and {row['unwatched']} of {row['of']} | {said} |"
-        )
+        found = f"{row['watched']} and {row['unwatched']} of {row['of']}"
+        yield f"| {row['file']} | {row['bug']} | {found} | {said} |"
 
 
 def by_part(build: dict) -> Iterator[str]:

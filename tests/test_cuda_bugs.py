@@ -1,7 +1,8 @@
 """Bugs planted into the CUDA kernels, each of which has to be found, and by what.
 
 ``python tests/test_cuda_bugs.py [--out FILE]`` prints a table, and writes it as JSON lines. Each bug is one
-change of the text of a source: a copy of that is compiled and linked with the other objects of the emulator's module, and runs in its own process.
+change of the text of a source: a copy of that is compiled and linked with the other objects of the emulator's
+module, and runs in its own process.
 """
 
 import dataclasses
@@ -277,7 +278,7 @@ def summary(found):
     texts = {re.sub(r"^kernel \w+, block [\dx]+: (thread .*? at )?|\d+\.\d+e-\d+", "", t)
              for t in found["watched"].values() if t}  # fmt: skip
     what = min(texts, key=lambda text: (len(text), text)) if texts else "nothing"
-    return {**counts, "of": len(SCHEDULES), "found": what[:110]}
+    return {**counts, "of": len(SCHEDULES), "found": what[:110].strip(" :")}
 
 
 def row(name, found):
