@@ -7,6 +7,7 @@ import pytest
 import torch
 from engines import DEVICE, FULL, HALF, Sketch, needs_triton, small_network
 
+from stdc_fast.backends.graphs import GraphExecutable
 from stdc_fast.backends.packed import pack
 from stdc_fast.backends.placed import Placed, Request, weights
 from stdc_fast.backends.tiles import Tiles, Work
@@ -166,3 +167,26 @@ def test_all_memory_of_tritons_launches_is_known(labels):
     used = [x for given in arguments for x in given.values() if isinstance(x, torch.Tensor)]
     assert {place(x) for x in used if x.numel()} <= known
     assert sum(given["workspace"].numel() > 0 for given in arguments if "workspace" in given) > 1
+
+
+def test_without_memory_for_a_size_the_other_sizes_are_given_up():
+    """And only if there are none is it an error."""
+
+    class Sized(GraphExecutable):
+        def lower(self, request, variant=None):
+            if full():
+                raise torch.OutOfMemoryError("full")
+            return network(None)
+
+    def full():
+        return len(executable._instances) >= most
+
+    executable, most = Sized(small_network(), HALF, CPU, {}), 2
+    keys = [(Request(1, (n, n), (n, n)), None) for n in (32, 40, 48)]
+    kept = [executable._instance(key) for key in keys[:2]]
+    assert list(executable._instances) == keys[:2]
+    assert executable._instance(keys[2]) not in kept
+    assert list(executable._instances) == keys[2:]
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        executable._instance(keys[0])

@@ -134,7 +134,14 @@ class GraphExecutable(NativeExecutable):
         with self._lock:
             instance = self._instances.get(key)
             if instance is None:
-                instance = self._instances[key] = _Instance(self, *key, self._use_graphs)
+                try:
+                    instance = _Instance(self, *key, self._use_graphs)
+                except torch.OutOfMemoryError:
+                    if not self._instances:
+                        raise
+                    self._instances.clear()  # other sizes can be made again
+                    instance = _Instance(self, *key, self._use_graphs)
+                self._instances[key] = instance
                 while len(self._instances) > GRAPHS:
                     self._instances.popitem(last=False)
             self._instances.move_to_end(key)
