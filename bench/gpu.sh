@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests, checks and times the library on a machine with an NVIDIA GPU, in at most ten minutes:
+# Tests, checks and times the library on a machine with an NVIDIA GPU, in calls of at most ten minutes:
 #
 #     bench/gpu.sh
 #

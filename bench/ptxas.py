@@ -24,7 +24,8 @@ from stdc_fast.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "native"
 SASS = ("sm_80", "sm_90a")  # targets of which SASS is read by default; the others get the same instructions
-COUNTED = ("HMMA", "IMMA", "LDGSTS", "LDSM", "LDL", "STL", "BAR")
+COUNTED = ("HMMA", "IMMA", "LDGSTS", "LDSM", "LDL", "STL", "BAR", "ACQBULK", "PREEXIT")
+DEPENDENT = 90  # from sm_90 on kernels wait for those before them (ACQBULK) and let the next start (PREEXIT)
 REGISTERS = {}  # budgets of kernels by name without _kernel, where it is less than what a thread can have
 MOST_REGISTERS = 255
 COLUMNS = ("arch", "registers", "spill_stores", "spill_loads", "stack", "shared", "constant", *COUNTED)
@@ -157,6 +158,8 @@ def problems(rows: list[dict]) -> list[str]:
         if row["registers"] > most:
             wrong.append(f"{row['registers']} registers, the budget is {most}")
         if "HMMA" in row:
+            if int(re.sub(r"\D", "", row["arch"])) >= DEPENDENT and not (row["ACQBULK"] and row["PREEXIT"]):
+                wrong.append("no ACQBULK or no PREEXIT: it does not wait for the kernel before it")
             if row["LDL"] or row["STL"]:
                 wrong.append(f"local memory: {row['LDL']} LDL, {row['STL']} STL")
             if re.search("conv|stem|down", row["base"]) and not row["HMMA"] + row["IMMA"]:

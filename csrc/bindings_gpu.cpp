@@ -5,6 +5,10 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
 
 #include "gpu.h"
 #if defined(STDC_HOST)

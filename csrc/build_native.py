@@ -107,7 +107,7 @@ class Ninja:
             types = TYPES if "STDC_TYPE" in source.read_text() else {"": ""}
             for short, name in types.items():
                 target = f"{rule}/{'-'.join(filter(None, [source.stem, short]))}.o"
-                more = f"  define = -DSTDC_TYPE={name} -DSTDC_TYPE_NAME={short}\n" if short else ""
+                more = f"  define = -DSTDC_TYPE={name}\n" if short else ""
                 target += f" | {target}{beside}" if beside else ""
                 objects.append(self.edge(target, rule, relative(source), more))
         return objects
@@ -137,7 +137,10 @@ def sources(kind: str, *patterns: str) -> list[Path]:
 
 
 def python_include() -> list[str]:
-    import pybind11
+    try:
+        import pybind11
+    except ImportError:
+        raise Missing("pybind11 is not installed; pip install pybind11 ninja") from None
 
     return ["-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
 
@@ -236,6 +239,7 @@ def build(module: bool) -> tuple[Path, dict[str, object]]:
         return file, info | {"cuda": {"built": True, "compiler": cuda.version, "targets": cuda.targets}}
     except Missing as error:
         reason, _, log = str(error).partition("\n")
+    print(f"stdc_fast: building without CUDA kernels: {reason}", file=sys.stderr, flush=True)
     file, info = _build(Ninja("native"), module)  # fails if it was not for CUDA
     print(f"stdc_fast: CUDA kernels not built: {reason}", file=sys.stderr, flush=True)
     return file, info | {"cuda": {"built": False, "reason": reason, "log": log}}

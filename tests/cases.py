@@ -189,6 +189,7 @@ GATES = {
     **{f"two layers, {act} and none": gated((64, 34), (act, "none"), bias=False) for act in ACTS},
     "150 channels": gated((19, 150), ("relu", "sigmoid"), channels=150, kernel=1),
     "64 channels": gated((64,), ("sigmoid",), channels=64),
+    "700 channels": gated((150, 700), ("relu", "sigmoid+1"), channels=700, kernel=1),
     "parts": average_in_parts,
     "averages of two sizes": averages_of_two_sizes,
 }

@@ -63,6 +63,7 @@ CASES = {
     "stem": (STEMS["32 of frames"], None),
     "down": (down(34, 40, True), None),
     "gate": (GATES["two layers, relu and sigmoid"], None),
+    "wide gate": (GATES["700 channels"], {}),
     "labels": (functools.partial(labelled, 11), None),
 }
 SHAPES = [(2, 6, 19), (1, 3, 5)]
@@ -208,6 +209,14 @@ BUGS = {
     "a barrier of the gate is missing": Bug(
         "gate.cu", "* 4, sum[k]);\n  }\n  block_sync();", "* 4, sum[k]);\n  }\n", "gate", RACE, unwatched=1
     ),
+    "only the first rows of averages": Bug(
+        "gate.cu", "row < a.rows; row += p.groups", "row < p.groups; row += p.groups", "wide gate", WRONG,
+        unwatched=6,
+    ),
+    "only the first outputs of a hidden layer": Bug(
+        "gate.cu", "start < last; start += kTogether * kWarps", "start == first + warp_id(); ++start",
+        "wide gate", WRONG, unwatched=6,
+    ),
     "the last of equal classes": Bug("upsample.cu", "value > best[c]", "value >= best[c]", "labels", WRONG),
 }  # fmt: skip
 BUGS = {"none": conv("conv.cu", "Products.", "Products.", "3x3", "^$"), **BUGS}
@@ -235,7 +244,7 @@ def plant(bug, folder):
     )
     source = bug.source or bug.file
     made = f"{Path(source).stem}{'-f16' if 'STDC_TYPE' in (sources / source).read_text() else ''}.o"
-    define = ["-DSTDC_TYPE=half_t", "-DSTDC_TYPE_NAME=f16"]
+    define = ["-DSTDC_TYPE=half_t"]
     new, module = folder / made, folder / "stdc_fast_host.so"
     call([*compile_, *define, "-O1", "-x", "c++", "-c", str(sources / source), "-o", str(new)], objects)
     # NOTE: the new object goes first: of inline functions that several have, the linker takes the first.

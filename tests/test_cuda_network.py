@@ -153,8 +153,9 @@ def test_a_branch_runs_beside_others(variant):
     before, branch, others, after = lowered.parts()
     assert min(map(len, lowered.parts())) > 1
     turns = [step for two in itertools.zip_longest(branch, others) for step in two if step is not None]
+    places = [others[:k] + branch + others[k:] for k in range(len(others))]  # the plan has others + branch
     logits = lowered.buffers[executable._output.buffer].clone()
-    for middle in (branch + others, turns):  # the plan has others + branch
+    for middle in (turns, *places):
         lowered.poison()
         lowered.tell()
         lowered._run([*before, *middle, *after])

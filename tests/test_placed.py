@@ -2,6 +2,7 @@
 
 import functools
 import math
+import weakref
 
 import pytest
 import torch
@@ -174,19 +175,22 @@ def test_without_memory_for_a_size_the_other_sizes_are_given_up():
 
     class Sized(GraphExecutable):
         def lower(self, request, variant=None):
+            assert not half_made or half_made[-1]() is None  # nothing holds the memory of a failure
             if full():
+                memory = torch.empty(1)
+                half_made.append(weakref.ref(memory))
                 raise torch.OutOfMemoryError("full")
             return network(None)
 
     def full():
         return len(executable._instances) >= most
 
-    executable, most = Sized(small_network(), HALF, CPU, {}), 2
+    executable, most, half_made = Sized(small_network(), HALF, CPU, {}), 2, []
     keys = [(Request(1, (n, n), (n, n)), None) for n in (32, 40, 48)]
     kept = [executable._instance(key) for key in keys[:2]]
     assert list(executable._instances) == keys[:2]
     assert executable._instance(keys[2]) not in kept
-    assert list(executable._instances) == keys[2:]
-    most = 0
+    assert list(executable._instances) == keys[2:] and len(half_made) == 1
+    most, half_made[:] = 0, []
     with pytest.raises(torch.OutOfMemoryError):
         executable._instance(keys[0])

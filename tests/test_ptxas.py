@@ -91,6 +91,7 @@ def test_what_is_read(build):
     report = {"arch": "sm_80", "registers": 116, "stack": 0, "spill_stores": 0, "spill_loads": 0}
     memory = {"shared": 1024, "constant": 720}
     instructions = {"HMMA": 1, "IMMA": 0, "LDGSTS": 2, "LDSM": 1, "LDL": 0, "STL": 0, "BAR": 1}
+    instructions |= {"ACQBULK": 0, "PREEXIT": 0}
     assert conv == names | report | memory | instructions
     assert (conv90["arch"], conv90["registers"]) == ("sm_90a", 120) and "HMMA" not in conv90
     assert (gate["kernel"], gate["base"], gate["BAR"]) == ("gate_kernel", "gate", 0)
@@ -114,6 +115,16 @@ def test_faults_of_a_function_that_a_kernel_calls(build):
     report = REPORT.replace("Used 46", f"{called}\nptxas info    : Used 46")
     (build / "cuda/conv-f16.o.ptxas").write_text(report)
     assert found(build) == ["conv-f16: gate_kernel for sm_80: a stack frame of 8 bytes"]
+
+
+def test_a_kernel_that_does_not_wait_for_the_one_before_it():
+    row = {"kernel": "gate_kernel", "base": "gate", "object": "gate", "registers": 46, "stack": 0}
+    row |= dict.fromkeys(("spill_stores", "spill_loads", *ptxas.COUNTED), 0)
+    waits = {"ACQBULK": 1, "PREEXIT": 1}
+    assert not ptxas.problems([row | {"arch": "sm_89"}, row | waits | {"arch": "sm_90a"}])
+    for missing in waits:
+        (line,) = ptxas.problems([row | waits | {"arch": "sm_90a", missing: 0}])
+        assert line.endswith("no ACQBULK or no PREEXIT: it does not wait for the kernel before it")
 
 
 @pytest.mark.parametrize(

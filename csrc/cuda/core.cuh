@@ -6,6 +6,8 @@
 #pragma once
 
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "gpu.h"
 #include "primitives.cuh"
@@ -418,7 +420,8 @@ inline Input input(const void* x, int channels, int pitch) {
   return {x, channels, rounded_up(channels, 16), pitch, aligned(x, pitch)};
 }
 
-// Number of buffers of pixels, so that the copies of a step never go where an earlier one still reads.
+// On the host, at each launch: number of buffers of pixels, so that the copies of a step never go where an earlier one
+// still reads.
 inline int buffers_needed(const Source& s) {
   const int taps = s.kernel * s.kernel;
   std::vector<int> chunk_of;

@@ -51,10 +51,18 @@ void launch(Kernel<Args> kernel, const char* name, Index grid, int threads, int 
             const Stream& stream) {
   const std::string what = std::string(name) + ", grid " + text(grid) + ", " + std::to_string(threads) +
                            " threads, " + std::to_string(shared) + " bytes of shared memory";
-  if (shared > 48 << 10)
+  if (shared > 48 << 10) {
+    // NOTE: the limit belongs to the function, not to the launch: always the same, so that threads may launch it with
+    // different sizes, and a graph may hold several.
+    int device = 0, most = 0;
+    check(cudaGetDevice(&device), what);
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), what);
+    if (shared > most)
+      throw std::runtime_error(what + ": the device has " + std::to_string(most) + "; other tiles need less");
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               shared),
+                               most),
           what);
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -97,7 +97,8 @@ STDC_DEVICE uint32_t shared_address(uint32_t at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(stdc_shared)) + at;
 }
 
-// Four 8x8 matrices of 16-bit numbers; lane i gives the address of row i % 8 of matrix i / 8.
+// Four 8x8 matrices of 16-bit numbers; lane i gives the address of row i % 8 of matrix i / 8. Not a clobber of memory,
+// so that other reads may pass it: what it reads was written before a barrier, which nothing passes.
 STDC_DEVICE void ldmatrix_x4(uint32_t (&r)[4], uint32_t at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -150,7 +151,7 @@ template <class V>
 STDC_DEVICE V load_weight(const V* p) {
   return *p;
 }
-STDC_DEVICE float load_weight(const float* p) { return __ldg(p); }
+STDC_DEVICE float load_weight(const float* p) { return __ldg(p); }  // scalars stay in the cache for constants
 template <class V>
 STDC_DEVICE void store(V* p, V v) {
   *p = v;
@@ -221,12 +222,6 @@ inline uint32_t as_bits(float x) {
 
 #endif  // __CUDACC__
 
-template <class T>
-STDC_DEVICE T rounded(float x) {
-  T y;
-  round_to(y, x);
-  return y;
-}
 template <class T>
 STDC_DEVICE float low_of(uint32_t word) {
   return to_float(T{static_cast<uint16_t>(word & 0xffffu)});

@@ -44,7 +44,7 @@ upsample_kernel(const STDC_CONSTANT UpsampleArgs a) {
     int label[kColumns];
     STDC_UNROLL
     for (int c = 0; c < kColumns; ++c) {
-      best[c] = -__builtin_inff();
+      best[c] = as_float(0xff800000u);  // minus infinity
       label[c] = 0;
       STDC_UNROLL
       for (int j = 0; j < taps; ++j)

@@ -43,17 +43,18 @@ def available() -> tuple[bool, str]:
     if module is None:
         built, reason = _native.available()
         return False, reason if not built else f"not built: {info.get('reason', 'unknown')}"
+    made = f"{info.get('compiler', 'nvcc')}, for {', '.join(info.get('targets', []))}"
     if torch.version.hip is not None:
         return False, "torch was built for ROCm; the kernels are for NVIDIA GPUs"
     if not torch.cuda.is_available():
-        return False, "torch sees no NVIDIA GPU"
+        return False, f"torch sees no NVIDIA GPU (built by {made})"
     have, need = module.driver_version(), module.runtime_version()
     # NOTE: within a major version newer binaries run on older drivers.
     if have // 1000 < need // 1000:
         return False, f"the driver has CUDA {_version(have)}, the kernels need {need // 1000}.0; update it"
     reasons = [unfit_device(torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())]
     if None in reasons:
-        return True, f"{info.get('compiler', 'nvcc')}, for {', '.join(info.get('targets', []))}"
+        return True, made
     return False, str(reasons[0])
 
 

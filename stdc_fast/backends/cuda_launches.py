@@ -111,10 +111,16 @@ class Lowered(Placed):
         return before + max(branch, others) + after
 
     def _run(self, steps: list[Any]) -> None:
-        # The executable makes the device current.
-        stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
-        self.native.run(steps[:1], stream, False)
-        self.native.run(steps[1:], stream, self.dependent)
+        stream, device = 0, -1
+        if self.device.type == "cuda":
+            stream, device = torch.cuda.current_stream(self.device).cuda_stream, self.device.index
+        try:
+            self.native.run(steps[:1], stream, False, device)
+            self.native.run(steps[1:], stream, self.dependent, device)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{self.plan.name}: {error}; STDC_FAST_BACKEND=triton or eager runs it"
+            ) from error
 
     def _emit(self, op: Op, kind: str, about: dict[str, Any] | None = None, **fields) -> None:
         made = getattr(self.native, kind)()

@@ -134,11 +134,9 @@ class GraphExecutable(NativeExecutable):
         with self._lock:
             instance = self._instances.get(key)
             if instance is None:
-                try:
+                with contextlib.suppress(*([torch.OutOfMemoryError] if self._instances else [])):
                     instance = _Instance(self, *key, self._use_graphs)
-                except torch.OutOfMemoryError:
-                    if not self._instances:
-                        raise
+                if instance is None:  # NOTE: here, where the error no longer holds what there was memory for
                     self._instances.clear()  # other sizes can be made again
                     instance = _Instance(self, *key, self._use_graphs)
                 self._instances[key] = instance

@@ -40,6 +40,10 @@ class Request:
         return f"{self.batch}x{self.seen[0]}x{self.seen[1]}"
 
 
+#: Of a batch: more are beyond the second and third dimension of a grid.
+MOST_IMAGES = 65535
+
+
 class Refused(Exception):
     """Tiles with which an op can not be launched here; ``work`` is None where there is no choice of them."""
 
@@ -119,6 +123,8 @@ class Placed:
             elif plan.buffers[name].store != "uint8":  # labels have a size of their own
                 self.buffers[name] = self._empty(name, *plan.size(name, *request.seen))
         self.inputs = {name: self.buffers[name] for name in plan.inputs}
+        if request.batch > MOST_IMAGES:
+            raise ValueError(f"{request.batch} images at once; use batches of at most {MOST_IMAGES}")
         for name, x in self.buffers.items():
             # NOTE: offsets within an image are 32 bits; a tile may reach some rows beyond its end.
             if x[:1].numel() + 64 * x[0, :1].numel() >= 1 << 31:
