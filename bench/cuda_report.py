@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,9 +48,9 @@ def lowered(target: str, variant: str, size: tuple[int, int], batch: int) -> Low
 def by_target(rows: list[dict]) -> Iterator[str]:
     yield (
         "| kernel | target | forms | most registers | spilled bytes | stack bytes | HMMA (least) | "
-        "asynchronous copies (least) | local loads and stores |"
+        "asynchronous copies (least) | waits for other kernels (least) | local loads and stores |"
     )
-    yield "| --- | --- | --: | --: | --: | --: | --: | --: | --: |"
+    yield "| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |"
     for base, arch in dict.fromkeys((r["base"], r["arch"]) for r in rows):
         own = [r for r in rows if (r["base"], r["arch"]) == (base, arch)]
         seen = [r for r in own if r.get("HMMA") is not None]
@@ -61,7 +62,7 @@ def by_target(rows: list[dict]) -> Iterator[str]:
         local = str(sum(r["LDL"] + r["STL"] for r in seen)) if seen else "not looked at"
         yield (
             f"| {base} | {arch} | {len(own)} | {max(r['registers'] for r in own)} | {spilled} | "
-            f"{sum(r['stack'] for r in own)} | {least('HMMA')} | {least('LDGSTS')} | {local} |"
+            f"{sum(r['stack'] for r in own)} | {least('HMMA')} | {least('LDGSTS')} | {least('ACQBULK')} | {local} |"
         )
 
 
@@ -92,7 +93,7 @@ def by_bug(rows: list[dict]) -> Iterator[str]:
     yield "| planted in | bug | schedules that find it, with and without the watch for races | what is said |"
     yield "| --- | --- | --- | --- |"
     for row in rows:
-        said = row["found"].replace("|", "\\|")
+        said = textwrap.shorten(row["found"].replace("|", "\\|"), 120, placeholder=" ...")
         found = f"{row['watched']} and {row['unwatched']} of {row['of']}"
         yield f"| {row['file']} | {row['bug']} | {found} | {said} |"
 
@@ -117,7 +118,8 @@ in the emulator, and times are predictions.
 ## As compiled
 
 What `ptxas -v` reports and `cuobjdump -sass` shows of every form of every kernel (`python -m bench.ptxas`,
-which fails where something spills, has a stack, or lacks tensor core instructions or asynchronous copies).
+which fails where something spills, has a stack, or lacks tensor core instructions, asynchronous copies, or on
+sm_90 the wait for the kernel before it).
 Code for sm_86, sm_87 and sm_89 comes from the same PTX as that for sm_80.
 
 {by_target}

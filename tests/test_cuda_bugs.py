@@ -287,7 +287,7 @@ def summary(found):
     texts = {re.sub(r"^kernel \w+, block [\dx]+: (thread .*? at )?|\d+\.\d+e-\d+", "", t)
              for t in found["watched"].values() if t}  # fmt: skip
     what = min(texts, key=lambda text: (len(text), text)) if texts else "nothing"
-    return {**counts, "of": len(SCHEDULES), "found": what[:110].strip(" :")}
+    return {**counts, "of": len(SCHEDULES), "found": what.replace(": : ", ": ").strip(" :")}
 
 
 def row(name, found):
@@ -295,7 +295,7 @@ def row(name, found):
     if isinstance(found, str):
         return f"{name:45} could not be planted: {found.splitlines()[0]}"
     one = summary(found)
-    return f"{name:45} {one['watched']} and {one['unwatched']} of {one['of']}: {one['found']}"
+    return f"{name:45} {one['watched']} and {one['unwatched']} of {one['of']}: {one['found'][:110]}"
 
 
 @pytest.mark.parametrize("name", BUGS)
