@@ -187,11 +187,8 @@ STDC_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, 
 STDC_DEVICE float exponential(float x) { return expf(x); }
 STDC_DEVICE float to_float(half_t x) { return __half2float(__ushort_as_half(x.bits)); }
 STDC_DEVICE float to_float(bf16_t x) { return __bfloat162float(__ushort_as_bfloat16(x.bits)); }
-// To nearest even; NaN stays NaN.
-STDC_DEVICE void round_to(half_t& y, float x) { y.bits = __half_as_ushort(__float2half_rn(x)); }
-STDC_DEVICE void round_to(bf16_t& y, float x) { y.bits = __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
 
-// Two numbers in a word, the first in its lower half.
+// Two numbers in a word, the first in its lower half; to nearest even, NaN stays NaN.
 template <class T>
 STDC_DEVICE uint32_t pack(float low, float high) {
   if constexpr (is_half<T>::value) {

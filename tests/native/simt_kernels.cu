@@ -248,6 +248,11 @@ void run_case(const std::string& name, const Case& p, bool dependent) {
   launch<Case>(product, "product", {kSize / kTile, kSize / kTile, 1}, 128, shared, p, stream);
 }
 
+template <class T>
+T rounded(float x) {
+  return T{static_cast<uint16_t>(pack<T>(x, 0))};
+}
+
 }  // namespace
 }  // namespace gpu
 }  // namespace stdc
