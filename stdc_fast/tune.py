@@ -16,6 +16,7 @@ import typer
 from tqdm import tqdm
 
 from stdc_fast.backends import cuda_tiles, tiles
+from stdc_fast.backends.graphs import captured
 from stdc_fast.backends.tiles import Device, Work
 from stdc_fast.errors import UserError
 
@@ -56,16 +57,10 @@ class GraphClock:
 
         torch.cuda.current_stream().synchronize()  # a dependent launch might not wait for other streams
         repeats = max(4, self.repeats // len(launches or lowered.launches))
-        graph = torch.cuda.CUDAGraph()
         main.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(main):
             once()  # compiled outside of the capture
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                for _ in range(repeats):
-                    once()
-            finally:
-                graph.capture_end()
+            graph = captured(lambda: [once() for _ in range(repeats)])
             graph.replay()
             self._warm_up(graph)
             times = []

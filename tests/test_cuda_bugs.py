@@ -128,6 +128,10 @@ class Bug:
 SYNC = "    block_sync();  // all see what the others fetched; nobody reads the stage before any more\n"
 CHANGE = "      change_pixels<T, S>(s, w, now, change);\n"
 ELSE = "    } else {\n      cp_async_wait<kStages - 2>();\n    }\n"
+FENCE = (
+    "  block_sync();\n  if (thread_id() == 0) {\n"
+    "    fence();  // for the whole block, whose writes came before the barrier\n"
+)
 OUTSIDE = "outside of all tensors"
 RACE, EARLY = "race in shared memory", "in flight|race in shared memory"
 conv = functools.partial(Bug, source="conv.cu")
@@ -194,8 +198,12 @@ BUGS = {
         "  for (int n = thread_id(); n < S::kChannels", "average", RACE, unwatched=1,
     ),
     "sums of other blocks without a fence": conv(
-        "epilogue.cuh", "  fence();\n  block_sync();\n  if (thread_id() == 0)",
-        "  block_sync();\n  if (thread_id() == 0)", "shared", "race between blocks",
+        "epilogue.cuh", FENCE, "  block_sync();\n  if (thread_id() == 0) {\n", "shared", "race between blocks"
+    ),
+    "a fence of one thread before the others have written": conv(
+        "epilogue.cuh", FENCE,
+        "  if (thread_id() == 0) fence();\n  block_sync();\n  if (thread_id() == 0) {\n",
+        "shared", "race between blocks",
     ),
     "counters are not set back": conv(
         "epilogue.cuh", "store(arrivals + shared, 0);", "", "shared", WRONG, unwatched=6

@@ -5,6 +5,7 @@ captures by others.
 import contextlib
 import dataclasses
 import gc
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -288,6 +289,40 @@ def test_a_capture_needs_a_call_before_it(backend):
         executable.labels(x)
     expected = small(backend).labels(x)
     assert torch.equal(executable.labels(x), expected)
+
+
+@each
+def test_another_thread_ends_our_captures(backend):
+    """Results are right, and memory, caches and random numbers are as they were before."""
+    sizes, over = [(32 * i, 64) for i in range(1, 6)], threading.Event()
+    frames = [frames_of(1, *size) for size in sizes]
+    expected = [small(backend, graphs=False).labels(x) for x in frames]
+
+    def synchronise():
+        while not over.is_set():
+            torch.cuda.synchronize(DEVICE)
+
+    executable = small(backend)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(synchronise)
+        try:
+            results = [[executable.labels(x) for _ in range(5)] for x in frames]
+        finally:
+            over.set()
+    for labels, one in zip(expected, results, strict=True):
+        assert all(torch.equal(x, labels) for x in one)
+    torch.cuda.empty_cache()
+    torch.randn(3, device=DEVICE), torch.empty(3).pin_memory()
+    before = torch.cuda.memory_allocated(DEVICE)
+    for _ in range(10):
+        other = torch.cuda.Stream(DEVICE)
+        x = torch.empty(1 << 20, device=DEVICE)
+        x.record_stream(other)
+        del x
+    torch.cuda.synchronize(DEVICE)
+    del other
+    torch.empty(1, device=DEVICE)
+    assert torch.cuda.memory_allocated(DEVICE) == before
 
 
 @each

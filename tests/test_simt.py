@@ -440,8 +440,9 @@ def test_blocks_may_share_through_atomics_and_fences_only(emulator, schedule):
     kw = {"schedule": schedule, "block_races": 1}
     out = emulator.run("sum_of_blocks", x, np.empty(162, np.float32), **kw)
     assert out[0] == x.sum()
-    with pytest.raises(Failure, match="had not fenced before its atomic_add"):
-        emulator.run("sum_of_blocks", x, np.empty(162, np.float32), bug="NoFence", **kw)
+    for bug in ("NoFence", "FenceOfOne"):
+        with pytest.raises(Failure, match="had not fenced before its atomic_add"):
+            emulator.run("sum_of_blocks", x, np.empty(162, np.float32), bug=bug, **kw)
     with pytest.raises(Failure, match=r"race between blocks: .* without atomic_add and fence before"):
         emulator.run("sum_of_blocks", x, np.empty(162, np.float32), bug="NoAtomic", **kw)
 

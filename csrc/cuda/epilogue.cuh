@@ -46,9 +46,9 @@ STDC_DEVICE bool add_up(Sums<S>& sums, float* workspace, int* arrivals, int shar
       for (int k = 0; k < 4; ++k) v.word[k] = as_bits(sums.c[i][j][k]);
       store(own + (i * S::kN + j) * S::kThreads, v);
     }
-  fence();
   block_sync();
   if (thread_id() == 0) {
+    fence();  // for the whole block, whose writes came before the barrier
     const int before = atomic_add(arrivals + shared, 1);
     shared_store(0, before);
     if (before == split - 1) {

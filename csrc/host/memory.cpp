@@ -129,7 +129,7 @@ void touch_global(const void* pointer, size_t bytes, size_t align, Access access
       fail(std::string(name_of(access)) + " into weights", site);
     }
   }
-  if (access == Access::store) self().unfenced = true;
+  if (access == Access::store) self().unfenced = epoch;
   if (access == Access::atomic && launch.options.block_races) {
     bool all = true;
     for (int i = 0; i < launch.threads; ++i) all = all && !fibers[static_cast<size_t>(i)]->unfenced;
@@ -139,7 +139,12 @@ void touch_global(const void* pointer, size_t bytes, size_t align, Access access
 }
 
 void fence() {
-  self().unfenced = false;
+  self().unfenced = 0;
+  // Fences are cumulative: what others wrote before a barrier is published too.
+  for (int i = 0; i < launch.threads; ++i) {
+    Fiber& f = *fibers[static_cast<size_t>(i)];
+    if (f.unfenced < epoch) f.unfenced = 0;
+  }
   if (added) acquired = true;
 }
 

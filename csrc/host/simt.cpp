@@ -184,7 +184,8 @@ void run_block(int block, Index grid) {
   alive = launch.threads;
   for (int i = 0; i < launch.threads; ++i) {
     Fiber& f = *fibers[static_cast<size_t>(i)];
-    f.waited = f.unfenced = false;
+    f.waited = false;
+    f.unfenced = 0;
     f.place = Place::running;
     f.copies.clear();
     f.groups.clear();

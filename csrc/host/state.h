@@ -30,7 +30,7 @@ struct Fiber : Thread {
   std::vector<Copy> copies;   // the oldest first
   size_t copied;              // how many of them are done
   std::deque<size_t> groups;  // ends of groups in `copies`
-  bool unfenced;              // has written to global memory since its last fence
+  uint32_t unfenced;          // the epoch of its last write to global memory that no fence has published; or 0
 };
 
 struct Warp {

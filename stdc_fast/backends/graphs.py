@@ -6,7 +6,8 @@ other. Under somebody else's capture, after one call of that size, the kernels g
 with memory of its own.
 
 While a graph is captured here (a few milliseconds at the first call of a size), other threads should neither
-synchronise the device nor draw random numbers on it: CUDA and torch refuse that.
+synchronise the device nor draw random numbers on it: CUDA and torch refuse that. A capture that fails is
+tried again at the next calls; results are right all the same.
 
 On the CPU, where kernels are interpreted or emulated for tests, they run one after the other.
 """
@@ -18,7 +19,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import SimpleNamespace
 
 import torch
@@ -31,9 +32,12 @@ from stdc_fast.plan.plan import Plan
 DEPENDENT = (9, 0)  # capability from which on there are programmatic dependent launches
 #: Sizes whose graphs are kept; the least recently used goes first.
 GRAPHS = 8
+#: How often the capture of a graph is tried.
+ATTEMPTS = 3
 
 _log = logging.getLogger("stdc_fast")
 _capturing = threading.Lock()
+_failed: list[torch.cuda.CUDAGraph] = []
 _on_cpu = threading.RLock()  # what stands for a GPU there runs one program at a time
 
 
@@ -166,7 +170,7 @@ class _Instance:
         self.device = executable.device
         self.map = request.labels is None and not executable._logits
         self.poisoned = executable._poisoned
-        self.graphs = graphs
+        self.attempts = ATTEMPTS if graphs else 0
         self.ordered = ordered and self.device.type == "cuda"
         self.graph: torch.cuda.CUDAGraph | None = None
         self.done: torch.cuda.Event | None = None
@@ -188,11 +192,9 @@ class _Instance:
             else:
                 self.lowered.launch(first=not self.ready)
                 self.ready = True
-                if self.graphs:
-                    try:
-                        self.graph = self._capture()
-                    except RuntimeError as error:  # another thread did what no capture allows
-                        _log.warning("no graph of %s yet: %s", self.what, error)
+                if self.attempts:
+                    self.attempts -= 1
+                    self.graph = self._capture()
             result = self.lowered.result
             # Dense and fresh, whatever view of the arena it was.
             result = result.clone(memory_format=torch.contiguous_format)
@@ -219,19 +221,54 @@ class _Instance:
             self.done = self.done or torch.cuda.Event()
             self.done.record(self.stream)
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        # One at a time. Others' allocations may go on meanwhile: nothing is allocated here.
-        with _capturing, torch.cuda.stream(_capture_stream(self.device)):
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                self.lowered.launch(side=_side_stream(self.device))
-            except BaseException:
-                with contextlib.suppress(RuntimeError):  # the capture's, which hides what it comes from
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        return graph
+    def _capture(self) -> torch.cuda.CUDAGraph | None:
+        try:
+            with torch.cuda.stream(_capture_stream(self.device)):
+                return captured(lambda: self.lowered.launch(side=_side_stream(self.device)))
+        except RuntimeError as error:  # another thread did what no capture allows
+            when = " yet" if self.attempts else ", from now on"
+            _log.warning("no graph of %s%s: %s", self.what, when, error)
+            return None
+
+
+def captured(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """The graph of what is launched on the current stream meanwhile, of which nothing may allocate memory.
+
+    One is captured at a time; others' allocations may go on. If it fails, others can go on as before.
+
+    Raises:
+        RuntimeError: where another thread did what no capture allows.
+    """
+    with _capturing:
+        try:
+            return _recorded(launch)
+        except BaseException:
+            # torch refuses random numbers after a capture that failed, until one has not.
+            with contextlib.suppress(RuntimeError):
+                _recorded(torch.zeros(1, device="cuda").zero_)
+            raise
+
+
+def _recorded(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    try:
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            launch()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # the capture's, which hides what it comes from
+                graph.capture_end()
+            raise
+        graph.capture_end()
+    except BaseException:
+        # NOTE: before torch 2.12, capture_end leaves its pool in use when it raises. Memory that other
+        # streams used would not be given back any more, and allocators go on asking the graph which stream
+        # it captures.
+        _failed.append(graph)
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        raise
+    return graph
 
 
 @functools.cache

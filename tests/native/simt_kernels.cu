@@ -36,6 +36,7 @@ enum Bug {
   kSameOutput,
   kEarlyExit,
   kNoFence,
+  kFenceOfOne,
   kNoAtomic,
   kEarlyLoad,
   kMixedBarriers,
@@ -152,9 +153,10 @@ STDC_KERNEL(32, 1) sum_of_blocks(const STDC_CONSTANT Case p) {
   int* const count = reinterpret_cast<int*>(out + 1);
   const int block = block_id().x, blocks = grid_size().x;
   store(out + 2 + block * 32 + lane_id(), load(static_cast<const float*>(p.in) + block * 32 + lane_id()));
-  if (p.bug != kNoFence) fence();
+  if (p.bug == kFenceOfOne && thread_id() == 0) fence();
   block_sync();
   if (thread_id() == 0) {
+    if (p.bug != kNoFence && p.bug != kFenceOfOne) fence();
     const int before = p.bug == kNoAtomic ? blocks - 1 : atomic_add(count, 1);
     fence();
     shared_store(0, before);
