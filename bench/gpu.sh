@@ -96,8 +96,8 @@ sys.exit(None if runs else "the CUDA backend does not run: %s" % reason)
 # The native module, and what there is. (Triton compiles at first use, for which it needs a C compiler.)
 build() {
     local result=0 nvcc
-    nvcc=$(command -v "${CUDACXX:-nvcc}" || command -v "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")
-    if [ -n "$nvcc" ]; then "$nvcc" --version | tail -n 2; else echo "nvcc is absent"; fi
+    nvcc=$("$PYTHON" -c 'from bench.gpu_constants import nvcc; print(*nvcc())' 2>/dev/null)
+    if [ -n "$nvcc" ]; then $nvcc --version | tail -n 2; else echo "nvcc is absent"; fi
     echo "driver $(nvidia-smi -i "$GPU" --query-gpu=driver_version --format=csv,noheader)"
     export STDC_FAST_CUDA_TARGETS="${STDC_FAST_CUDA_TARGETS:-$(target)}"
     echo "building for $STDC_FAST_CUDA_TARGETS"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -16,20 +15,23 @@ from stdc_fast.errors import UserError
 SOURCE = Path(__file__).with_name("gpu_constants.cu")
 
 
-def nvcc() -> str:
-    """The compiler; UserError if there is none."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    found = os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
-    if found is None:
-        raise UserError("nvcc was not found; install the CUDA toolkit, or set CUDACXX")
-    return found
+def nvcc() -> list[str]:
+    """The compiler, as the build finds it; UserError if there is none."""
+    path = Path(__file__).parents[1] / "csrc" / "build_native.py"
+    spec = importlib.util.spec_from_file_location("build_native", path)
+    build_native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build_native)
+    try:
+        return build_native.find_nvcc()
+    except build_native.Missing as error:
+        raise UserError(str(error)) from None
 
 
 def build(source: Path, target: Path, capability: tuple[int, int], *flags: str) -> Path:
     """A program or library from one source, for one kind of GPU; UserError with nvcc's words if it fails."""
     number = f"{capability[0]}{capability[1]}"
     code = f"arch=compute_{number},code=sm_{number}"
-    command = [nvcc(), "-std=c++17", "-O3", "-gencode", code, *flags, str(source), "-o", str(target)]
+    command = [*nvcc(), "-std=c++17", "-O3", "-gencode", code, *flags, str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise UserError(f"{source.name} does not compile: {done.stderr.strip()[-400:]}")

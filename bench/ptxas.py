@@ -19,15 +19,17 @@ from collections import Counter
 from pathlib import Path
 
 from stdc_fast import _native
+from stdc_fast.backends.cuda_tiles import THREAD
 from stdc_fast.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "native"
 SASS = ("sm_80", "sm_90a")  # targets of which SASS is read by default; the others get the same instructions
-COUNTED = ("HMMA", "IMMA", "LDGSTS", "LDSM", "LDL", "STL", "BAR", "ACQBULK", "PREEXIT")
+COUNTED = ("HMMA", "LDGSTS", "LDSM", "LDL", "STL", "BAR", "ACQBULK", "PREEXIT")
 DEPENDENT = 90  # from sm_90 on kernels wait for those before them (ACQBULK) and let the next start (PREEXIT)
-REGISTERS = {}  # budgets of kernels by name without _kernel, where it is less than what a thread can have
-MOST_REGISTERS = 255
+REGISTERS = {"gate": 64, "prologue": 40, "upsample": 112}  # budgets of kernels by name without _kernel
+MOST_REGISTERS = 255  # of what is not known
+SHAPE = re.compile(r"Shape\D+(\d+)\D+(\d+)\D+(\d+)\D+(\d+)")  # of a core, mangled or not
 COLUMNS = ("arch", "registers", "spill_stores", "spill_loads", "stack", "shared", "constant", *COUNTED)
 
 # NOTE: nvcc runs ptxas for several targets at once, but passes on what each has written as a whole.
@@ -146,23 +148,33 @@ def read(build: Path = BUILD, targets: tuple[str, ...] = SASS) -> list[dict]:
     return sorted(rows, key=lambda row: (row["base"], row["object"], row["arch"], row["kernel"]))
 
 
+def budget(row: dict) -> int:
+    """How many registers a kernel may have: with more, fewer blocks would share a processor."""
+    if shape := SHAPE.search(row["kernel"]):
+        warps_m, warps_n, m, n = map(int, shape.groups())
+        return THREAD.get(row["base"], {}).get((warps_m * m * 16, warps_n * n * 8), MOST_REGISTERS)
+    return REGISTERS.get(row["base"], MOST_REGISTERS)
+
+
 def problems(rows: list[dict]) -> list[str]:
     """What is wrong, a line each. Rows without instructions are judged by ptxas' report only."""
     found = []
     for row in rows:
-        wrong, most = [], REGISTERS.get(row["base"], MOST_REGISTERS)
+        wrong, most = [], budget(row)
         if row["spill_stores"] or row["spill_loads"]:
             wrong.append(f"{row['spill_stores']} bytes of spill stores, {row['spill_loads']} of spill loads")
         if row["stack"]:
             wrong.append(f"a stack frame of {row['stack']} bytes")
         if row["registers"] > most:
             wrong.append(f"{row['registers']} registers, the budget is {most}")
+        if row["shared"]:
+            wrong.append(f"{row['shared']} bytes of static shared memory, which launches do not reckon with")
         if "HMMA" in row:
             if int(re.sub(r"\D", "", row["arch"])) >= DEPENDENT and not (row["ACQBULK"] and row["PREEXIT"]):
                 wrong.append("no ACQBULK or no PREEXIT: it does not wait for the kernel before it")
             if row["LDL"] or row["STL"]:
                 wrong.append(f"local memory: {row['LDL']} LDL, {row['STL']} STL")
-            if re.search("conv|stem|down", row["base"]) and not row["HMMA"] + row["IMMA"]:
+            if re.search("conv|stem|down", row["base"]) and not row["HMMA"]:
                 wrong.append("no HMMA: the tensor cores are not used")
             if re.search("conv|down", row["base"]) and not row["LDGSTS"]:
                 wrong.append("no LDGSTS: copies to shared memory are not asynchronous")

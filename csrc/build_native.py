@@ -142,7 +142,10 @@ def python_include() -> list[str]:
     except ImportError:
         raise Missing("pybind11 is not installed; pip install pybind11 ninja") from None
 
-    return ["-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
+    folder = sysconfig.get_path("include")
+    if not Path(folder, "Python.h").is_file():
+        raise Missing(f"{folder} has no Python.h; install Python's headers (apt install python3-dev)")
+    return ["-isystem", folder, "-isystem", pybind11.get_include()]
 
 
 # ---------------------------------------------------------------- CUDA

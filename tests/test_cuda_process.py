@@ -66,7 +66,7 @@ REASONS = {
     "no module": ({"built": None}, "no module"),
     "no kernels": (
         {"built": False, "info": {"built": False, "reason": "nvcc was not found; install it"}},
-        "not built: nvcc was not found; install it",
+        "not built: nvcc was not found; install it; then install stdc_fast again",
     ),
     "no GPU": ({"capabilities": (), "triton_": False}, "no NVIDIA GPU"),
     "a GPU of AMD": ({"hip": "6.4"}, "ROCm"),

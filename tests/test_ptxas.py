@@ -9,6 +9,7 @@ from bench import ptxas
 from stdc_fast import _native
 from stdc_fast.errors import UserError
 
+STATIC = "static shared memory, which launches do not reckon with"
 SPACE = "_ZN4stdc3gpu44_GLOBAL__N__b79ee923_7_conv_cu_9d543fe3_6419"
 CONV = SPACE + "11conv_kernelINS0_6half_tENS0_5ShapeILi9ELi1ELi1ELi4EEEEEvNS1_6ParamsE"
 GATE = "_ZN4stdc3gpu11gate_kernelENS0_8GateArgsE"
@@ -16,7 +17,7 @@ REPORT = f"""ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '{CONV}' for 'sm_80'
 ptxas info    : Function properties for {CONV}
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 116 registers, used 1 barriers, 1024 bytes smem, 712 bytes cmem[0], 8 bytes cmem[2]
+ptxas info    : Used 116 registers, used 1 barriers, 712 bytes cmem[0], 8 bytes cmem[2]
 ptxas info    : Compile time = 234.493 ms
 ptxas info    : Compiling entry function '{GATE}' for 'sm_80'
 ptxas info    : Function properties for {GATE}
@@ -89,8 +90,8 @@ def test_what_is_read(build):
     assert ptxas.problems(rows) == []
     names = {"kernel": "conv_kernel<half_t, Shape<9, 1, 1, 4>>", "base": "conv", "object": "conv-f16"}
     report = {"arch": "sm_80", "registers": 116, "stack": 0, "spill_stores": 0, "spill_loads": 0}
-    memory = {"shared": 1024, "constant": 720}
-    instructions = {"HMMA": 1, "IMMA": 0, "LDGSTS": 2, "LDSM": 1, "LDL": 0, "STL": 0, "BAR": 1}
+    memory = {"shared": 0, "constant": 720}
+    instructions = {"HMMA": 1, "LDGSTS": 2, "LDSM": 1, "LDL": 0, "STL": 0, "BAR": 1}
     instructions |= {"ACQBULK": 0, "PREEXIT": 0}
     assert conv == names | report | memory | instructions
     assert (conv90["arch"], conv90["registers"]) == ("sm_90a", 120) and "HMMA" not in conv90
@@ -102,7 +103,8 @@ def test_what_is_read(build):
     [
         ("0 bytes spill stores, 0", "16 bytes spill stores, 8", "16 bytes of spill stores, 8 of spill loads"),
         ("0 bytes stack", "256 bytes stack", "a stack frame of 256 bytes"),
-        ("Used 116", "Used 256", "256 registers, the budget is 255"),
+        ("Used 116", "Used 121", "121 registers, the budget is 120"),
+        ("1 barriers, 712", "1 barriers, 1024 bytes smem, 712", f"1024 bytes of {STATIC}"),
     ],
 )
 def test_faults_in_the_report(build, old, new, problem):
@@ -119,7 +121,7 @@ def test_faults_of_a_function_that_a_kernel_calls(build):
 
 def test_a_kernel_that_does_not_wait_for_the_one_before_it():
     row = {"kernel": "gate_kernel", "base": "gate", "object": "gate", "registers": 46, "stack": 0}
-    row |= dict.fromkeys(("spill_stores", "spill_loads", *ptxas.COUNTED), 0)
+    row |= dict.fromkeys(("shared", "spill_stores", "spill_loads", *ptxas.COUNTED), 0)
     waits = {"ACQBULK": 1, "PREEXIT": 1}
     assert not ptxas.problems([row | {"arch": "sm_89"}, row | waits | {"arch": "sm_90a"}])
     for missing in waits:
@@ -197,10 +199,15 @@ def test_the_kernels_of_this_tree():
     try:
         rows = ptxas.read()
     except UserError as error:
-        pytest.skip(str(error))
+        if "has no CUDA objects" not in str(error):
+            raise
+        pytest.skip(str(error))  # built from a wheel, or elsewhere
     assert ptxas.problems(rows) == []
     assert {row["base"] for row in rows} >= {"conv", "stem", "down", "gate", "prologue", "upsample"}
     archs = {"sm_" + target for target in info["targets"] if not target.endswith("+PTX")}
     assert {row["arch"] for row in rows} == archs
-    if ptxas.find_cuobjdump():
+    assert all(ptxas.budget(row) < ptxas.MOST_REGISTERS for row in rows)
+    if not ptxas.find_cuobjdump():
+        pytest.skip("cuobjdump is missing: instructions are not looked at")
+    else:
         assert {row["arch"] for row in rows if "HMMA" in row} == archs.intersection(ptxas.SASS)

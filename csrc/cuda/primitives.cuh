@@ -1,4 +1,4 @@
-// All that kernels use of the hardware: the only file with PTX, built-ins and intrinsics. Each has a body for the
+// All that kernels may use of the hardware: the only file with PTX, built-ins and intrinsics. Each has a body for the
 // device and one for the host, where csrc/host runs the same kernels on the CPU.
 //
 // Kernels index threads in one dimension; blocks have 32 * n threads. Shared memory is one dynamic allocation,
@@ -81,6 +81,7 @@ STDC_DEVICE Index grid_size() {
   return {static_cast<int>(gridDim.x), static_cast<int>(gridDim.y), static_cast<int>(gridDim.z)};
 }
 STDC_DEVICE void block_sync() { __syncthreads(); }
+// No kernel needs it yet; what is shared is shared by blocks.
 STDC_DEVICE void warp_sync() { __syncwarp(); }
 STDC_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 
@@ -133,7 +134,7 @@ STDC_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 }
-// a is 16x32, b 32x8, both int8; c 16x8 in int32.
+// a is 16x32, b 32x8, both int8; c 16x8 in int32. For kernels in 8 bits, of which there are none yet.
 STDC_DEVICE void mma_int8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
@@ -202,20 +203,6 @@ STDC_DEVICE uint32_t pack(float low, float high) {
 
 STDC_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 STDC_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
-
-#else
-
-inline Vec load_fresh(const Vec* p) { return load(p); }
-inline float as_float(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, 4);
-  return x;
-}
-inline uint32_t as_bits(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  return bits;
-}
 
 #endif  // __CUDACC__
 

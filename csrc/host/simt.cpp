@@ -60,7 +60,7 @@ std::string describe_warp(int w, bool* mixed = nullptr) {
     uint32_t same = 0;
     for (int lane = 0; lane < 32; ++lane) {
       const Fiber& f = *fibers[static_cast<size_t>(w * 32 + lane)];
-      if (f.place == first.place && (f.place == Place::finished || f.site.line == first.site.line))
+      if (f.place == first.place && (f.place == Place::finished || f.site == first.site))
         same |= 1u << lane;
     }
     same &= left;
@@ -260,7 +260,7 @@ bool arrive(Place place, Site site, int mask) {
     warp.site = site;
     warp.mask = mask;
     warp.mixed = false;
-  } else if (warp.place != place || warp.site.line != site.line || warp.mask != mask) {
+  } else if (warp.place != place || !(warp.site == site) || warp.mask != mask) {
     warp.mixed = true;
   }
   warp.arrived |= 1u << me.lane;
@@ -297,7 +297,7 @@ void barrier(Site site) {
   for (int w = 0; w < launch.threads / 32; ++w) {
     Fiber* const* const lanes = &fibers[static_cast<size_t>(w * 32)];
     for (int lane = 1; lane < 32; ++lane) {
-      if (lanes[lane]->site.line != lanes[0]->site.line)
+      if (!(lanes[lane]->site == lanes[0]->site))
         fail("divergent: lanes of warp " + std::to_string(w) + " are at different barriers: " + describe_warp(w));
     }
     for (int lane = 0; lane < 32; ++lane) lanes[lane]->place = Place::running;

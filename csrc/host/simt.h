@@ -67,6 +67,7 @@ struct Site {
   const char* file;
   int line;
 };
+inline bool operator==(const Site& a, const Site& b) { return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)); }
 
 struct Thread {
   int id, lane, warp;
@@ -206,6 +207,7 @@ inline void store(V* p, V v, STDC_HERE) {
   host::touch_global(p, sizeof(V), alignof(V), host::Access::store, {file, line});
   *p = v;
 }
+inline Vec load_fresh(const Vec* p, STDC_HERE) { return load(p, file, line); }
 inline int atomic_add(int* p, int v, STDC_HERE) {
   host::touch_global(p, sizeof(int), alignof(int), host::Access::atomic, {file, line});
   const int before = *p;
@@ -246,6 +248,16 @@ inline void round_to(bf16_t& y, float x) {
   memcpy(&word, &x, 4);
   const bool nan = (word & 0x7fffffffu) > 0x7f800000u;
   y.bits = static_cast<uint16_t>(nan ? word >> 16 | 0x40u : (word + 0x7fffu + (word >> 16 & 1u)) >> 16);
+}
+inline float as_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+inline uint32_t as_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
 }
 template <class T>
 inline uint32_t pack(float low, float high) {

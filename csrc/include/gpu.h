@@ -27,7 +27,7 @@ struct Core {
 
 // How one kernel is cut: tile_h * tile_w is at most the core's pixels. Fields are sizes in pixels and channels.
 struct Tiling {
-  int core;    // index into conv_cores() or down_cores()
+  int core;    // index into conv_cores(), stem_cores() or down_cores()
   int height, width;
   int chunk;   // input channels whose pixels are in shared memory at once; a multiple of 16
   int split;   // blocks that share a tile, each with some of the chunks
@@ -58,7 +58,7 @@ struct ConvArgs {
 // First convolution, 3x3 stride 2: y = act(conv(image - offset) + bias), zero-padded after subtracting.
 struct StemArgs {
   Type type;
-  Tiling tiling;      // chunk and split are not used
+  Tiling tiling;      // of chunk and split only the least values are checked
   const void* image;  // uint8 or float32 [images, frame_height, frame_width, 3], seen as height x width (bilinear)
   int is_float;
   const void* weight;  // fragments: of each row of taps four pixels of four colours, of which the last are zero

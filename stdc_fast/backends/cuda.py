@@ -40,14 +40,16 @@ def available() -> tuple[bool, str]:
     """Whether this backend runs in this process, and with what or why not."""
     info = _native.cuda_info()
     module = native()
-    if module is None:
-        built, reason = _native.available()
-        return False, reason if not built else f"not built: {info.get('reason', 'unknown')}"
-    made = f"{info.get('compiler', 'nvcc')}, for {', '.join(info.get('targets', []))}"
     if torch.version.hip is not None:
         return False, "torch was built for ROCm; the kernels are for NVIDIA GPUs"
     if not torch.cuda.is_available():
-        return False, f"torch sees no NVIDIA GPU (built by {made})"
+        return False, "torch sees no NVIDIA GPU"
+    if module is None:
+        built, reason = _native.available()
+        if built:
+            reason = f"not built: {info.get('reason', 'unknown')}; then install stdc_fast again"
+        return False, reason
+    made = f"{info.get('compiler', 'nvcc')}, for {', '.join(info.get('targets', []))}"
     have, need = module.driver_version(), module.runtime_version()
     # NOTE: within a major version newer binaries run on older drivers.
     if have // 1000 < need // 1000:
@@ -148,9 +150,11 @@ def compile(
 
     Raises ValueError for a plan, dtype or device that it does not run.
     """
-    device = numbered(device)
-    module = native()
-    reason = available()[1] if module is None else refusal(device, dtype, plan)
+    device, module = torch.device(device), native()
+    runs, reason = available()
+    if runs:
+        device = numbered(device)
+        reason = refusal(device, dtype, plan)
     if reason:
         raise ValueError(f"the CUDA backend can not run {plan.name}: {reason}")
     return Executable(plan, dtype, device, module, tiles or chooser(device), poisoned, graphs)

@@ -18,6 +18,9 @@ from stdc_fast.plan.plan import Plan
 
 #: As in csrc/include/gpu.h.
 ACTS = {name: i for i, name in enumerate(ACTIVATIONS)}
+# What a block does, for predictions.
+GATE_OUTPUTS = 16  # as kOutputs in csrc/cuda/gate.cu
+ROWS, COLUMNS = 4, 9  # as kWarps and kColumns in csrc/cuda/upsample.cu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +204,7 @@ class Lowered(Placed):
         x, rows, pitch = self._vector(op.input)
         two = len(op.layers) == 2
         outputs, images = op.output.channels, self.request.batch
-        blocks = images * -(-outputs // 16)
+        blocks = images * -(-outputs // GATE_OUTPUTS)
         # The last layer once, all else by each block.
         *all_of_it, shared = [w.numel() * w.itemsize for w in packed.weights]
         moved = images * shared + blocks * (rows * op.input.channels * 4 + sum(all_of_it))
@@ -228,9 +231,9 @@ class Lowered(Placed):
     def _upsample(self, op: Upsample, labelling: Labelling) -> None:
         n, classes, height, width = labelling.logits.shape
         _, out_height, out_width = labelling.labels.shape
-        pieces = -(-labelling.widest // 9)
-        lanes = n * out_height * -(-width // 32) * 32 * pieces * 9 * classes * (labelling.taps + 2)
-        blocks = n * -(-out_height // 4) * -(-width // 32)
+        pieces = -(-labelling.widest // COLUMNS) * COLUMNS
+        lanes = n * out_height * -(-width // 32) * 32 * pieces * classes * (labelling.taps + 2)
+        blocks = n * -(-out_height // ROWS) * -(-width // 32)
         self._emit(
             op, "UpsampleArgs", {"blocks": blocks, "moved": labelling.labels.numel(), "lanes": lanes},
             logits=labelling.logits, **labelling.tables, labels=labelling.labels, images=n, classes=classes,

@@ -20,12 +20,20 @@ from stdc_fast.backends.tiles import FOLDER, LATENCY, Device, Prediction, Work
 ADDS = {"none": 0, "vector": 1, "map": 2}  # as in csrc/include/gpu.h
 SHAPES = 6  # of tiles that are looked at for each core
 UNIT = 16  # input channels of one product
-UNITS, STAGES = 4, 4  # of a step, and steps on their way
+UNITS = 4  # of a step
 CLOCK = 1.7e9  # hertz, for what shared memory gives: 128 bytes a cycle
 STEP = 30e-9  # seconds that a step's barrier costs
 EXTRA = 0.25e-6  # seconds for a pass over the pixels in shared memory
 REGISTERS = 65536  # of a processor
-THREAD = {"conv": 144, "stem": 128, "down": 130}  # about what a thread takes of them
+#: Registers that a thread of each core takes at most, in eights; ``bench.ptxas`` holds the compiler to them.
+THREAD = {
+    "conv": {
+        (128, 128): 168, (128, 64): 168, (128, 32): 120, (128, 16): 128, (64, 64): 120,
+        (64, 32): 120, (64, 16): 88, (144, 128): 144, (144, 64): 144, (144, 32): 120,
+    },
+    "stem": {(256, 32): 128, (128, 16): 64},
+    "down": {(160, 64): 160, (96, 64): 104, (96, 32): 136, (160, 128): 160},
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +186,7 @@ def predict(work: Work, t: Tiles, device: Device, form: Form) -> Prediction:
     number = blocks(work, t)
     busy = min(number, device.processors)
     rounds = -(-number // device.processors)  # blocks that a processor runs in all
-    room = device.shared // (form.shared + 1024), REGISTERS // (warps * 32 * THREAD[work.kind])
+    room = device.shared // (form.shared + 1024), REGISTERS // (warps * 32 * THREAD[work.kind][t.core])
     together = max(1, min(rounds, *room))
     units = -(-_units(work) // t.split)
     steps = -(-_steps(work, t) // t.split)
