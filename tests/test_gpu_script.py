@@ -31,6 +31,7 @@ case "$*" in
     "-c import xdist") exit "$NO_XDIST" ;;
     "-c "*"import cuda"*) eval "$CUDA_RUNS" ;;
     "-c "*get_device_capability*) echo 90a ;;
+    "-c "*"import nvcc"*) eval "$NVCC" ;;
     "-c "*) ;;
     -) cat >/dev/null; echo torch 2.99 ;;
     "setup.py -q build_ext --inplace") eval "$BUILD" ;;
@@ -68,7 +69,7 @@ class Machine:
             "ROOT": str(folder),
             "PYTHON": "stub-python",
             "NO_XDIST": "1",
-            "CUDA_HOME": str(folder / "none"),
+            "NVCC": "exit 1",
             "BOTH": "tests/test_gpu_backends.py tests/test_gpu_graphs.py",
             "BUILD": 'echo "made for $STDC_FAST_CUDA_TARGETS"',
             "CUDA_RUNS": "exit 0",
@@ -314,6 +315,7 @@ def test_a_warning_of_the_cuda_backend_is_no_reason(machine):
 
 def test_with_nvcc_the_cuda_backend_has_to_run(machine):
     machine.add("nvcc", "echo nvcc: the; echo release 13.0")
+    machine.environment["NVCC"] = "echo nvcc"
     code, _, _ = machine.run(CUDA_RUNS="echo it does not run; exit 1", STEPS="build")
     (summary,), (path,) = machine.results(), machine.written()
     assert code == 1 and statuses(summary) == {"build": "failed"}
