@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import tempfile
 from pathlib import Path
 
+from csrc.build_native import Missing, find_nvcc
 from stdc_fast.backends import cuda_tiles, tiles
 from stdc_fast.benchmark.table import aligned
 from stdc_fast.errors import UserError
@@ -17,13 +17,9 @@ SOURCE = Path(__file__).with_name("gpu_constants.cu")
 
 def nvcc() -> list[str]:
     """The compiler, as the build finds it; UserError if there is none."""
-    path = Path(__file__).parents[1] / "csrc" / "build_native.py"
-    spec = importlib.util.spec_from_file_location("build_native", path)
-    build_native = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build_native)
     try:
-        return build_native.find_nvcc()
-    except build_native.Missing as error:
+        return find_nvcc()
+    except Missing as error:
         raise UserError(str(error)) from None
 
 

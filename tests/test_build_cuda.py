@@ -1,7 +1,6 @@
 """The CUDA part of the build: found, compiled, or left out with a reason; and the tests' host module."""
 
 import ctypes
-import importlib.util
 import json
 import re
 import shutil
@@ -11,9 +10,10 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
-from small_tree import ROOT, build_in_place, run, small_tree, write
+from small_tree import build_in_place, run, small_tree, write
 
 from bench import ptxas
+from csrc import build_native
 from stdc_fast import _native
 
 NVCC = """#!/bin/sh
@@ -44,15 +44,6 @@ CUDA = {
     "csrc/bindings.cpp": "#if STDC_HAVE_CUDA\nint with_cuda() { return 7; }\n#endif\n",
     "csrc/bindings_gpu.cpp": "int bindings_gpu() { return 5; }\n",
 }
-
-
-@pytest.fixture(scope="module")
-def build_native():
-    """csrc/build_native.py as a module."""
-    spec = importlib.util.spec_from_file_location("build_native", ROOT / "csrc" / "build_native.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -137,7 +128,7 @@ def test_compilers_are_chosen_by_the_environment(small):
     assert calls(small)
 
 
-def test_where_nvcc_is_looked_for(build_native, monkeypatch):
+def test_where_nvcc_is_looked_for(monkeypatch):
     there = set()
     monkeypatch.setattr(build_native.os, "access", lambda path, mode: str(path) in there)
     monkeypatch.setattr(build_native.shutil, "which", lambda name: f"/on/path/{name}")
@@ -166,7 +157,7 @@ KNOWN = [f"sm_{number}" for number in (80, 86, 87, 89, 90, 100, 120, 121)]
         ("120;121;100", ["120,code=[sm_120,sm_121]", "100,code=[sm_100]"]),
     ],
 )
-def test_targets(build_native, wanted, flags):
+def test_targets(wanted, flags):
     assert build_native.gencode(wanted, KNOWN)[1][1::2] == [f"arch=compute_{flag}" for flag in flags]
 
 
@@ -180,7 +171,7 @@ def test_targets(build_native, wanted, flags):
         ("103", "has '103'; this nvcc knows 80, 86, 87, 89, 90, 100, 120, 121"),
     ],
 )
-def test_targets_that_are_wrong(build_native, wanted, reason):
+def test_targets_that_are_wrong(wanted, reason):
     with pytest.raises(build_native.Missing, match=f"^STDC_FAST_CUDA_TARGETS {re.escape(reason)}[^\n]*$"):
         build_native.gencode(wanted, KNOWN)
 
@@ -292,7 +283,7 @@ def test_a_host_module_that_does_not_compile(small):
 # ---------------------------------------------------------------- a real nvcc
 
 
-def test_a_kernel_by_the_nvcc_of_this_machine(build_native, small):
+def test_a_kernel_by_the_nvcc_of_this_machine(small):
     try:
         build_native.find_nvcc()
     except build_native.Missing as error:

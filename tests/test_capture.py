@@ -86,6 +86,13 @@ def test_a_capture_that_others_end(stand_in):
     assert not graphs._capturing.locked()
 
 
+def test_a_torch_that_gives_the_pool_back_itself(stand_in, monkeypatch):
+    stand_in(fails={1})
+    monkeypatch.delattr(torch._C, "_cuda_endAllocateToPool")
+    with pytest.raises(RuntimeError, match="invalidated"):
+        graphs.captured(lambda: None)
+
+
 @pytest.mark.parametrize("fails", [{1}, {1, 2}])
 def test_an_error_of_a_launch_is_the_one_that_is_raised(stand_in, fails):
     made = stand_in(fails)

@@ -1,14 +1,16 @@
 """In which order, on which streams and how the CUDA backend launches its kernels, with no GPU."""
 
 import contextlib
+import re
 import types
 
 import pytest
 import torch
 from engines import HALF, trained_plan
 from hosted import CPU, module
+from small_tree import ROOT
 
-from stdc_fast.backends import cuda
+from stdc_fast.backends import cuda, cuda_launches
 from stdc_fast.backends.placed import MOST_IMAGES, Request
 
 
@@ -90,3 +92,16 @@ def test_too_many_images_are_said(recorded):
             lowered.plan, lowered.packed, Request(MOST_IMAGES + 1, (1, 1), (1, 1)), HALF,
             torch.device("meta"), lowered.choose, module(),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "value"),
+    [
+        ("gate", "kOutputs", cuda_launches.GATE_OUTPUTS),
+        ("upsample", "kWarps", cuda_launches.ROWS),
+        ("upsample", "kColumns", cuda_launches.COLUMNS),
+    ],
+)
+def test_predictions_know_what_a_block_does(source, name, value):
+    text = (ROOT / "csrc" / "cuda" / f"{source}.cu").read_text()
+    assert re.findall(rf"constexpr int {name} = (\w+);", text) == [str(value)]

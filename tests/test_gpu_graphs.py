@@ -5,7 +5,6 @@ captures by others.
 import contextlib
 import dataclasses
 import gc
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -28,7 +27,7 @@ from test_gpu_backends import (
 
 import stdc_fast
 from stdc_fast import images
-from stdc_fast.backends import cuda_tiles, triton
+from stdc_fast.backends import cuda_tiles, graphs, triton
 from stdc_fast.backends.graphs import DEPENDENT, GRAPHS
 from stdc_fast.numerics import relative_error, tolerance
 
@@ -60,8 +59,8 @@ def test_dependent_launches_change_nothing(backend, dtype):
         pytest.skip("no dependent launches before sm_90")
     frames, results = frames_of(1, 256, 512), []
     for dependent in (True, False):
-        for graphs in (True, False):
-            executable = backend.compile(network_plan(), dtype, DEVICE, graphs=graphs)
+        for replays in (True, False):
+            executable = backend.compile(network_plan(), dtype, DEVICE, graphs=replays)
             assert executable._dependent
             executable._dependent = dependent
             # Three: of the launches before the capture, and of two replays.
@@ -292,25 +291,36 @@ def test_a_capture_needs_a_call_before_it(backend):
 
 
 @each
-def test_another_thread_ends_our_captures(backend):
-    """Results are right, and memory, caches and random numbers are as they were before."""
-    sizes, over = [(32 * i, 64) for i in range(1, 6)], threading.Event()
-    frames = [frames_of(1, *size) for size in sizes]
+def test_another_thread_ends_our_captures(backend, monkeypatch):
+    """The first of each size. Results are right, the next capture succeeds, and memory, caches and random
+    numbers are as they were before.
+    """
+    frames = [frames_of(1, 32 * i, 64) for i in range(1, 6)]
     expected = [small(backend, graphs=False).labels(x) for x in frames]
+    executable, refused, failed = small(backend), [], len(graphs._failed)
+    lower = executable.lower
 
-    def synchronise():
-        while not over.is_set():
-            torch.cuda.synchronize(DEVICE)
+    def ended(*request):
+        lowered = lower(*request)
+        launch = lowered.launch
 
-    executable = small(backend)
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(synchronise)
-        try:
-            results = [[executable.labels(x) for _ in range(5)] for x in frames]
-        finally:
-            over.set()
+        def once(**options):
+            launch(**options)
+            if "side" in options:
+                with ThreadPoolExecutor(1) as pool:
+                    refused.append(pool.submit(torch.cuda.synchronize, DEVICE).exception())
+                lowered.launch = launch
+
+        lowered.launch = once
+        return lowered
+
+    monkeypatch.setattr(executable, "lower", ended)
+    results = [[executable.labels(x) for _ in range(5)] for x in frames]
     for labels, one in zip(expected, results, strict=True):
         assert all(torch.equal(x, labels) for x in one)
+    assert len(refused) == len(frames) and all(isinstance(error, RuntimeError) for error in refused)
+    assert len(graphs._failed) == failed + len(frames)
+    assert all(i.graph is not None for i in executable._instances.values())
     torch.cuda.empty_cache()
     torch.randn(3, device=DEVICE), torch.empty(3).pin_memory()
     before = torch.cuda.memory_allocated(DEVICE)

@@ -26,6 +26,18 @@
 
 namespace stdc {
 namespace gpu {
+
+inline float as_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+inline uint32_t as_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
+
 namespace host {
 
 // Who runs next, also in which order blocks run. round_robin: threads in turns, rendezvous by rendezvous. forward and
@@ -67,7 +79,9 @@ struct Site {
   const char* file;
   int line;
 };
-inline bool operator==(const Site& a, const Site& b) { return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file)); }
+inline bool operator==(const Site& a, const Site& b) {
+  return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file));
+}
 
 struct Thread {
   int id, lane, warp;
@@ -116,18 +130,14 @@ inline float float_of_half(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16, rest = bits & 0x7fffu;
   // Choices, not branches, so that many are converted at once. Subnormals: digits times 2^-24.
   const float small = static_cast<float>(static_cast<int32_t>(rest)) * 5.9604644775390625e-8f;
-  uint32_t low, word = (rest << 13) + (112u << 23);
-  memcpy(&low, &small, 4);
-  word = rest < 0x400u ? low : word;
+  uint32_t word = (rest << 13) + (112u << 23);
+  word = rest < 0x400u ? as_bits(small) : word;
   word += rest >= 0x7c00u ? 112u << 23 : 0;
   word |= sign | (rest > 0x7c00u ? 0x400000u : 0);
-  float v;
-  memcpy(&v, &word, 4);
-  return v;
+  return as_float(word);
 }
 inline uint16_t half_of_float(float x) {
-  uint32_t word;
-  memcpy(&word, &x, 4);
+  uint32_t word = as_bits(x);
   const uint16_t sign = static_cast<uint16_t>(word >> 16 & 0x8000u);
   word &= 0x7fffffffu;
   if (word > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | (word >> 13 & 0x3ffu));
@@ -230,12 +240,7 @@ inline float to_float(half_t x) {
   return host::float_of_half(x.bits);
 #endif
 }
-inline float to_float(bf16_t x) {
-  const uint32_t word = static_cast<uint32_t>(x.bits) << 16;
-  float v;
-  memcpy(&v, &word, 4);
-  return v;
-}
+inline float to_float(bf16_t x) { return as_float(static_cast<uint32_t>(x.bits) << 16); }
 inline void round_to(half_t& y, float x) {
 #if defined(__F16C__)
   y.bits = static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
@@ -244,20 +249,9 @@ inline void round_to(half_t& y, float x) {
 #endif
 }
 inline void round_to(bf16_t& y, float x) {
-  uint32_t word;
-  memcpy(&word, &x, 4);
+  const uint32_t word = as_bits(x);
   const bool nan = (word & 0x7fffffffu) > 0x7f800000u;
   y.bits = static_cast<uint16_t>(nan ? word >> 16 | 0x40u : (word + 0x7fffu + (word >> 16 & 1u)) >> 16);
-}
-inline float as_float(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, 4);
-  return x;
-}
-inline uint32_t as_bits(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  return bits;
 }
 template <class T>
 inline uint32_t pack(float low, float high) {

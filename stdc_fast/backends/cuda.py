@@ -150,14 +150,13 @@ def compile(
 
     Raises ValueError for a plan, dtype or device that it does not run.
     """
-    device, module = torch.device(device), native()
     runs, reason = available()
     if runs:
         device = numbered(device)
         reason = refusal(device, dtype, plan)
     if reason:
         raise ValueError(f"the CUDA backend can not run {plan.name}: {reason}")
-    return Executable(plan, dtype, device, module, tiles or chooser(device), poisoned, graphs)
+    return Executable(plan, dtype, device, native(), tiles or chooser(device), poisoned, graphs)
 
 
 def chooser(device: torch.device) -> Chooser:

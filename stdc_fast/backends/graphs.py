@@ -263,9 +263,9 @@ def _recorded(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
     except BaseException:
         # NOTE: before torch 2.12, capture_end leaves its pool in use when it raises. Memory that other
         # streams used would not be given back any more, and allocators go on asking the graph which stream
-        # it captures.
+        # it captures. Later ones have done it, or may have no such function.
         _failed.append(graph)
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(AttributeError, RuntimeError):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
         raise
     return graph
