@@ -27,15 +27,16 @@ from pathlib import Path
 import torch
 import triton.language as tl
 
-from stdc_fast.backends import tiles
-from stdc_fast.backends.graphs import DEPENDENT
-from stdc_fast.backends.packed import pack
-from stdc_fast.backends.placed import Request
-from stdc_fast.checkpoints import write_atomic
+from stdc_fast.backends.gpu.graphs import DEPENDENT
+from stdc_fast.backends.gpu.model import DEVICES, Device, Work
+from stdc_fast.backends.gpu.placed import Request
+from stdc_fast.backends.gpu.weights import pack
+from stdc_fast.backends.triton import tiles
+from stdc_fast.files import write_atomic
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.reference.networks import STDCSeg
 
-Chooser = Callable[[tiles.Work], tiles.Tiles]
+Chooser = Callable[[Work], tiles.Tiles]
 #: STDC-Seg as most use it.
 SIZES = ((512, 1024), (768, 1536))
 CLASSES = 19
@@ -80,7 +81,7 @@ _POINTERS = {
 
 def lowered(
     plan: Plan,
-    device: tiles.Device,
+    device: Device,
     dtype: torch.dtype,
     size: tuple[int, int],
     batch: int = 1,
@@ -91,11 +92,11 @@ def lowered(
 
     Args:
         choose: tiles other than those.
-        request: sizes other than that of the frames, as of :class:`stdc_fast.backends.placed.Request`.
+        request: sizes other than that of the frames, as of :class:`stdc_fast.backends.gpu.placed.Request`.
     """
-    from stdc_fast.backends import lowering
+    from stdc_fast.backends.triton import launches as lowering
 
-    def usual(work: tiles.Work) -> tiles.Tiles:
+    def usual(work: Work) -> tiles.Tiles:
         return tiles.shipped(device.key).get(work.key) or tiles.modelled(work, device)
 
     cpu = torch.device("cpu")
@@ -111,7 +112,7 @@ def jobs(
     """What these networks need, each kernel once: of frames of the size that they see, and of twice that."""
     found: dict[str, Job] = {}
     for target, dtype, variant, size in itertools.product(targets, dtypes, variants, sizes):
-        device, plan, full = tiles.DEVICES[target], network(variant), (2 * size[0], 2 * size[1])
+        device, plan, full = DEVICES[target], network(variant), (2 * size[0], 2 * size[1])
         for request in ({}, {"given": full, "labels": full}):
             for launch in lowered(plan, device, dtype, size, **request).launches:
                 job = job_of(launch, device, f"{variant} {size[0]}x{size[1]}")
@@ -119,7 +120,7 @@ def jobs(
     return list(found.values())
 
 
-def job_of(launch, device: tiles.Device, where: str) -> Job:
+def job_of(launch, device: Device, where: str) -> Job:
     """What compiles a launch for that device."""
     constants, signature = {}, {}
     function = launch.kernel.fn  # the Python function, compiled or interpreted
@@ -191,7 +192,7 @@ def _usage(cubin: bytes) -> dict[str, int]:
 
 def problems(record: dict) -> list[str]:
     """What a kernel should not be."""
-    found, device = [], tiles.DEVICES[record["target"]]
+    found, device = [], DEVICES[record["target"]]
     multiplies = record["kernel"] in ("stem", "conv", "down")
     low = record["dtype"] in ("fp16", "bf16")
     if multiplies and low and not record["products"]:
@@ -225,7 +226,7 @@ def compile_all(todo: list[Job], workers: int | None = None) -> Iterator[dict]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.ahead", description=__doc__.splitlines()[0])
-    parser.add_argument("--targets", default=",".join(tiles.DEVICES), help="such as sm_80,sm_90")
+    parser.add_argument("--targets", default=",".join(DEVICES), help="such as sm_80,sm_90")
     parser.add_argument("--variants", default="stdc1,stdc2")
     parser.add_argument("--dtypes", default="float16,bfloat16")
     parser.add_argument("--sizes", default=",".join(f"{h}x{w}" for h, w in SIZES))
@@ -233,8 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
-    if unknown := set(options.targets.split(",")) - set(tiles.DEVICES):
-        parser.error(f"unknown targets {', '.join(sorted(unknown))}; known are {', '.join(tiles.DEVICES)}")
+    if unknown := set(options.targets.split(",")) - set(DEVICES):
+        parser.error(f"unknown targets {', '.join(sorted(unknown))}; known are {', '.join(DEVICES)}")
     if not all(re.fullmatch(r"\d+x\d+", size) for size in options.sizes.split(",")):
         parser.error(f"--sizes must be like 512x1024,768x1536, not {options.sizes}")
     sizes = [tuple(map(int, size.split("x"))) for size in options.sizes.split(",")]

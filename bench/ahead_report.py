@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from bench import ahead
-from stdc_fast.backends import tiles
-from stdc_fast.checkpoints import write_atomic
+from stdc_fast.backends.gpu.model import DEVICES
+from stdc_fast.files import write_atomic
 
 OUT = Path("docs/triton-kernels.md")
 NETWORKS = (
@@ -31,7 +31,7 @@ SHOWN = "sm_90"
 
 def predicted(target: str, variant: str, size: tuple[int, int], batch: int) -> float:
     """Microseconds of all kernels of a network in float16, one after the other."""
-    device = tiles.DEVICES[target]
+    device = DEVICES[target]
     whole = ahead.lowered(ahead.network(variant), device, torch.float16, size, batch)
     return sum(launch.predicted(device).seconds for launch in whole.launches) * 1e6
 
@@ -42,7 +42,7 @@ def by_target(records: list[dict]) -> Iterator[str]:
         "most registers | with stack or local memory | problems |"
     )
     yield "| --- | --: | --- | --: | --: | --: | --: | --: |"
-    for target, device in tiles.DEVICES.items():
+    for target, device in DEVICES.items():
         own = [r for r in records if r["target"] == target]
         if not own:
             continue
@@ -64,11 +64,11 @@ def by_network(targets: list[str]) -> Iterator[str]:
     yield "| --- |" + " --: |" * len(names)
     for target in targets:
         times = [predicted(target, *network) for network in NETWORKS]
-        yield f"| {target} ({tiles.DEVICES[target].name}) | " + " | ".join(f"{t:.0f}" for t in times) + " |"
+        yield f"| {target} ({DEVICES[target].name}) | " + " | ".join(f"{t:.0f}" for t in times) + " |"
 
 
 def by_kernel(records: list[dict]) -> Iterator[str]:
-    device, known = tiles.DEVICES[SHOWN], {r["key"]: r for r in records}
+    device, known = DEVICES[SHOWN], {r["key"]: r for r in records}
     whole = ahead.lowered(ahead.network("stdc1"), device, torch.float16, (512, 1024))
     yield (
         "| op | tile, channels, split | programs | instruction | shared KB | registers | products us | "
@@ -130,10 +130,8 @@ def document(records: list[dict], source: Path) -> str:
         sizes=" and ".join(f"{h}x{w}" for h, w in ahead.SIZES),
         by_target="\n".join(by_target(records)),
         problems="\n".join(bad) or "No kernel has a problem.",
-        by_network="\n".join(
-            by_network([t for t in tiles.DEVICES if any(r["target"] == t for r in records)])
-        ),
-        shown=tiles.DEVICES[SHOWN].name,
+        by_network="\n".join(by_network([t for t in DEVICES if any(r["target"] == t for r in records)])),
+        shown=DEVICES[SHOWN].name,
         by_kernel="\n".join(by_kernel(records)),
     )
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from stdc_fast.checkpoints import write_atomic
+from stdc_fast.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {

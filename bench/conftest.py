@@ -12,7 +12,7 @@ def pytest_addoption(parser):
 
 
 def pytest_generate_tests(metafunc):
-    from stdc_fast.benchmark.command import parse
+    from stdc_fast.cli.benchmark import parse
 
     option = metafunc.config.getoption
     request = parse(

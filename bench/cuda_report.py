@@ -19,10 +19,11 @@ import torch
 
 from bench import ahead
 from stdc_fast import _native
-from stdc_fast.backends import cuda, tiles
-from stdc_fast.backends.cuda_launches import Lowered
-from stdc_fast.backends.placed import Request
-from stdc_fast.checkpoints import write_atomic
+from stdc_fast.backends import cuda
+from stdc_fast.backends.cuda.launches import Lowered
+from stdc_fast.backends.gpu.model import DEVICES
+from stdc_fast.backends.gpu.placed import Request
+from stdc_fast.files import write_atomic
 
 OUT = Path("docs/cuda-kernels.md")
 RESULTS = Path("docs/results")
@@ -39,7 +40,7 @@ SHOWN = "sm_90"
 def lowered(target: str, variant: str, size: tuple[int, int], batch: int) -> Lowered:
     """A network's launches in float16, frame to labels, for a class of GPUs; nothing runs."""
     native = _native.module().gpu
-    chooser = cuda.Chooser(native, tiles.DEVICES[target])
+    chooser = cuda.Chooser(native, DEVICES[target])
     plan = ahead.network(variant)
     executable = cuda.Executable(plan, torch.float16, torch.device("cpu"), native, chooser)
     return executable.lower(Request(batch, size, size, size))
@@ -71,14 +72,14 @@ def by_network() -> Iterator[str]:
     names = [f"{v} {h}x{w}, batch {n}" for v, (h, w), n in NETWORKS]
     yield "| class | " + " | ".join(names) + " |"
     yield "| --- |" + " --: |" * len(names)
-    for target, device in tiles.DEVICES.items():
+    for target, device in DEVICES.items():
         times = [lowered(target, *network).predicted(device) * 1e6 for network in NETWORKS]
         yield f"| {target} ({device.name}) | " + " | ".join(f"{t:.0f}" for t in times) + " |"
     yield f"| measured | {' | '.join(['not measured'] * len(names))} |"
 
 
 def by_kernel() -> Iterator[str]:
-    device = tiles.DEVICES[SHOWN]
+    device = DEVICES[SHOWN]
     yield "| op | tiles | blocks | shared KB | products us | fetch us | predicted us | measured us |"
     yield "| --- | --- | --: | --: | --: | --: | --: | --: |"
     for launch in lowered(SHOWN, "stdc1", (512, 1024), 1).launches:
@@ -180,7 +181,7 @@ def text(results: Path = RESULTS) -> str:
         by_bug="\n".join(by_bug(bugs)),
         by_network="\n".join(by_network()),
         by_kernel="\n".join(by_kernel()),
-        shown=f"{SHOWN} ({tiles.DEVICES[SHOWN].name})",
+        shown=f"{SHOWN} ({DEVICES[SHOWN].name})",
     )
 
 

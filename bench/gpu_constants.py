@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 
 from csrc.build_native import Missing, find_nvcc
-from stdc_fast.backends import cuda_tiles, tiles
+from stdc_fast.backends.cuda import tiles as cuda_tiles
+from stdc_fast.backends.gpu.model import DEPENDENT_NODE, LATENCY, NODE, Device
 from stdc_fast.benchmark.table import aligned
 from stdc_fast.errors import UserError
 
@@ -34,7 +35,7 @@ def build(source: Path, target: Path, capability: tuple[int, int], *flags: str) 
     return target
 
 
-def measure(device: tiles.Device) -> dict[str, dict[str, float]]:
+def measure(device: Device) -> dict[str, dict[str, float]]:
     """{"constants": as measured, "assumed": as the model has them}, of the first GPU."""
     with tempfile.TemporaryDirectory() as folder:
         program = build(SOURCE, Path(folder, "constants"), device.capability)
@@ -44,16 +45,16 @@ def measure(device: tiles.Device) -> dict[str, dict[str, float]]:
     return {"constants": json.loads(done.stdout), "assumed": assumed(device)}
 
 
-def assumed(device: tiles.Device) -> dict[str, float]:
+def assumed(device: Device) -> dict[str, float]:
     """What the model has of these: seconds, bytes a second and operations a second.
 
     A "chain" is a node whose kernel reads what the one before it wrote.
     """
     rate = device.products * (0.62 if device.wgmma else 0.85)
-    found = {"node": tiles.NODE, "chain": tiles.NODE + tiles.LATENCY}
+    found = {"node": NODE, "chain": NODE + LATENCY}
     if device.capability >= (9, 0):
-        node = tiles.DEPENDENT_NODE
-        found |= {"dependent_node": node, "dependent_chain": node + tiles.LATENCY}
+        node = DEPENDENT_NODE
+        found |= {"dependent_node": node, "dependent_chain": node + LATENCY}
     found |= {"cache": device.cache, "port": device.port}
     # Warps that do not fill the units: as the model of the CUDA kernels has it.
     found |= {f"mma_{n}_warps": rate * min(1, (n + 1) / 8) for n in (4, 8, 16)}

@@ -21,8 +21,9 @@ import torch
 
 from bench import gpu_constants
 from bench.ahead import network
-from stdc_fast.backends import cuda, tiles, triton
-from stdc_fast.backends.placed import Request
+from stdc_fast.backends import cuda, triton
+from stdc_fast.backends.gpu.model import Device, device_class
+from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.benchmark import header, records
 from stdc_fast.benchmark.table import aligned
 from stdc_fast.errors import UserError
@@ -38,7 +39,7 @@ def measure(
     backend: str,
     executable,
     size: tuple[int, int],
-    device: tiles.Device,
+    device: Device,
     clock: Clock,
     end: float,
 ) -> dict[str, object]:
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"there is nothing to time: {told}")
     device = torch.device("cuda", torch.cuda.current_device())
     properties = torch.cuda.get_device_properties(device)
-    kind = tiles.device_class((properties.major, properties.minor), properties.multi_processor_count)
+    kind = device_class((properties.major, properties.minor), properties.multi_processor_count)
     head = {"kind": "kernels", "device_class": kind.key}
     head["header"] = header.header(str(device), torch.get_num_threads())
     left = []

@@ -23,8 +23,8 @@ import torch
 
 from bench import gpu_constants
 from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda_tiles import Tiles, ranked
-from stdc_fast.backends.placed import Request
+from stdc_fast.backends.cuda.tiles import Tiles, ranked
+from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.errors import UserError
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.reference import layers

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from stdc_fast import _native
-from stdc_fast.backends.cuda_tiles import THREAD
+from stdc_fast.backends.cuda.tiles import THREAD
 from stdc_fast.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

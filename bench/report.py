@@ -16,8 +16,8 @@ from pathlib import Path
 from bench.document import document
 from bench.measured import read, read_predictions
 from bench.plots import Plot, draw
-from stdc_fast.checkpoints import write_atomic
 from stdc_fast.errors import UserError
+from stdc_fast.files import write_atomic
 
 
 def files(results: Path, predictions: Path, out: Path, images: Path) -> dict[Path, bytes]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from stdc_fast import checkpoints, info
+from stdc_fast import files, info
 from stdc_fast.backends import eager
 from stdc_fast.images import normalise
 from stdc_fast.plan import REWRITES, build, optimise
@@ -77,7 +77,7 @@ def main() -> None:
         "versions": info.versions(),
         "rows": rows,
     }
-    checkpoints.write_atomic(arguments.out, lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
+    files.write_atomic(arguments.out, lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 import stdc_fast
-from stdc_fast import checkpoints, info, zoo
+from stdc_fast import checkpoints, files, info, zoo
 from stdc_fast.backends import cpu, eager
-from stdc_fast.backends.rounding import Grid, Rounding, observe
+from stdc_fast.backends.eager.rounding import Grid, Rounding, observe
 from stdc_fast.evaluate import Confusion
 from stdc_fast.images import normalise, read_image
 from stdc_fast.numerics import label_agreement, relative_error
@@ -102,7 +102,7 @@ def main() -> None:
         "cpu": info.cpu(),
         "rows": rows,
     }
-    checkpoints.write_atomic(arguments.out, lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
+    files.write_atomic(arguments.out, lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
 
 
 def evaluate(runs: dict, rows: dict, val, model) -> None:

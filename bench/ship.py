@@ -1,4 +1,4 @@
-"""Writes the tables of tiles that the library ships, ``stdc_fast/tiles/sm_*.json`` and ``cuda_sm_*.json``.
+"""Writes the tables of tiles that the library ships, ``stdc_fast/tables/sm_*.json`` and ``cuda_sm_*.json``.
 
     python -m bench.ship [--backend triton|cuda] [--targets sm_90,...]
 
@@ -18,20 +18,23 @@ import triton
 
 from bench import ahead
 from stdc_fast import _native
-from stdc_fast.backends import cuda, cuda_tiles, tiles
-from stdc_fast.backends.placed import Request
-from stdc_fast.checkpoints import write_atomic
+from stdc_fast.backends import cuda
+from stdc_fast.backends.cuda import tiles as cuda_tiles
+from stdc_fast.backends.gpu.model import DEVICES, FOLDER, Device, Work, dump
+from stdc_fast.backends.gpu.placed import Request
+from stdc_fast.backends.triton import tiles
+from stdc_fast.files import write_atomic
 
 #: (images, H, W) of what the network sees.
 SIZES = ((1, 512, 1024), (16, 512, 1024), (1, 768, 1536), (1, 1024, 2048))
 
 
-def table(device: tiles.Device, dtypes: list[torch.dtype], most: int = 40) -> dict[str, tiles.Tiles]:
+def table(device: Device, dtypes: list[torch.dtype], most: int = 40) -> dict[str, tiles.Tiles]:
     """The tiles of every work of both networks; RuntimeError if none of the ``most`` best compiles well."""
     chosen: dict[str, tiles.Tiles] = {}
     rank: dict[str, int] = {}
 
-    def choose(work: tiles.Work) -> tiles.Tiles:
+    def choose(work: Work) -> tiles.Tiles:
         if work.key not in chosen:
             options = tiles.ranked(work, device)
             if (place := rank.get(work.key, 0)) >= min(most, len(options)):
@@ -66,12 +69,12 @@ def table(device: tiles.Device, dtypes: list[torch.dtype], most: int = 40) -> di
                 good.add(key)
 
 
-def cuda_table(device: tiles.Device, dtypes: list[torch.dtype]) -> dict[str, cuda_tiles.Tiles]:
+def cuda_table(device: Device, dtypes: list[torch.dtype]) -> dict[str, cuda_tiles.Tiles]:
     """The tiles of every work of both networks that the CUDA kernels have."""
     chooser = cuda.Chooser(_native.module().gpu, device, tables=())
     chosen: dict[str, cuda_tiles.Tiles] = {}
 
-    def choose(work: tiles.Work) -> cuda_tiles.Tiles:
+    def choose(work: Work) -> cuda_tiles.Tiles:
         chosen[work.key] = chooser(work)
         return chosen[work.key]
 
@@ -89,16 +92,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--backend", default="triton", choices=("triton", "cuda"))
     options = parser.parse_args(arguments)
     dtypes, prefix = [torch.float16, torch.bfloat16], "cuda_" if options.backend == "cuda" else ""
-    for target in options.targets.split(",") if options.targets else tiles.DEVICES:
-        device = tiles.DEVICES[target]
+    for target in options.targets.split(",") if options.targets else DEVICES:
+        device = DEVICES[target]
         if prefix:
             found, origin = cuda_table(device, dtypes), "the model; not measured"
         else:
             found = table(device, dtypes)
             origin = f"the model, and Triton {triton.__version__} compiling without spills; not measured"
-        path = tiles.FOLDER / f"{prefix}{target}.json"
+        path = FOLDER / f"{prefix}{target}.json"
         path.parent.mkdir(exist_ok=True)
-        text = tiles.dump({"device": device.name, "from": origin, "tiles": found})
+        text = dump({"device": device.name, "from": origin, "tiles": found})
         write_atomic(path, lambda p, text=text: Path(p).write_text(text))
         print(f"{path}: {len(found)} entries", file=sys.stderr)
 

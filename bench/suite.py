@@ -21,7 +21,7 @@ import torch
 
 from stdc_fast import info
 from stdc_fast.benchmark import records, run, scaling, workloads
-from stdc_fast.benchmark.command import parse
+from stdc_fast.cli.benchmark import parse
 from stdc_fast.errors import UserError
 
 ALL = ("logits", "labels", "frame")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from stdc_fast.benchmark import parity, workloads
-from stdc_fast.benchmark.command import parse
 from stdc_fast.benchmark.runners import Missing
 from stdc_fast.benchmark.workloads import Workload, ends
+from stdc_fast.cli.benchmark import parse
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,13 @@ model = stdc_fast.load("stdc1_camvid")
 model.predict("street.jpg").overlay().save("overlay.png")
 """
 
-__version__ = "0.1.0"
-
 from pathlib import Path
 
 from stdc_fast import library, nn  # library registers torch.ops.stdc_fast
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.segmenter import BatchError, InputSize, Segmentation, Segmenter
+from stdc_fast.version import __version__
 from stdc_fast.zoo import list_models, load, model_info
 
 __all__ = [
@@ -22,6 +21,7 @@ __all__ = [
     "Segmentation",
     "Segmenter",
     "UserError",
+    "__version__",
     "library",
     "list_models",
     "load",

@@ -15,11 +15,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from stdc_fast.errors import UserError
-from stdc_fast.reference.networks import MIN_SIZE
+from stdc_fast.reference.networks import MEAN, MIN_SIZE, STD
+from stdc_fast.reference.networks import normalise as normalise
 
-#: Mean and deviation of ImageNet, RGB in 0..1, which all families of weights normalise with.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv",
                             ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".mjpeg", ".mjpg"})  # fmt: skip
@@ -144,14 +142,6 @@ def tensor_images(tensor: Tensor, bgr: bool = False) -> list[np.ndarray | Tensor
         "expected a uint8 tensor [H, W, 3], [3, H, W] or [N, ...] of raw RGB, or a normalised float tensor "
         f"[3, H, W] or [N, 3, H, W]; got {tensor.dtype} {shape}"
     )
-
-
-def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 RGB ``[N, H, W, 3]`` to normalised ``[N, 3, H, W]``, channels_last in memory."""
-    x = images.permute(0, 3, 1, 2).to(dtype)
-    mean = torch.tensor(MEAN, dtype=dtype, device=x.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, dtype=dtype, device=x.device).view(1, 3, 1, 1) * 255
-    return (x - mean) / std
 
 
 def denormalise(image: Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stdc_fast import backends
-from stdc_fast.packing import Cache
+from stdc_fast.freshness import Cache
 from stdc_fast.plan import build, optimise
 from stdc_fast.postprocess import resize_argmax
 from stdc_fast.reference import layers

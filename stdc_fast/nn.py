@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stdc_fast import library
 from stdc_fast.errors import UserError
-from stdc_fast.packing import Packed
+from stdc_fast.freshness import Packed
 from stdc_fast.reference import layers
 
 __all__ = ["AttentionRefinement", "ConvBNReLU", "FeatureFusion", "STDCModule", "SegHead"]

@@ -21,8 +21,8 @@ class Tolerance:
         op: relative error of one op's output to the eager backend's, which rounds where the backend rounds.
         logits: relative error of a trained network's logits to the float64 reference; in float64 of any
             network's. (Random ones with every norm randomised reach 2.3e-5 in float32, in torch itself.)
-        emulation: how many times the error of the emulation (:mod:`stdc_fast.backends.rounding`) that of
-            a network may be, trained or not.
+        emulation: how many times the error of the emulation (:mod:`stdc_fast.backends.eager.rounding`)
+            that of a network may be, trained or not.
         agreement: least share of pixels with the reference's label, trained weights on real photos.
         reason: where the limits come from.
     """

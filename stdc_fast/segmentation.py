@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from stdc_fast import draw
-from stdc_fast.checkpoints import write_atomic
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
+from stdc_fast.files import write_atomic
 
 
 class Segmentation:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from stdc_fast import backends, images, video
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
+from stdc_fast.freshness import Packed
 from stdc_fast.images import normalise
-from stdc_fast.packing import Packed
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import resize_argmax
 from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, upsample

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stdc_fast import backends, checkpoints, info
+from stdc_fast import backends, checkpoints, files, info
 from stdc_fast.data import Augmentation, TrainingStream, open_folder
 from stdc_fast.errors import UserError
 from stdc_fast.evaluate import Confusion, evaluate
@@ -119,8 +119,8 @@ class _Log:
                 writer.writeheader()
                 writer.writerows(rows)
 
-        checkpoints.write_atomic(path, write)
-        with checkpoints.write_errors(path):
+        files.write_atomic(path, write)
+        with files.write_errors(path):
             self._file = open(path, "a", newline="")  # noqa: SIM115, closed by close()
         self._writer = csv.DictWriter(self._file, fields)
 
@@ -229,7 +229,7 @@ class Run:
             self._load(last)
         if process.main:
             text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
-            checkpoints.write_atomic(out / "config.json", lambda p: p.write_text(text))
+            files.write_atomic(out / "config.json", lambda p: p.write_text(text))
 
         histograms = self.folder.histograms()
         weights = None
@@ -427,7 +427,7 @@ class Run:
             with open(path, "wb") as file:  # a file's errors are the system's; torch has others
                 torch.save(state, file)
 
-        checkpoints.write_atomic(self.out / "last.pt", write)
+        files.write_atomic(self.out / "last.pt", write)
 
     def _load(self, path: Path) -> None:
         try:

@@ -15,9 +15,10 @@ import torch
 import typer
 from tqdm import tqdm
 
-from stdc_fast.backends import cuda_tiles, tiles
-from stdc_fast.backends.graphs import captured
-from stdc_fast.backends.tiles import Device, Work
+from stdc_fast.backends.cuda import tiles as cuda_tiles
+from stdc_fast.backends.gpu.graphs import captured
+from stdc_fast.backends.gpu.model import Device, Work
+from stdc_fast.backends.triton import tiles
 from stdc_fast.errors import UserError
 
 #: Kernels, the longest first, whose second best tiles are tried in the whole network.
@@ -259,7 +260,7 @@ def tune_network(
     quiet: bool = True,
     backend: str = "auto",
 ) -> list[Tuned]:
-    """Tune a network at these sizes and store what was found; see :mod:`stdc_fast.backends.tuned`.
+    """Tune a network at these sizes and store what was found; see :mod:`stdc_fast.backends.gpu.tuned`.
 
     Args:
         model: embedded name or checkpoint file.
@@ -272,8 +273,9 @@ def tune_network(
     UserError where that backend does not run, or has no tiles.
     """
     import stdc_fast
-    from stdc_fast.backends import resolve_device, tuned
-    from stdc_fast.backends.placed import Request
+    from stdc_fast.backends import resolve_device
+    from stdc_fast.backends.gpu import tuned
+    from stdc_fast.backends.gpu.placed import Request
 
     place = resolve_device(device)
     if place.type != "cuda":
@@ -305,7 +307,7 @@ def kind_of(executable, backend: str) -> OfTriton | OfCuda:
 
 def check_writable(device: torch.device, backend: str = "triton") -> dict[str, str]:
     """The environment of a device, whose file of tuned tiles can be written; UserError if it can not."""
-    from stdc_fast.backends import tuned
+    from stdc_fast.backends.gpu import tuned
 
     about = tuned.environment(device, backend)
     try:

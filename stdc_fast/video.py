@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from stdc_fast import images
-from stdc_fast.checkpoints import atomic, write_errors
 from stdc_fast.errors import UserError
+from stdc_fast.files import atomic, write_errors
 
 #: Containers that :class:`Writer` writes.
 OUTPUT_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv"})

@@ -15,7 +15,7 @@ from torch import Tensor
 import stdc_fast
 from stdc_fast import _native, images
 from stdc_fast.backends import eager, triton
-from stdc_fast.backends.rounding import Rounding
+from stdc_fast.backends.eager.rounding import Rounding
 from stdc_fast.numerics import relative_error, tolerance
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.plan.ops import Add, Buffer, Conv, Down, Gate, Op, Scale, Stem, Upsample, View

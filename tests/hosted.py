@@ -17,9 +17,9 @@ import torch
 from engines import answers, check
 
 from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda_launches import Lowered
-from stdc_fast.backends.cuda_tiles import Tiles
-from stdc_fast.backends.placed import weights
+from stdc_fast.backends.cuda.launches import Lowered
+from stdc_fast.backends.cuda.tiles import Tiles
+from stdc_fast.backends.gpu.placed import weights
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

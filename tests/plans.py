@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stdc_fast import images
 from stdc_fast.backends import eager
-from stdc_fast.backends.memory import Pieces
+from stdc_fast.backends.eager.memory import Pieces
 from stdc_fast.plan import Plan
 from stdc_fast.plan.ops import Buffer, Mean, View
 from stdc_fast.reference import STDCSeg

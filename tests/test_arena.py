@@ -11,7 +11,7 @@ import torch
 from plans import VARIANTS, error, one_thread, random_frames, random_images, random_network, seen, spied
 
 from stdc_fast.backends import eager
-from stdc_fast.backends.memory import Pieces, Poisoned
+from stdc_fast.backends.eager.memory import Pieces, Poisoned
 from stdc_fast.plan import REWRITES, arena, build, optimise
 from stdc_fast.plan.arena import Arena, layout
 from stdc_fast.plan.ops import View

@@ -26,9 +26,9 @@ from stdc_fast.benchmark import (
     table,
     workloads,
 )
-from stdc_fast.benchmark.command import parse
 from stdc_fast.benchmark.runners import Spec
 from stdc_fast.benchmark.workloads import Workload
+from stdc_fast.cli.benchmark import parse
 from stdc_fast.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stdc_fast.backends import graphs
+from stdc_fast.backends.gpu import graphs
 
 POOL, ENDED = (0, 7), "endAllocatePool: not currently recording to mempool_id"
 

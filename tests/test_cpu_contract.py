@@ -8,7 +8,8 @@ from engines import FULL, LOW, Sketch, needs_native, small_network
 from plans import random_frames, random_images
 
 from stdc_fast import UserError, _native
-from stdc_fast.backends import cpu, program
+from stdc_fast.backends import cpu
+from stdc_fast.backends.cpu import program
 
 pytestmark = needs_native
 

@@ -33,7 +33,8 @@ from engines import (
 )
 from plans import random_frames, random_images
 
-from stdc_fast.backends import cpu, program
+from stdc_fast.backends import cpu
+from stdc_fast.backends.cpu import program
 
 pytestmark = needs_native
 

@@ -16,7 +16,8 @@ from engines import FULL, Sketch, in_both_dtypes, needs_native, small_network
 from plans import random_frames
 
 from stdc_fast import _native
-from stdc_fast.backends import cpu, program
+from stdc_fast.backends import cpu
+from stdc_fast.backends.cpu import program
 from stdc_fast.plan.ops import Conv, View
 
 pytestmark = needs_native

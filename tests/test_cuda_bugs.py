@@ -28,7 +28,7 @@ from engines import HALF, answers, check, plain, sketched, wrong_labels
 from hosted import READY, ROOT, SCHEDULES, Hosted, NotBuilt, build, forced, scheduled, spared
 from plans import random_frames
 
-from stdc_fast.checkpoints import write_atomic
+from stdc_fast.files import write_atomic
 from stdc_fast.plan.ops import View
 
 WRONG = "wrong numbers"

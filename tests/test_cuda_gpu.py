@@ -30,8 +30,8 @@ from test_gpu_backends import DEVICE, SMALL, frames_of, needs_cuda, on_a_gpu
 import stdc_fast
 from stdc_fast import backends
 from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda_tiles import Tiles
-from stdc_fast.backends.placed import Request
+from stdc_fast.backends.cuda.tiles import Tiles
+from stdc_fast.backends.gpu.placed import Request
 
 pytestmark = [*on_a_gpu, needs_cuda]
 

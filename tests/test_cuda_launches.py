@@ -10,8 +10,9 @@ from engines import HALF, trained_plan
 from hosted import CPU, module
 from small_tree import ROOT
 
-from stdc_fast.backends import cuda, cuda_launches
-from stdc_fast.backends.placed import MOST_IMAGES, Request
+from stdc_fast.backends import cuda
+from stdc_fast.backends.cuda import launches as cuda_launches
+from stdc_fast.backends.gpu.placed import MOST_IMAGES, Request
 
 
 class Stream:

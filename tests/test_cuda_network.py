@@ -29,8 +29,8 @@ from test_triton_network import SHAPES, change, exactly, some_of
 import stdc_fast
 from stdc_fast import backends, images, numerics
 from stdc_fast.backends import cuda, eager
-from stdc_fast.backends.rounding import Rounding
-from stdc_fast.backends.support import unfit
+from stdc_fast.backends.base import unfit
+from stdc_fast.backends.eager.rounding import Rounding
 from stdc_fast.plan import build, optimise
 from stdc_fast.postprocess import resize_argmax
 from stdc_fast.reference.networks import upsample

@@ -15,9 +15,10 @@ from hosted import CPU, CUDA, Hosted, Tiles, cores, forced, module
 from plans import random_network
 
 from stdc_fast import UserError, _native, backends
-from stdc_fast.backends import cuda, cuda_tiles, triton
-from stdc_fast.backends.graphs import GRAPHS
-from stdc_fast.backends.tiles import DEVICES, FOLDER, Work
+from stdc_fast.backends import cuda, triton
+from stdc_fast.backends.cuda import tiles as cuda_tiles
+from stdc_fast.backends.gpu.graphs import GRAPHS
+from stdc_fast.backends.gpu.model import DEVICES, FOLDER, Work
 from stdc_fast.plan import build
 
 # Whether it can be had.
@@ -357,7 +358,7 @@ def shipped_works():
     """Those of the usual network."""
     from engines import trained_plan
 
-    from stdc_fast.backends.placed import Request
+    from stdc_fast.backends.gpu.placed import Request
 
     executable = Hosted(trained_plan(), HALF)
     placed = executable.lower(Request(1, (512, 1024), (512, 1024), (512, 1024)))

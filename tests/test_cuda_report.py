@@ -36,7 +36,7 @@ def test_lines_of_source():
 
 @needs_kernels
 def test_a_branch_shortens_the_prediction():
-    from stdc_fast.backends.tiles import DEVICES
+    from stdc_fast.backends.gpu.model import DEVICES
 
     lowered = cuda_report.lowered("sm_90", "stdc1", (512, 1024), 1)
     alone = sum(launch.predicted(DEVICES["sm_90"]).seconds for launch in lowered.launches)

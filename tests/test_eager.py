@@ -19,8 +19,8 @@ from plans import VARIANTS, error, one_thread, outputs, random_frames, random_im
 import stdc_fast
 from stdc_fast import images
 from stdc_fast.backends import eager
-from stdc_fast.backends.convolution import Convolution, Subpixel
-from stdc_fast.backends.rounding import Grid, Observer, Rounding, observe
+from stdc_fast.backends.eager.convolution import Convolution, Subpixel
+from stdc_fast.backends.eager.rounding import Grid, Observer, Rounding, observe
 from stdc_fast.plan import build, optimise
 from stdc_fast.plan.ops import Conv, Down
 from stdc_fast.plan.rewrites import subpixel_weights

@@ -18,7 +18,7 @@ from test_nn import every_block, nhwc, pair
 import stdc_fast
 from stdc_fast import images, postprocess
 from stdc_fast.backends import eager
-from stdc_fast.backends.rounding import Rounding
+from stdc_fast.backends.eager.rounding import Rounding
 from stdc_fast.numerics import failures, label_agreement, relative_error, tolerance
 from stdc_fast.plan import build, optimise
 from stdc_fast.reference.networks import upsample

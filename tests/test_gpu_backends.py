@@ -11,10 +11,12 @@ from test_gpu import reference, street, trained
 from test_library import weights_of
 
 from stdc_fast import backends, images, nn, tune
-from stdc_fast.backends import cuda, eager, triton, tuned
-from stdc_fast.backends.placed import Request
-from stdc_fast.backends.rounding import Rounding
-from stdc_fast.backends.tiles import Tiles, Work
+from stdc_fast.backends import cuda, eager, triton
+from stdc_fast.backends.eager.rounding import Rounding
+from stdc_fast.backends.gpu import tuned
+from stdc_fast.backends.gpu.model import Work
+from stdc_fast.backends.gpu.placed import Request
+from stdc_fast.backends.triton.tiles import Tiles
 from stdc_fast.numerics import failures, label_agreement, relative_error, tolerance
 from stdc_fast.plan import build, optimise
 from stdc_fast.reference import layers

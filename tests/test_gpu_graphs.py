@@ -27,8 +27,10 @@ from test_gpu_backends import (
 
 import stdc_fast
 from stdc_fast import images
-from stdc_fast.backends import cuda_tiles, graphs, triton
-from stdc_fast.backends.graphs import DEPENDENT, GRAPHS
+from stdc_fast.backends import triton
+from stdc_fast.backends.cuda import tiles as cuda_tiles
+from stdc_fast.backends.gpu import graphs
+from stdc_fast.backends.gpu.graphs import DEPENDENT, GRAPHS
 from stdc_fast.numerics import relative_error, tolerance
 
 pytestmark = on_a_gpu

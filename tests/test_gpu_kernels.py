@@ -11,10 +11,11 @@ import torch
 from engines import small_network
 
 from bench import gpu_constants, gpu_kernels
-from stdc_fast.backends import cuda, tiles, triton
+from stdc_fast.backends import cuda, triton
+from stdc_fast.backends.gpu.model import DEVICES, NODE
 from stdc_fast.errors import UserError
 
-SIZE, DEVICE = (64, 96), tiles.DEVICES["sm_90"]
+SIZE, DEVICE = (64, 96), DEVICES["sm_90"]
 
 
 class Clock:
@@ -98,13 +99,13 @@ MEASURED = {"node": 2e-6, "dependent_node": 1e-6, "cache": 5e12, "mma_8_warps": 
 
 
 def test_constants_are_shown_beside_what_the_model_has():
-    for device in tiles.DEVICES.values():
+    for device in DEVICES.values():
         found = gpu_constants.assumed(device)
         assert all(value > 0 for value in found.values())
         assert ("dependent_node" in found) == (device.capability >= (9, 0))
     head, *lines = gpu_constants.table({"constants": MEASURED, "assumed": gpu_constants.assumed(DEVICE)})
     assert len(lines) == len(MEASURED) and "assumed" in head
-    assert f"{2e-6 / tiles.NODE:.2f}" in lines[0] and lines[-1].split() == ["new", "3"]
+    assert f"{2e-6 / NODE:.2f}" in lines[0] and lines[-1].split() == ["new", "3"]
 
 
 def test_constants_are_what_the_program_prints(tmp_path, monkeypatch):

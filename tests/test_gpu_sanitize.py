@@ -10,7 +10,7 @@ import torch
 
 from bench import gpu_constants, gpu_repeats, gpu_sanitize
 from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda_launches import Lowered
+from stdc_fast.backends.cuda.launches import Lowered
 from stdc_fast.errors import UserError
 
 TOOL = """#!/bin/sh

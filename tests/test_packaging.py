@@ -89,8 +89,8 @@ def test_triton_kernels_and_their_tiles_are_installed(built, tmp_path):
     kernels = {file.name for file in ROOT.glob("kernels/*.py")}
     assert kernels == {file.name for file in built.site.glob("stdc_fast/kernels/*.py")}
     assert {Path("kernels", name) for name in kernels} <= set(built.names)
-    tables = {file.name for file in ROOT.glob("stdc_fast/tiles/*.json")}
-    assert tables and tables == {file.name for file in built.site.glob("stdc_fast/tiles/*.json")}
+    tables = {file.name for file in ROOT.glob("stdc_fast/tables/*.json")}
+    assert tables and tables == {file.name for file in built.site.glob("stdc_fast/tables/*.json")}
     pytest.importorskip("triton", reason="Triton is not installed")
     code = (
         "import torch\n"

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from stdc_fast.freshness import Cache, Packed, weights_of
 from stdc_fast.images import normalise
-from stdc_fast.packing import Cache, Packed, weights_of
 from stdc_fast.reference import layers
 
 

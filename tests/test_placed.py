@@ -8,10 +8,11 @@ import pytest
 import torch
 from engines import DEVICE, FULL, HALF, Sketch, needs_triton, small_network
 
-from stdc_fast.backends.graphs import GraphExecutable
-from stdc_fast.backends.packed import pack
-from stdc_fast.backends.placed import Placed, Request, weights
-from stdc_fast.backends.tiles import Tiles, Work
+from stdc_fast.backends.gpu.graphs import GraphExecutable
+from stdc_fast.backends.gpu.model import Work
+from stdc_fast.backends.gpu.placed import Placed, Request, weights
+from stdc_fast.backends.gpu.weights import pack
+from stdc_fast.backends.triton.tiles import Tiles
 
 CPU = torch.device("cpu")
 FRAMES, SEEN, LABELS = (80, 112), (71, 103), (90, 50)
@@ -152,7 +153,7 @@ def test_too_large_images_are_said():
 @pytest.mark.parametrize("labels", [None, LABELS], ids=["logits", "labels"])
 def test_all_memory_of_tritons_launches_is_known(labels):
     """Streams are told of what is in tensors(): of all that any launch is given, workspaces too."""
-    from stdc_fast.backends import lowering
+    from stdc_fast.backends.triton import launches as lowering
 
     def split(work):
         shared = work.kind == "conv" and len(work.inputs) == 1 and work.kernel != 2

@@ -12,7 +12,8 @@ from plans import error, one_thread
 
 import stdc_fast
 from stdc_fast import UserError, backends, checkpoints, hardware, numerics, zoo
-from stdc_fast.backends import precision, rounding
+from stdc_fast.backends import precision
+from stdc_fast.backends.eager import rounding
 from stdc_fast.classes import CAMVID
 from stdc_fast.images import normalise
 from stdc_fast.plan import build, optimise

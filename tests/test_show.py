@@ -17,13 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stdc_fast import checkpoints
 from stdc_fast.errors import UserError
-from stdc_fast.plan import Plan, build, optimise, show
+from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.plan.arena import layout
 from stdc_fast.plan.cost import costs
-from stdc_fast.plan.figure import _STRIDES, COLOURS, FIXED, figure
 from stdc_fast.plan.ops import KINDS, Add, Buffer, Mean, View
 from stdc_fast.plan.rewrites import fuse_prologues
 from stdc_fast.reference import ConvBNReLU, FeatureFusion, STDCModule, STDCSeg
+from stdc_fast.viewer import show
+from stdc_fast.viewer.figure import _STRIDES, COLOURS, FIXED, figure
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = (1, 512, 1024, 2)

@@ -17,7 +17,8 @@ import torch
 
 from bench import ahead, ahead_report, ship
 from stdc_fast import kernels  # before a test changes whether they are interpreted
-from stdc_fast.backends import tiles
+from stdc_fast.backends.gpu.model import DEVICES, FOLDER
+from stdc_fast.backends.triton import tiles
 
 ROOT = Path(__file__).resolve().parents[1]
 # Compiled in CI; the others, and all else that is shipped, in the wide matrix.
@@ -42,7 +43,7 @@ def compiled(folder, *options):
 def check(records, finished):
     """By what the records say, and by bench.ahead's own word."""
     for r in records:
-        what, device = f"{r['kernel']} for {r['target']}: {r['where']}", tiles.DEVICES[r["target"]]
+        what, device = f"{r['kernel']} for {r['target']}: {r['where']}", DEVICES[r["target"]]
         assert r["stack"] == r["local"] == 0, what
         assert r["shared"] <= device.shared, what
         assert 16 <= r["registers"] <= 255, what
@@ -74,7 +75,7 @@ def test_every_kernel_of_the_network_is_compiled_well(records):
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("target", tiles.DEVICES)
+@pytest.mark.parametrize("target", DEVICES)
 def test_every_shipped_kernel_is_compiled_well(target, tmp_path):
     check(*compiled(tmp_path, "--targets", target))
 
@@ -94,7 +95,7 @@ def test_plans_with_odd_channels_are_compiled(target, monkeypatch):
     the slow way, so only what a kernel must not need is checked.
     """
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # for the processes that compile
-    device, todo = tiles.DEVICES[target], {}
+    device, todo = DEVICES[target], {}
     for make in (
         *cases.CONVS.values(),
         *cases.LOGITS.values(),
@@ -113,7 +114,7 @@ def test_plans_with_odd_channels_are_compiled(target, monkeypatch):
 def test_down_needs_no_more_shared_memory_than_is_said(target, monkeypatch):
     """What the compiler moves out of the loop over nine pixels is counted too."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # for the processes that compile
-    device, todo = tiles.DEVICES[target], []
+    device, todo = DEVICES[target], []
     for channels, dtype in ((512, torch.float16), (256, torch.float32)):
         plan = cases.down(channels, 128, True)()
         work = next(
@@ -140,7 +141,7 @@ def test_modelled_tiles_can_be_launched(size, tmp_path):
     options = ("--variants", "stdc1", "--dtypes", "float16,float32", "--sizes", size)
     found, _ = compiled(tmp_path, *options, "--targets", "sm_80,sm_86,sm_89,sm_90,sm_120")
     for r in found:
-        assert r["shared"] <= tiles.DEVICES[r["target"]].shared, f"{r['target']} {r['where']} {r['tiles']}"
+        assert r["shared"] <= DEVICES[r["target"]].shared, f"{r['target']} {r['where']} {r['tiles']}"
 
 
 GOOD = {
@@ -176,9 +177,9 @@ def test_what_a_small_tile_or_another_kernel_may_be():
     assert not ahead.problems(small) and not ahead.problems(gate)
 
 
-@pytest.mark.parametrize("key", tiles.DEVICES)
+@pytest.mark.parametrize("key", DEVICES)
 def test_the_shipped_tables_have_every_kernel_of_both_networks(key):
-    device, table = tiles.DEVICES[key], tiles.shipped(key)
+    device, table = DEVICES[key], tiles.shipped(key)
     missing = set()
 
     def choose(work):
@@ -197,8 +198,8 @@ def test_the_shipped_tables_have_every_kernel_of_both_networks(key):
 
 
 def test_the_tables_file_says_where_it_comes_from():
-    for key in tiles.DEVICES:
-        assert "not measured" in tiles.read(tiles.FOLDER / f"{key}.json")["from"]
+    for key in DEVICES:
+        assert "not measured" in tiles.read(FOLDER / f"{key}.json")["from"]
 
 
 def test_the_document_is_of_the_records():
@@ -217,7 +218,7 @@ def test_bad_requests_are_one_line(tmp_path):
 
 
 def test_a_job_is_what_its_machine_code_depends_on():
-    device = tiles.DEVICES["sm_90"]
+    device = DEVICES["sm_90"]
     whole = ahead.lowered(ahead.network("stdc1"), device, torch.float16, (64, 128))
     jobs = [ahead.job_of(launch, device, "here") for launch in whole.launches]
     job = next(job for job in jobs if job.kernel == "conv")

@@ -29,7 +29,7 @@ from test_nn import BLOCKS, convolution, every_block, norm, pair
 import stdc_fast
 from stdc_fast import images, numerics
 from stdc_fast.backends import eager, triton
-from stdc_fast.backends.rounding import Rounding
+from stdc_fast.backends.eager.rounding import Rounding
 from stdc_fast.plan import build, optimise
 from stdc_fast.postprocess import resize_argmax
 from stdc_fast.reference.networks import upsample

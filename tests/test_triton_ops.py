@@ -46,7 +46,7 @@ from engines import (
 from plans import random_frames, random_images
 from torch.nn import functional as F
 
-from stdc_fast.backends.tiles import Tiles
+from stdc_fast.backends.triton.tiles import Tiles
 from stdc_fast.plan.ops import View
 from stdc_fast.reference.networks import upsample
 

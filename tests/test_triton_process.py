@@ -26,10 +26,12 @@ from plans import random_network
 from torch.nn import functional as F
 
 from stdc_fast import UserError, backends
-from stdc_fast.backends import tiles, triton
-from stdc_fast.backends.graphs import GRAPHS
-from stdc_fast.backends.interpolation import interpolation
-from stdc_fast.backends.tiles import DEVICES, Tiles, Work
+from stdc_fast.backends import triton
+from stdc_fast.backends.gpu.graphs import GRAPHS
+from stdc_fast.backends.gpu.interpolation import interpolation
+from stdc_fast.backends.gpu.model import DEVICES, FOLDER, Work, device_class, dump
+from stdc_fast.backends.triton import tiles
+from stdc_fast.backends.triton.tiles import Tiles
 from stdc_fast.plan import build
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -264,7 +266,7 @@ def test_tiles_that_the_device_refuses_are_replaced(monkeypatch):
     """As a chooser of a GPU does, which this one stands for; then no choice is left."""
     from triton.runtime.errors import OutOfResources
 
-    from stdc_fast.backends import lowering
+    from stdc_fast.backends.triton import launches as lowering
 
     plan, taken = plain(6, 10, 3, 1)(), []
     ((inputs, expected),) = answers(plan, FULL, [(1, 5, 6)])
@@ -360,9 +362,9 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     for work in itertools.islice(works(), 20):
         table["tiles"][work.key] = tiles.modelled(work, device)
     path = tmp_path / "table.json"
-    path.write_text(tiles.dump(table))
+    path.write_text(dump(table))
     assert tiles.read(path) == table
-    assert tiles.dump(tiles.read(path)) == path.read_text()
+    assert dump(tiles.read(path)) == path.read_text()
     assert len(path.read_text().splitlines()) >= len(table["tiles"])
 
 
@@ -380,7 +382,7 @@ def test_works_have_names_of_their_own():
 
 
 def test_shipped_tables_load():
-    paths = list(tiles.FOLDER.glob("sm_*.json"))
+    paths = list(FOLDER.glob("sm_*.json"))
     assert {"sm_80", "sm_90"} <= {path.stem for path in paths} <= set(DEVICES)
     for path in paths:
         table = tiles.shipped(path.stem)
@@ -394,9 +396,9 @@ def test_shipped_tables_load():
      ((12, 1), "sm_120"), ((7, 5), "sm_80")],
 )  # fmt: skip
 def test_other_gpus_are_of_the_class_before_them(capability, key):
-    device = tiles.device_class(capability, 17)
+    device = device_class(capability, 17)
     assert (device.key, device.processors) == (key, 17)
-    assert tiles.device_class(capability) == DEVICES[key]
+    assert device_class(capability) == DEVICES[key]
 
 
 # Interpolation as tables.

@@ -10,11 +10,14 @@ from engines import small_network
 
 import stdc_fast
 from stdc_fast import tune
-from stdc_fast.backends import cuda, cuda_tiles, tiles, triton, tuned
-from stdc_fast.backends.placed import Request
+from stdc_fast.backends import cuda, triton
+from stdc_fast.backends.cuda import tiles as cuda_tiles
+from stdc_fast.backends.gpu import tuned
+from stdc_fast.backends.gpu.model import DEVICES
+from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.errors import UserError
 
-SIZE, DEVICE = (64, 96), tiles.DEVICES["sm_90"]
+SIZE, DEVICE = (64, 96), DEVICES["sm_90"]
 
 
 def size(t):

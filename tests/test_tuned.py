@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from stdc_fast import _native, tune
-from stdc_fast.backends import cuda_tiles, tiles, triton, tuned
-from stdc_fast.backends.tiles import Tiles, Work
+from stdc_fast.backends import triton
+from stdc_fast.backends.cuda import tiles as cuda_tiles
+from stdc_fast.backends.gpu import tuned
+from stdc_fast.backends.gpu.model import Work, device_class, dump
+from stdc_fast.backends.triton import tiles
+from stdc_fast.backends.triton.tiles import Tiles
 from stdc_fast.errors import UserError
 
 WORK = Work("conv", 3, 1, (256,), 256, 1, 64, 128, "float16", True)
@@ -71,14 +75,14 @@ def test_without_a_home_there_is_nothing_tuned(monkeypatch):
         tuned.save(ABOUT, {})
 
 
-GOOD = tiles.dump({"environment": ABOUT, "tiles": {WORK.key: BEST}})
+GOOD = dump({"environment": ABOUT, "tiles": {WORK.key: BEST}})
 DAMAGED = {
     "cut": GOOD[: len(GOOD) // 2],
     "empty": "",
     "no object": "[1, 2]",
     "deep": "[" * 100_000,
     "no tiles": '{"environment": {}}',
-    "another environment": tiles.dump({"environment": {}, "tiles": {WORK.key: BEST}}),
+    "another environment": dump({"environment": {}, "tiles": {WORK.key: BEST}}),
     "tiles in a list": GOOD.replace("{\n", "[", 1),
     **{
         text: GOOD.replace("[4, 8, 32, 64, 1, 4, 3]", text)
@@ -106,7 +110,7 @@ def test_a_damaged_file_is_left_aside_with_one_warning(name, caplog):
 
 
 def test_tuned_goes_before_shipped_before_modelled(h100, monkeypatch):
-    device = tiles.device_class((9, 0), 132)
+    device = device_class((9, 0), 132)
     assert triton.chooser(h100)(WORK) == tiles.shipped("sm_90")[WORK.key]
     odd = Work("conv", 3, 1, (33,), 34, 1, 7, 9, "float16")
     assert triton.chooser(h100)(odd) == tiles.modelled(odd, device)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from stdc_fast import _native
-from stdc_fast.backends import cuda, program, triton
+from stdc_fast.backends import cuda, triton
+from stdc_fast.backends.cpu import program
 from stdc_fast.errors import UserError
 
 if TYPE_CHECKING:

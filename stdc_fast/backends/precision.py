@@ -9,7 +9,7 @@ import os
 import torch
 from torch import Tensor
 
-from stdc_fast.backends.rounding import observe
+from stdc_fast.backends.eager.rounding import observe
 from stdc_fast.errors import UserError
 from stdc_fast.hardware import cpu
 from stdc_fast.plan import Plan

@@ -15,8 +15,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from stdc_fast.checkpoints import write_atomic, write_errors
 from stdc_fast.errors import UserError
+from stdc_fast.files import write_atomic, write_errors
 
 
 def check(path: Path) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from stdc_fast.images import MEAN, STD
 from stdc_fast.plan import ops
 from stdc_fast.plan.ops import Buffer, Op, View
 from stdc_fast.plan.plan import Plan
 from stdc_fast.reference import layers
-from stdc_fast.reference.networks import STDCSeg
+from stdc_fast.reference.networks import MEAN, STD, STDCSeg
 
 
 def build(

@@ -25,6 +25,9 @@ from stdc_fast.reference.layers import (
 #: STDC modules in the stages at 1/8, 1/16 and 1/32 (paper table 1).
 STAGES = {"stdc1": (2, 2, 2), "stdc2": (4, 5, 3)}
 MIN_SIZE = 32
+#: Mean and deviation of ImageNet, RGB in 0..1, which all families of weights normalise with.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 def check_variant(variant: str) -> None:
@@ -39,6 +42,14 @@ def check_input(x: Tensor) -> None:
     height, width = x.shape[2:]
     if min(height, width) < MIN_SIZE:
         raise UserError(f"input of {height}x{width} (HxW) is too small; both must be at least {MIN_SIZE}")
+
+
+def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 RGB ``[N, H, W, 3]`` to normalised ``[N, 3, H, W]``, channels_last in memory."""
+    x = images.permute(0, 3, 1, 2).to(dtype)
+    mean = torch.tensor(MEAN, dtype=dtype, device=x.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(STD, dtype=dtype, device=x.device).view(1, 3, 1, 1) * 255
+    return (x - mean) / std
 
 
 def _kaiming_normal(weight: Tensor, **kwargs) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stdc_fast.backends.interpolation import cells
-from stdc_fast.backends.tiles import Work
+from stdc_fast.backends.gpu.interpolation import cells
+from stdc_fast.backends.gpu.model import Work
 from stdc_fast.plan import branch
 from stdc_fast.plan.arena import layout
 from stdc_fast.plan.ops import Add, Conv, Down, Op, Scale, Stem, Upsample, View
@@ -59,7 +59,7 @@ class Labelling:
     Attributes:
         logits: float32 ``[N, C, h, w]``.
         labels: uint8 ``[N, H, W]``.
-        tables: as of :func:`stdc_fast.backends.interpolation.cells`.
+        tables: as of :func:`stdc_fast.backends.gpu.interpolation.cells`.
         taps: rows, and columns, of logits that a pixel reads.
         widest: columns of labels in the widest cell between columns of logits.
     """

@@ -1,6 +1,6 @@
 """CUDA C++ kernels on NVIDIA GPUs: ``csrc/cuda``, compiled at install, a CUDA graph for each size.
 
-What is in :mod:`stdc_fast.backends.graphs` holds. The kernels compute in float16 and bfloat16; float32 is
+What is in :mod:`stdc_fast.backends.gpu.graphs` holds. The kernels compute in float16 and bfloat16; float32 is
 left to Triton's.
 """
 
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from stdc_fast import _native
-from stdc_fast.backends.graphs import DEPENDENT, GraphExecutable, numbered
-from stdc_fast.backends.support import unfit
-from stdc_fast.backends.tiles import DEVICES, Device, Work, device_class
+from stdc_fast.backends.base import unfit
+from stdc_fast.backends.gpu.graphs import DEPENDENT, GraphExecutable, numbered
+from stdc_fast.backends.gpu.model import DEVICES, Device, Work, device_class
 from stdc_fast.plan.plan import Plan
 
 if TYPE_CHECKING:
-    from stdc_fast.backends.cuda_launches import Lowered
-    from stdc_fast.backends.cuda_tiles import Tiles
-    from stdc_fast.backends.placed import Request
+    from stdc_fast.backends.cuda.launches import Lowered
+    from stdc_fast.backends.cuda.tiles import Tiles
+    from stdc_fast.backends.gpu.placed import Request
 
 DTYPES = (torch.float16, torch.bfloat16)
 
@@ -161,7 +161,8 @@ def compile(
 
 def chooser(device: torch.device) -> Chooser:
     """What picks the tiles on a device: as tuned there, as shipped for its class, or by the model."""
-    from stdc_fast.backends import cuda_tiles, tuned
+    from stdc_fast.backends.cuda import tiles as cuda_tiles
+    from stdc_fast.backends.gpu import tuned
 
     properties = torch.cuda.get_device_properties(device)
     kind = device_class((properties.major, properties.minor), properties.multi_processor_count)
@@ -187,7 +188,8 @@ class Executable(GraphExecutable):
         poisoned: bool = False,
         graphs: bool = True,
     ):
-        from stdc_fast.backends import cuda_launches, fragments
+        from stdc_fast.backends.cuda import fragments
+        from stdc_fast.backends.cuda import launches as cuda_launches
 
         super().__init__(plan, dtype, device, fragments.pack(plan, dtype, device), poisoned, graphs)
         self._launches = cuda_launches
@@ -231,7 +233,7 @@ class Chooser:
         shared: int | None = None,
         tables: Sequence[Mapping[str, Tiles]] | None = None,
     ):
-        from stdc_fast.backends import cuda_tiles
+        from stdc_fast.backends.cuda import tiles as cuda_tiles
 
         self.device = device
         self.kernels = cuda_tiles.Kernels(native, min(shared or device.shared, device.shared))

@@ -17,9 +17,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from stdc_fast.benchmark.command import benchmark
+from stdc_fast.cli.benchmark import benchmark
+from stdc_fast.cli.export import export
 from stdc_fast.errors import UserError
-from stdc_fast.export import export
 from stdc_fast.tune import tune
 
 app = typer.Typer(
@@ -385,7 +385,8 @@ def _print_plan(
     as_json: bool,
 ) -> None:
     from stdc_fast import checkpoints, zoo
-    from stdc_fast.plan import build, optimise, show
+    from stdc_fast.plan import build, optimise
+    from stdc_fast.viewer import show
 
     size, dtype = "512x1024" if size is None else size, "float32" if dtype is None else dtype
     itemsizes = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -1,4 +1,4 @@
-"""The figure that :func:`stdc_fast.plan.show.draw` writes: data flow above, arena below. Needs matplotlib."""
+"""The figure of :func:`stdc_fast.viewer.show.draw`: data flow above, arena below. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.patheffects import Normal, Stroke
 
 from stdc_fast.plan.ops import View
 from stdc_fast.plan.plan import Plan, overlap
-from stdc_fast.plan.show import Facts, kilo, short, sort_of
+from stdc_fast.viewer.show import Facts, kilo, short, sort_of
 
 #: Settings that must not be the user's.
 FIXED = {

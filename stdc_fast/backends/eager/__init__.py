@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stdc_fast.backends.convolution import Convolution, Subpixel, activate
-from stdc_fast.backends.memory import Pieces, Poisoned
-from stdc_fast.backends.rounding import Rounding
+from stdc_fast.backends.eager.convolution import Convolution, Subpixel, activate
+from stdc_fast.backends.eager.memory import Pieces, Poisoned
+from stdc_fast.backends.eager.rounding import Rounding
 from stdc_fast.plan.arena import layout, lifetimes
 from stdc_fast.plan.ops import (
     Add,
@@ -53,7 +53,7 @@ def compile(
         plan: with primitive ops or without.
         dtype: float64, float32, bfloat16 or float16: of maps and weights. Vectors and logits are float32, or
             float64 with it.
-        rounding: one of :mod:`stdc_fast.backends.rounding`: what is stored goes through it, and is
+        rounding: one of :mod:`stdc_fast.backends.eager.rounding`: what is stored goes through it, and is
             computed in ``dtype``.
         poisoned: keep everything in one arena in which all that is dead is NaN, to prove its layout.
     """

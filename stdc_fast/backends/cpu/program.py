@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stdc_fast.backends.support import unfit
+from stdc_fast.backends.base import unfit
 from stdc_fast.plan.ops import ACTIVATIONS, Add, Conv, Down, Gate, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stdc_fast.backends import packed
+from stdc_fast.backends.gpu import weights as packed
 from stdc_fast.plan.ops import Conv, Down, Stem
 from stdc_fast.plan.plan import Plan
 

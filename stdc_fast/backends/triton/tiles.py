@@ -1,7 +1,7 @@
 """How Triton's kernels cut their work into tiles: the choices there are, a model of their time, and tables.
 
 The choice for an op is, in this order, what ``stdc-fast tune`` measured on this device, what the table of the
-device's class says (``stdc_fast/tiles/sm_*.json``, shipped), and the least time by the model.
+device's class says (``stdc_fast/tables/sm_*.json``, shipped), and the least time by the model.
 """
 
 from __future__ import annotations
@@ -14,70 +14,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent / "tiles"
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """A class of GPUs, as the model sees it.
-
-    These numbers are assumptions, from data sheets and published microbenchmarks; they rank tiles and are
-    no claims.
-
-    Attributes:
-        capability: major and minor.
-        processors: streaming multiprocessors.
-        products: 16-bit operations a second of large matrix products, float32 accumulation.
-        fma: float32 operations a second without tensor cores.
-        cache: bytes a second from L2 to all processors, and ``port``, to one.
-        memory: bytes a second from and to device memory.
-        shared: bytes of shared memory that a program may have.
-        wgmma: whether products of at least 64 rows go to warp groups.
-    """
-
-    name: str
-    capability: tuple[int, int]
-    processors: int
-    products: float
-    fma: float
-    cache: float
-    port: float
-    memory: float
-    shared: int
-    wgmma: bool = False
-
-    @property
-    def node(self) -> float:
-        """Seconds between dependent kernels."""
-        return DEPENDENT_NODE if self.capability >= (9, 0) else NODE
-
-    @property
-    def key(self) -> str:
-        return f"sm_{self.capability[0]}{self.capability[1]}"
-
-
-DEVICES = {
-    device.key: device
-    for device in (
-        Device("A100", (8, 0), 108, 250e12, 18e12, 4.0e12, 80e9, 1.4e12, 163 << 10),
-        Device("RTX 3090", (8, 6), 82, 60e12, 30e12, 2.0e12, 90e9, 0.8e12, 99 << 10),
-        Device("RTX 4090", (8, 9), 128, 150e12, 70e12, 4.5e12, 130e9, 0.9e12, 99 << 10),
-        Device("H100", (9, 0), 132, 800e12, 55e12, 5.5e12, 110e9, 3.0e12, 227 << 10, True),
-        Device("B200", (10, 0), 148, 1500e12, 70e12, 8.0e12, 110e9, 6.5e12, 227 << 10),
-        Device("RTX 5090", (12, 0), 170, 200e12, 90e12, 6.0e12, 140e9, 1.5e12, 99 << 10),
-    )
-}
-#: Seconds between dependent kernels of a graph; and where one may start before the other ends (sm_90).
-NODE, DEPENDENT_NODE = 1.5e-6, 0.7e-6
-#: Seconds until a program's first operands have come.
-LATENCY = 0.8e-6
-
-
-def device_class(capability: tuple[int, int], processors: int | None = None) -> Device:
-    """The class of a GPU: its own, or the last before it; with the number of processors that it has."""
-    known = [d for d in DEVICES.values() if d.capability <= capability]
-    device = max(known or DEVICES.values(), key=lambda d: d.capability if known else (0, 0))
-    return dataclasses.replace(device, processors=processors or device.processors)
+from stdc_fast.backends.gpu.model import FOLDER, LATENCY, Device, Prediction, Work, power_of_two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,75 +60,6 @@ class Tiles:
         split = f"/{self.split}" if self.split > 1 else ""
         shape = f"{self.height}x{self.width}x{self.channels}{split}"
         return f"{shape} by {self.depth}, {self.warps} warps, {self.stages} stages"
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What decides on an op's tiles.
-
-    Attributes:
-        kind: "stem", "conv" or "down".
-        kernel, stride: of the convolution; kernel 2 is the sub-pixel form.
-        inputs: channels of each input.
-        outputs: channels.
-        images, height, width: of the map that tiles cover: the output, or the sub-pixel form's small map.
-        dtype: "float16", "bfloat16", "float32" or "tf32".
-        prologue: whether inputs are changed as they are read.
-        mapped: whether that adds a map, which takes memory.
-    """
-
-    kind: str
-    kernel: int
-    stride: int
-    inputs: tuple[int, ...]
-    outputs: int
-    images: int
-    height: int
-    width: int
-    dtype: str
-    prologue: bool = False
-    mapped: bool = False
-
-    @property
-    def key(self) -> str:
-        """The name of this work in tables."""
-        inputs = "+".join(map(str, self.inputs))
-        changed = "m" if self.mapped else "p" if self.prologue else ""
-        form = f"{self.kind}{self.kernel}s{self.stride}{changed}"
-        return f"{form} {inputs}>{self.outputs} {self.images}x{self.height}x{self.width} {self.dtype}"
-
-    @property
-    def itemsize(self) -> int:
-        return 2 if self.dtype in ("float16", "bfloat16") else 4
-
-    @property
-    def sets(self) -> int:
-        """Convolutions in one: the parities of the sub-pixel form."""
-        return 4 if self.kernel == 2 else 1
-
-    def tiles(self, t: Tiles) -> int:
-        """Number of tiles of pixels."""
-        return self.images * self.sets * -(-self.height // t.height) * -(-self.width // t.width)
-
-    def blocks(self, t: Tiles) -> int:
-        return -(-self.outputs // t.channels)
-
-    def steps(self, t: Tiles) -> int:
-        """Products that a program (or those that share a tile) adds up."""
-        if self.kind == "stem":
-            return 1
-        taps = 9 if self.kind == "down" else self.kernel**2
-        return taps * sum(-(-c // t.depth) for c in self.inputs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """Seconds of one kernel in a graph, and what they are made of, each alone."""
-
-    seconds: float
-    products: float
-    fetch: float
-    programs: int
 
 
 def shared_bytes(work: Work, t: Tiles) -> int:
@@ -241,15 +109,6 @@ def predict(work: Work, t: Tiles, device: Device) -> Prediction:
     return Prediction(seconds, products, fetch, programs)
 
 
-def predict_rest(programs: int, moved: float, lanes: float, device: Device) -> Prediction:
-    """The model of kernels without matrix products: bytes from L2, and operations of single lanes."""
-    active = min(programs, device.processors)
-    fetch = moved / min(device.cache, active * device.port)
-    # An operation a lane where a fused multiply-add would be two.
-    compute = lanes / (device.fma / 2) * device.processors / active
-    return Prediction(device.node + 2 * LATENCY + max(fetch, compute), compute, fetch, programs)
-
-
 def _rate(work: Work, t: Tiles, device: Device) -> float:
     """Operations a second of the whole device in tiles of this size."""
     if work.dtype == "float32":
@@ -261,11 +120,6 @@ def _rate(work: Work, t: Tiles, device: Device) -> float:
         rate *= 0.62  # mma.sync on Hopper
     area = t.pixels * t.channels
     return rate * (0.75 if area >= 64 * 64 else 0.6 if area >= 64 * 32 else 0.4)
-
-
-def power_of_two(n: int) -> int:
-    """The next power of two."""
-    return 1 << (n - 1).bit_length()
 
 
 def shapes(height: int, width: int) -> Iterator[tuple[int, int]]:
@@ -349,11 +203,3 @@ def read(path: Path) -> dict:
 def sane(t: Tiles) -> bool:
     """Whether tiles, from wherever they come, are worth compiling; Triton refuses tensors much larger."""
     return max(t.pixels * t.channels, t.pixels * t.depth, t.channels * t.depth) <= 1 << 17
-
-
-def dump(table: dict) -> str:
-    """A table as the text of its file, a line an entry."""
-    rest = {key: value for key, value in table.items() if key != "tiles"}
-    head = json.dumps(rest, indent=1)[:-2]
-    lines = [f"  {json.dumps(key)}: {json.dumps(t.numbers)}" for key, t in sorted(table["tiles"].items())]
-    return head + ',\n "tiles": {\n' + ",\n".join(lines) + "\n }\n}\n"

@@ -1,6 +1,6 @@
 """How the CUDA kernels cut their work: the choices there are, a model of their time, and tables.
 
-The choice for an op is what the table of the device's class says (``stdc_fast/tiles/cuda_sm_*.json``), else
+The choice for an op is what the table of the device's class says (``stdc_fast/tables/cuda_sm_*.json``), else
 the least time by the model. Both are for the cores that were compiled: ``csrc/cuda/shapes.h``.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stdc_fast.backends.tiles import FOLDER, LATENCY, Device, Prediction, Work
+from stdc_fast.backends.gpu.model import FOLDER, LATENCY, Device, Prediction, Work
 
 ADDS = {"none": 0, "vector": 1, "map": 2}  # as in csrc/include/gpu.h
 SHAPES = 6  # of tiles that are looked at for each core

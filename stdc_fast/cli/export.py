@@ -20,7 +20,8 @@ def export(
     Example: stdc-fast export stdc1_camvid --out stdc1.plan
     """
     from stdc_fast import checkpoints, zoo
-    from stdc_fast.backends import cpu, program
+    from stdc_fast.backends import cpu
+    from stdc_fast.backends.cpu import program
     from stdc_fast.plan import build, optimise
 
     dtypes = {name: dtype for dtype, name in program.DTYPES.items()}

@@ -14,8 +14,9 @@ from tqdm import tqdm
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from stdc_fast import kernels
-from stdc_fast.backends.placed import Labelling, Placed, Refused, Request
-from stdc_fast.backends.tiles import Device, Prediction, Tiles, Work, power_of_two, predict, predict_rest
+from stdc_fast.backends.gpu.model import Device, Prediction, Work, power_of_two, predict_rest
+from stdc_fast.backends.gpu.placed import Labelling, Placed, Refused, Request
+from stdc_fast.backends.triton.tiles import Tiles, predict
 from stdc_fast.plan.ops import Add, Conv, Down, Gate, Op, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from stdc_fast import _native
-from stdc_fast.backends import program
-from stdc_fast.backends.executable import NativeExecutable, presented
-from stdc_fast.checkpoints import write_atomic
+from stdc_fast.backends.base import NativeExecutable, presented
+from stdc_fast.backends.cpu import program
+from stdc_fast.files import write_atomic
 from stdc_fast.plan.plan import Plan
 
 

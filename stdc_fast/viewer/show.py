@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stdc_fast import checkpoints
 from stdc_fast.errors import UserError
+from stdc_fast.files import write_atomic
 from stdc_fast.plan.arena import Arena, layout
 from stdc_fast.plan.cost import Cost, costs
 from stdc_fast.plan.ops import Conv, Op, Stem, View
@@ -278,7 +278,7 @@ def draw(
     """
 
     def make() -> Figure:
-        from stdc_fast.plan.figure import figure
+        from stdc_fast.viewer.figure import figure
 
         return figure(survey(plan, batch, height, width, itemsize, title))
 
@@ -302,10 +302,10 @@ def save_figure(path: str | Path, make: Callable[[], Figure]) -> None:
     path, kind = Path(path), figure_format(path)
     import matplotlib.style
 
-    from stdc_fast.plan.figure import FIXED
+    from stdc_fast.viewer.figure import FIXED
 
     # Neither the day nor the version: a committed figure changes with what it shows only.
     metadata = {"Date": None, "Creator": "stdc-fast"} if kind == "svg" else {"Software": "stdc-fast"}
     with matplotlib.style.context(["default", FIXED]):
         drawn = make()
-        checkpoints.write_atomic(path, lambda p: drawn.savefig(p, format=kind, dpi=130, metadata=metadata))
+        write_atomic(path, lambda p: drawn.savefig(p, format=kind, dpi=130, metadata=metadata))

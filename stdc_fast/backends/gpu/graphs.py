@@ -25,8 +25,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from stdc_fast.backends.executable import NativeExecutable, presented
-from stdc_fast.backends.placed import Placed, Refused, Request, weights
+from stdc_fast.backends.base import NativeExecutable, presented
+from stdc_fast.backends.gpu.placed import Placed, Refused, Request, weights
 from stdc_fast.plan.plan import Plan
 
 DEPENDENT = (9, 0)  # capability from which on there are programmatic dependent launches

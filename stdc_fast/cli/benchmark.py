@@ -75,7 +75,7 @@ def benchmark(
     from stdc_fast.benchmark import roofline as roofs
     from stdc_fast.benchmark import scaling as scaled
     from stdc_fast.hardware import cpu
-    from stdc_fast.plan.show import figure_format
+    from stdc_fast.viewer.show import figure_format
 
     if scaling and (size, batch, scopes) != (["512x1024"], [1], "logits,labels"):
         raise UserError(

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stdc_fast.backends.cuda_tiles import ADDS, Form, Kernels, Tiles, predict
-from stdc_fast.backends.placed import Labelling, Placed, Request
-from stdc_fast.backends.tiles import Device, Prediction, Work, predict_rest
+from stdc_fast.backends.cuda.tiles import ADDS, Form, Kernels, Tiles, predict
+from stdc_fast.backends.gpu.model import Device, Prediction, Work, predict_rest
+from stdc_fast.backends.gpu.placed import Labelling, Placed, Request
 from stdc_fast.plan.ops import ACTIVATIONS, Add, Conv, Down, Gate, Op, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
 

@@ -7,13 +7,10 @@ by name. Nothing is executed on loading: pickles are read with ``weights_only=Tr
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import pickle
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -23,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from stdc_fast.errors import UserError
+from stdc_fast.files import write_atomic
 from stdc_fast.reference.networks import STAGES, STDCSeg
 
 FORMAT = "stdc_fast 1"
@@ -459,42 +457,3 @@ def save(state: State, path: str | Path, metadata: dict[str, object], half: bool
         tensors[name] = stored
     text = {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}}
     write_atomic(path, lambda p: safetensors.torch.save_file(tensors, p, metadata=text))
-
-
-@contextlib.contextmanager
-def write_errors(path: str | Path):
-    """Turn a failure to write ``path`` into a UserError that names it."""
-    try:
-        yield
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: can not be written ({reason}); choose another place") from None
-
-
-def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary path in the same folder, then rename it to ``path``.
-
-    Whatever happens, ``path`` is either the old file or the whole new one. Missing folders are made.
-    UserError, naming ``path``, if the file system refuses.
-    """
-    with write_errors(path), atomic(Path(path)) as temporary:
-        write(temporary)
-
-
-@contextlib.contextmanager
-def atomic(path: Path):
-    """:func:`write_atomic` as a context that gives the temporary path, with ``path``'s suffix; OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.tmp", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

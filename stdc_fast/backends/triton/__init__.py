@@ -2,7 +2,7 @@
 
 Nothing is compiled at install. The first call of a size compiles the kernels that it needs (some tens of
 seconds for a network; Triton keeps them on disk, so once a machine), and captures the graph.
-The graphs, and what else any GPU backend has, are in :mod:`stdc_fast.backends.graphs`.
+The graphs, and what else any GPU backend has, are in :mod:`stdc_fast.backends.gpu.graphs`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stdc_fast.backends.graphs import GraphExecutable, numbered
-from stdc_fast.backends.packed import pack
-from stdc_fast.backends.support import unfit
-from stdc_fast.backends.tiles import Tiles, Work, device_class, power_of_two
+from stdc_fast.backends.base import unfit
+from stdc_fast.backends.gpu.graphs import GraphExecutable, numbered
+from stdc_fast.backends.gpu.model import Work, device_class, power_of_two
+from stdc_fast.backends.gpu.weights import pack
+from stdc_fast.backends.triton.tiles import Tiles
 from stdc_fast.plan.plan import Plan
 
 if TYPE_CHECKING:
-    from stdc_fast.backends.lowering import Lowered
-    from stdc_fast.backends.placed import Refused, Request
+    from stdc_fast.backends.gpu.placed import Refused, Request
+    from stdc_fast.backends.triton.launches import Lowered
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 OLDEST = (3, 5)  # version of Triton
@@ -152,7 +153,7 @@ class Executable(GraphExecutable):
     """A plan with weights packed for Triton's kernels."""
 
     def __init__(self, plan, dtype, device, tiles=None, poisoned=False, graphs=True):
-        from stdc_fast.backends import lowering
+        from stdc_fast.backends.triton import launches as lowering
 
         super().__init__(plan, dtype, device, pack(plan, dtype, device), poisoned, graphs)
         self._lowering = lowering
@@ -190,7 +191,8 @@ class Chooser:
     """Picks the tiles of a work on a GPU: as tuned there, as shipped for its class, or by the model."""
 
     def __init__(self, device: torch.device):
-        from stdc_fast.backends import tiles, tuned
+        from stdc_fast.backends.gpu import tuned
+        from stdc_fast.backends.triton import tiles
 
         self._tiles = tiles
         properties = torch.cuda.get_device_properties(device)

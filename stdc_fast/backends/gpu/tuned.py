@@ -1,7 +1,7 @@
 """What ``stdc-fast tune`` measured: one JSON file for each backend, device, driver and set of versions.
 
 It lies in STDC_FAST_CACHE, else in the user's cache folder. Entries are by shape and dtype
-(:attr:`stdc_fast.backends.tiles.Work.key`). A file that can not be read counts as none. Backends ask with
+(:attr:`stdc_fast.backends.gpu.model.Work.key`). A file that can not be read counts as none. Backends ask with
 ``tuned.load(tuned.environment(device, "cuda"))``.
 """
 
@@ -19,10 +19,12 @@ from typing import TypeAlias
 import torch
 
 from stdc_fast import _native
-from stdc_fast.backends import cuda_tiles, tiles
-from stdc_fast.backends.triton import version
-from stdc_fast.checkpoints import write_atomic
+from stdc_fast.backends.cuda import tiles as cuda_tiles
+from stdc_fast.backends.gpu.model import dump
+from stdc_fast.backends.triton import tiles, version
 from stdc_fast.errors import UserError
+from stdc_fast.files import write_atomic
+from stdc_fast.version import __version__
 
 #: Of whichever backend.
 Tiles: TypeAlias = "tiles.Tiles | cuda_tiles.Tiles"
@@ -32,15 +34,13 @@ _log = logging.getLogger("stdc_fast")
 
 def environment(device: torch.device, backend: str = "triton") -> dict[str, str]:
     """What measured times depend on, for a backend with tiles: "triton" or "cuda"."""
-    import stdc_fast
-
     properties = torch.cuda.get_device_properties(device)
     about = {
         "backend": backend,
         "device": properties.name,
         "processors": str(properties.multi_processor_count),
         "driver": _driver(),
-        "stdc_fast": stdc_fast.__version__,
+        "stdc_fast": __version__,
     }
     if backend == "cuda":
         built = _native.cuda_info()
@@ -109,6 +109,6 @@ def save(about: Mapping[str, str], found: Mapping[str, Tiles]) -> Path:
     """Adds entries to the environment's file, in place of older ones; UserError if it can not be written."""
     table = {"environment": dict(about), "tiles": load(about) | dict(found)}
     file = path(about)
-    text = tiles.dump(table)
+    text = dump(table)
     write_atomic(file, lambda p: Path(p).write_text(text))
     return file

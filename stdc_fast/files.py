@@ -1,0 +1,52 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors
+
+from stdc_fast.errors import UserError
+
+
+@contextlib.contextmanager
+def write_errors(path: str | Path):
+    """Turn a failure to write ``path`` into a UserError that names it."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: can not be written ({reason}); choose another place") from None
+
+
+def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` with a temporary path in the same folder, then rename it to ``path``.
+
+    Whatever happens, ``path`` is either the old file or the whole new one. Missing folders are made.
+    UserError, naming ``path``, if the file system refuses.
+    """
+    with write_errors(path), atomic(Path(path)) as temporary:
+        write(temporary)
+
+
+@contextlib.contextmanager
+def atomic(path: Path):
+    """:func:`write_atomic` as a context that gives the temporary path, with ``path``'s suffix; OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.tmp", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""A plan to look at: tables, JSON and drawings."""
