@@ -89,7 +89,7 @@ cuda_runs() {
 import sys
 from stdc_fast.backends import cuda
 reason = cuda.BACKEND.why_not_here()
-sys.exit(None if runs else "the CUDA backend does not run: %s" % reason)
+sys.exit(reason and "the CUDA backend does not run: %s" % reason)
 ' 2>&1
 }
 
