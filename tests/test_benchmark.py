@@ -197,7 +197,6 @@ def test_options():
     assert set(keys) - set(native) == {("ours eager", "float32"), ("ours eager", "bfloat16")}
     assert {spec.dtype for spec in asked.specs if not spec.ours} == {"float32", "bfloat16", "int8"}
     assert {spec.name for spec in asked.specs if not spec.ours} == {"OpenVINO"}
-    assert asked.sizes == ((64, 128),)
     gpu = {spec.key for spec in runners.ours("cuda", ["float16", "float32"])}
     assert gpu == {("ours eager", "float16"), ("ours eager", "float32")}
     gpu = {spec.name for spec in runners.peers("cuda", ["float16", "float32"])}
