@@ -10,17 +10,17 @@ from pathlib import Path
 
 import torch
 
-import stdc_fast
-from stdc_fast import _native, backends
+from stdc_fast import _native, backends, zoo
 from stdc_fast.backends import precision
 from stdc_fast.errors import UserError
 from stdc_fast.hardware import cpu, gpus
+from stdc_fast.version import __version__
 
 
 def versions() -> dict[str, str | None]:
     """Versions of what matters here; None for what is not installed."""
     result: dict[str, str | None] = {
-        "stdc_fast": stdc_fast.__version__,
+        "stdc_fast": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
@@ -57,8 +57,8 @@ def collect() -> dict[str, object]:
     default = precision.choose("auto", backends.resolve_device())
     loads, reason = _native.available()
     models = []
-    for name in stdc_fast.list_models():
-        meta = stdc_fast.model_info(name)
+    for name in zoo.list_models():
+        meta = zoo.model_info(name)
         models.append({"name": name, **{k: meta.get(k) for k in ("variant", "miou", "miou_split", "terms")}})
     return {
         "versions": versions(),

@@ -271,7 +271,7 @@ def tune_network(
 
     UserError where that backend does not run, or has no tiles.
     """
-    import stdc_fast
+    from stdc_fast import zoo
     from stdc_fast.backends import resolve_device
     from stdc_fast.backends.gpu import tuned
     from stdc_fast.backends.gpu.placed import Request
@@ -279,7 +279,7 @@ def tune_network(
     place = resolve_device(device)
     if place.type != "cuda":
         raise UserError(f"tuning measures a GPU, and there is none to be seen: the device is {place}")
-    loaded = stdc_fast.load(model, device=place, dtype=dtype, backend=backend)
+    loaded = zoo.load(model, device=place, dtype=dtype, backend=backend)
     if loaded.backend not in ("cuda", "triton"):
         raise UserError(f"backend {loaded.backend} has no tiles to tune ({loaded.reason})")
     found = []
