@@ -139,8 +139,9 @@ def test_kernels_of_an_editable_installation(built, tmp_path):
     tree = shutil.copytree(built.tree, tmp_path / "tree", ignore=shutil.ignore_patterns("build"))
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
-    install = (*PIP, "--python", python, "install", "--no-deps", "--no-build-isolation", "--no-index", "-e")
-    run(*install, tree, STDC_FAST_NATIVE="0")
+    code = f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})"
+    run(sys.executable, "-c", code, cwd=tree, STDC_FAST_NATIVE="0")
+    run(*PIP, "--python", python, "install", "--no-deps", "--no-index", *tmp_path.glob("*.whl"))
     code = (
         "import importlib.util as util, sys\n"
         f"sys.path.append({str(Path(torch.__file__).parent.parent)!r})\n"
