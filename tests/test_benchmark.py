@@ -27,8 +27,8 @@ from stdc_fast.benchmark import (
     workloads,
 )
 from stdc_fast.benchmark.runners import Spec
+from stdc_fast.benchmark.selection import parse
 from stdc_fast.benchmark.workloads import Workload
-from stdc_fast.cli.benchmark import parse
 from stdc_fast.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,8 +176,6 @@ def test_the_command_prints_a_table(monkeypatch, capsys):
         ({"dtype": "float64"}, ["float64", "reference"]),
         ({"dtype": "float31"}, ["float31"]),
         ({"dtype": ","}, ["--dtype is empty"]),
-        ({"sizes": ["native"]}, ["HEIGHTxWIDTH"]),
-        ({"sizes": ["16x16"]}, ["at least 32"]),
         ({"backends": "cudaa"}, ["did you mean cuda"]),
         ({"device": "cuda:99"}, ["cuda:99"]),
     ],
@@ -191,7 +189,7 @@ def test_bad_options(options, words):
 
 
 def test_options():
-    asked = parse(dtype="float32,bfloat16", peers="OpenVINO", int8=True, device="cpu", sizes=["64x128"])
+    asked = parse(dtype="float32,bfloat16", peers="OpenVINO", int8=True, device="cpu")
     native = [("ours cpu", "float32"), ("ours cpu", "bfloat16")] if _native.available()[0] else []
     keys = [spec.key for spec in asked.specs if spec.ours]
     assert [key for key in keys if key[0] == "ours cpu"] == native
@@ -199,7 +197,6 @@ def test_options():
     assert set(keys) - set(native) == {("ours eager", "float32"), ("ours eager", "bfloat16")}
     assert {spec.dtype for spec in asked.specs if not spec.ours} == {"float32", "bfloat16", "int8"}
     assert {spec.name for spec in asked.specs if not spec.ours} == {"OpenVINO"}
-    assert asked.sizes == ((64, 128),)
     gpu = {spec.key for spec in runners.ours("cuda", ["float16", "float32"])}
     assert gpu == {("ours eager", "float16"), ("ours eager", "float32")}
     gpu = {spec.name for spec in runners.peers("cuda", ["float16", "float32"])}
@@ -400,6 +397,8 @@ def test_only_files_of_records_are_appended_to(tmp_path):
         (["--roofline", "--size", "64x64", "--size", "96x96", "--plot", "x.svg"], "with one --size"),
         (["--roofline", "--plot", "x.pdf"], "x.pdf: figures are written as .svg or .png"),
         (["--roofline", "--plot", "/proc/x/y.svg"], "/proc/x/y.svg: can not be written"),
+        (["--size", "native"], "--size must be HEIGHTxWIDTH here"),
+        (["--size", "16x16"], "--size 16x16: both sides must be at least 32"),
         (["--threads", "100000"], "--threads 100000: this machine has"),
         (["--model", "nonsense"], "stdc1 and stdc2 are random weights"),
         (["--photo", "nowhere.jpg"], "nowhere.jpg: no such file"),
@@ -454,9 +453,7 @@ def test_two_commands_append_to_one_file(tmp_path):
 
 def test_jobs_of_the_suite():
     for job in (*suite.CPU_JOBS, *suite.GPU_JOBS):
-        asked = parse(
-            dtype=job.dtype, scopes=",".join(job.scopes), int8=job.int8, device="cpu", sizes=[job.size]
-        )
+        asked = parse(dtype=job.dtype, scopes=",".join(job.scopes), int8=job.int8, device="cpu")
         assert asked.scopes == job.scopes
     dtypes = ["float32", "float16"]
     names = {spec.name for device in ("cpu", "cuda") for spec in runners.peers(device, dtypes)}

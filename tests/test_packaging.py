@@ -12,6 +12,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
+import torch
 from small_tree import ROOT, build_in_place, run, small_tree
 
 from stdc_fast import _native
@@ -132,6 +133,23 @@ def test_kernels_are_found_installed_and_in_a_source_tree(built, tmp_path):
     for path, folder in ((built.site, built.site / "stdc_fast"), (built.tree, built.tree)):
         printed = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=path)
         assert printed.strip() == str(folder / "kernels" / "__init__.py")
+
+
+def test_kernels_of_an_editable_installation(built, tmp_path):
+    tree = shutil.copytree(built.tree, tmp_path / "tree", ignore=shutil.ignore_patterns("build"))
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")
+    python = tmp_path / "env" / "bin" / "python"
+    code = f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})"
+    run(sys.executable, "-c", code, cwd=tree, STDC_FAST_NATIVE="0")
+    run(*PIP, "--python", python, "install", "--no-deps", "--no-index", *tmp_path.glob("*.whl"))
+    code = (
+        "import importlib.util as util, sys\n"
+        f"sys.path.append({str(Path(torch.__file__).parent.parent)!r})\n"
+        "print(*[util.find_spec(f'stdc_fast.{name}') is None for name in ('setup', 'stdc_fast', 'tests')])\n"
+        "print(util.find_spec('stdc_fast.kernels').origin)\n"
+    )
+    printed = run(python, "-c", code, cwd=tmp_path).splitlines()
+    assert printed == ["True True True", str(tree / "kernels" / "__init__.py")]
 
 
 def test_instruction_sets_share_no_code(built):

@@ -25,9 +25,8 @@ from plans import (
 from stdc_fast import images
 from stdc_fast.backends import eager
 from stdc_fast.plan import REWRITES, Plan, build, optimise
-from stdc_fast.plan.ops import CORE, Add, Buffer, Conv, Down, Mean, Pool, Resize, Scale, View
+from stdc_fast.plan.ops import FUSED, Add, Buffer, Conv, Down, Mean, Pool, Resize, Scale, View
 from stdc_fast.plan.rewrites import (
-    border_biases,
     concat_views,
     drop_training,
     fold_batch_norm,
@@ -169,7 +168,7 @@ def test_720x960(variant, count_include_pad):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_all_in_order(variant, count_include_pad):
     plan = optimise(plan_of(variant, count_include_pad))
-    assert set(kinds(plan)) == CORE
+    assert set(kinds(plan)) == FUSED
     executable = eager.compile(plan, torch.float64)
     for size in SIZES:
         assert error(executable(frames_of(size)), reference(variant, count_include_pad, size)) <= TOLERANCE
@@ -311,7 +310,7 @@ def test_training_heads(variant):
 
 @pytest.mark.parametrize("seed", range(24))
 def test_any_sequence_composes(seed):
-    """A random sequence with repeats, then all in order: the network's logits each time, and only core kinds
+    """A random sequence with repeats, then all in order: the network's logits each time, and only fused kinds
     remain of "cat" modules.
     """
     rng = random.Random(seed)
@@ -429,43 +428,6 @@ def test_prologues_in_any_order(conv):
 
 
 # The helpers, on their own.
-
-
-@pytest.mark.parametrize("size", [(8, 6), (9, 6), (8, 7), (9, 7), (3, 3), (2, 2), (3, 2), (2, 5)])
-def test_border_biases(size):
-    """A convolution of raw pixels with one bias for each of nine positions is that of pixels less the offset,
-    padded with zeros.
-    """
-    torch.manual_seed(0)
-    weight, bias = torch.randn(5, 3, 3, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
-    offset = (123.675, 116.28, -103.53)
-    biases = border_biases(weight, bias, offset)
-    assert biases.shape == (3, 3, 5) and biases.dtype == torch.float64
-    x = torch.randint(0, 256, (2, 3, *size)).double()
-    shift = torch.tensor(offset, dtype=torch.float64).view(1, 3, 1, 1)
-    expected = F.conv2d(x - shift, weight, bias, 2, 1)
-    got = F.conv2d(x, weight, None, 2, 1)
-    for i, j in itertools.product(range(got.shape[2]), range(got.shape[3])):
-        row, column = (0 if k == 0 else 2 if 2 * k + 1 == n else 1 for k, n in zip((i, j), size, strict=True))
-        got[:, :, i, j] += biases[row, column]
-    assert error(got, expected) <= 1e-12
-
-
-@pytest.mark.parametrize("row", range(3))
-@pytest.mark.parametrize("column", range(3))
-def test_border_biases_one_by_one(row, column):
-    """Each position: the bias less the sum over the taps that are inside, added up by hand."""
-    torch.manual_seed(1)
-    weight, bias = torch.randn(4, 3, 3, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    offset = (1.5, -7.0, 250.25)
-    outside = {0: {0}, 1: set(), 2: {2}}
-    for out in range(4):
-        expected = bias[out].item()
-        for c, y, x in itertools.product(range(3), repeat=3):
-            if y not in outside[row] and x not in outside[column]:
-                expected -= weight[out, c, y, x].item() * offset[c]
-        got = border_biases(weight, bias, offset)[row, column, out].item()
-        assert got == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 def four_parities(x, weight, bias, height, width):

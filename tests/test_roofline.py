@@ -11,12 +11,12 @@ from engines import needs_native
 from bench import measured
 from stdc_fast import _native, backends, cli, zoo
 from stdc_fast.benchmark import limits, parity, records, roofline, run, runners, workloads
+from stdc_fast.benchmark.selection import parse
 from stdc_fast.benchmark.worker import Profile
 from stdc_fast.benchmark.workloads import Workload
-from stdc_fast.cli.benchmark import parse
 from stdc_fast.errors import UserError
 from stdc_fast.plan.cost import costs
-from stdc_fast.viewer.show import sort_of
+from stdc_fast.viewer.facts import sort_of
 
 WORKLOAD = Workload("stdc1_camvid", zoo.find("stdc1_camvid"), 128, 256, batch=2)
 STEM, OUT = "cp.backbone.features.0.conv", "conv_out.conv.conv"

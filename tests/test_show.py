@@ -20,11 +20,13 @@ from stdc_fast.errors import UserError
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.plan.arena import layout
 from stdc_fast.plan.cost import costs
-from stdc_fast.plan.ops import KINDS, Add, Buffer, Mean, View
+from stdc_fast.plan.ops import Add, Buffer, Mean, Op, View
 from stdc_fast.plan.rewrites import fuse_prologues
 from stdc_fast.reference import ConvBNReLU, FeatureFusion, STDCModule, STDCSeg
 from stdc_fast.viewer import show
-from stdc_fast.viewer.figure import _STRIDES, COLOURS, FIXED, figure
+from stdc_fast.viewer.facts import short, survey
+from stdc_fast.viewer.figure import _STRIDES, COLOURS, figure
+from stdc_fast.viewer.save import FIXED
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = (1, 512, 1024, 2)
@@ -45,7 +47,7 @@ def plan(variant="stdc1", rewritten=True):
 def page(variant="stdc1", rewritten=True):
     with matplotlib.style.context(["default", FIXED]):
         title = "stdc1_camvid: STDC-Seg stdc1, bfloat16"
-        return figure(show.survey(plan(variant, rewritten), *SIZE, title=title))
+        return figure(survey(plan(variant, rewritten), *SIZE, title=title))
 
 
 def cost_of(found, name, *size):
@@ -236,7 +238,7 @@ def test_table(variant, rewritten, size):
     facts = show.to_dict(found, *size)
     for i, (row, op, shown) in enumerate(zip(rows, found.ops, facts["ops"], strict=True)):
         words = row.split()
-        assert words[:3] == [str(i), op.kind, show.short(op.name)]
+        assert words[:3] == [str(i), op.kind, short(op.name)]
         assert show.describe(found, op) in row
         shape = "x".join(map(str, shown["writes"][0]["shape"][1:]))
         numbers = [f"{shown['macs'] / 1e6:.1f}", f"{shown['bytes'] / 1e3:.1f}", f"{shown['intensity']:.1f}"]
@@ -253,12 +255,12 @@ def test_table(variant, rewritten, size):
 
 
 def test_names_and_words():
-    assert show.short("cp.backbone.features.2.conv_list.0.conv") == "features.2.conv_list.0"
-    assert show.short("cp.arm32.conv.conv") == "arm32.conv"
-    assert show.short("conv_out.conv_out") == "conv_out.conv_out"
+    assert short("cp.backbone.features.2.conv_list.0.conv") == "features.2.conv_list.0"
+    assert short("cp.arm32.conv.conv") == "arm32.conv"
+    assert short("conv_out.conv_out") == "conv_out.conv_out"
     for found in (plan(), plan(rewritten=False), plan("stdc2")):
-        assert len({show.short(op.name) for op in found.ops}) == len(found.ops)
-    ops = {show.short(op.name): show.describe(plan(), op) for op in plan().ops}
+        assert len({short(op.name) for op in found.ops}) == len(found.ops)
+    ops = {short(op.name): show.describe(plan(), op) for op in plan().ops}
     assert ops["features.0"] == "image - mean, 3x3 s2 relu"
     assert ops["features.1"] == "3x3 s2 relu"
     assert ops["features.2.conv_list.0"] == "1x1 relu, 3x3 dw s2 + pool"
@@ -269,9 +271,7 @@ def test_names_and_words():
     assert ops["ffm.conv2"] == "matvec relu, matvec sigmoid+1"
     assert ops["conv_out.conv_out"] == "1x1"
     assert ops["upsample"] == "bilinear x8, argmax"
-    written = {
-        show.short(op.name): show.describe(plan(rewritten=False), op) for op in plan(rewritten=False).ops
-    }
+    written = {short(op.name): show.describe(plan(rewritten=False), op) for op in plan(rewritten=False).ops}
     assert written["features.2.avd_layer.0"] == "3x3 dw s2"
     assert written["add32"] == "map + vector"
     assert written["add16"] == "map + map"
@@ -281,9 +281,10 @@ def test_names_and_words():
 
 
 def test_every_kind_has_words_and_a_colour():
-    assert set(show._WORDS) == set(KINDS)
+    kinds = {kind.__name__.lower() for kind in Op.__subclasses__()}
+    assert set(show._WORDS) == kinds
     convolutions = {"conv 3x3", "conv 1x1", "conv 2x2 up", "conv depthwise"}
-    assert set(COLOURS) == set(KINDS) - {"conv"} | convolutions
+    assert set(COLOURS) == kinds - {"conv"} | convolutions
     assert len({*COLOURS.values(), *_STRIDES.values()}) == len(COLOURS) + len(_STRIDES)
 
 
@@ -332,7 +333,7 @@ def test_figures_are_the_same_every_time(tmp_path, monkeypatch):
 @pytest.mark.parametrize("rewritten", [True, False])
 def test_figure_holds_the_plan(rewritten):
     found = plan(rewritten=rewritten)
-    facts = show.survey(found, *SIZE, title=None)
+    facts = survey(found, *SIZE, title=None)
     upper, lower = sorted(page(rewritten=rewritten).axes, key=lambda axes: -axes.get_position().y0)
     boxes = {
         round(box.get_x() + box.get_width() / 2): box

@@ -8,8 +8,7 @@ import pytest
 import torch
 from engines import small_network
 
-import stdc_fast
-from stdc_fast import tune
+from stdc_fast import tune, zoo
 from stdc_fast.backends import cuda, triton
 from stdc_fast.backends.cuda import tiles as cuda_tiles
 from stdc_fast.backends.gpu import tuned
@@ -163,7 +162,7 @@ def gpu(monkeypatch, tmp_path):
         loaded.backend = {"auto": "cuda"}.get(backend, backend)
         return loaded
 
-    monkeypatch.setattr(stdc_fast, "load", load)
+    monkeypatch.setattr(zoo, "load", load)
     return asked
 
 
