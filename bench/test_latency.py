@@ -49,7 +49,7 @@ def test_latency(benchmark, spec, scope, place, reference):
     except Missing as error:
         pytest.skip(str(error))
     output = ends(runner.host(call())).numpy()
-    found, broken = parity.gate({scope: output}, spec.dtype, reference(scope))
+    found, broken = parity.check({scope: output}, spec.dtype, reference(scope))
     assert not broken, broken
     benchmark.extra_info.update(
         model=workload.model,
