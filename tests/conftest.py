@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import stdc_fast
-from stdc_fast import checkpoints, cli
+from stdc_fast import backends, checkpoints, cli
 from stdc_fast.classes import CAMVID
 from stdc_fast.reference.networks import STDCSeg
 
@@ -33,6 +33,15 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def engine(request):
+    """One of engines.ENGINES, where it can run."""
+    why_not = request.param.why_not()
+    if why_not:
+        pytest.skip(why_not)
+    return request.param
 
 
 @pytest.fixture
@@ -154,6 +163,31 @@ def unprivileged():
                 os.seteuid(0)
 
     return context
+
+
+@dataclasses.dataclass
+class Spy:
+    packs: int = 0
+    runs: int = 0
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """Counts what the backend packs and runs."""
+    counts, compile = Spy(), backends.compile
+
+    def counting(*arguments):
+        executable = compile(*arguments)
+        counts.packs += 1
+
+        def run(*inputs):
+            counts.runs += 1
+            return executable(*inputs)
+
+        return run
+
+    monkeypatch.setattr(backends, "compile", counting)
+    return counts
 
 
 @dataclasses.dataclass

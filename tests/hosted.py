@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines import answers, check
 
 from stdc_fast.backends import cuda
 from stdc_fast.backends.cuda.launches import Lowered
@@ -179,23 +178,6 @@ def spared(executable) -> int:
     return count
 
 
-def agrees(make, dtype, shapes, tiles=None):
-    """The plan's results are those of torch, rounding alike; nothing else is written."""
-    plan = make() if callable(make) else make
-    executable = Hosted(plan, dtype, tiles)
-    for inputs, expected in answers(plan, dtype, shapes):
-        before = [x.clone() for x in inputs]
-        got = executable(*inputs)
-        assert got.dtype == (torch.float32 if executable._logits else dtype)
-        check(got, expected, dtype, list(inputs[0].shape))
-        spared(executable)
-        for name, x, old in zip(plan.inputs, inputs, before, strict=True):
-            assert torch.equal(x, old)
-            given = executable.last.buffers[name]
-            assert torch.equal(given, old if x.dtype == torch.uint8 else old.permute(0, 2, 3, 1).to(given))
-    return executable
-
-
 def counters(executable):
     """The counters of blocks that share a tile, of what ran last."""
     return [x for x in executable.last._beside if x.dtype == torch.int32]
@@ -220,6 +202,6 @@ def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv"):
 
 
 __all__ = [
-    "CPU", "CUDA", "READY", "ROOT", "SCHEDULES", "Hosted", "NotBuilt", "Tiles", "Watched", "agrees", "beside",
+    "CPU", "CUDA", "READY", "ROOT", "SCHEDULES", "Hosted", "NotBuilt", "Tiles", "Watched", "beside",
     "build", "cores", "counters", "every_schedule", "forced", "module", "scheduled", "spared",
 ]  # fmt: skip

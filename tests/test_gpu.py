@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from blocks import call, every_block, nhwc, pair, weights_of
 from PIL import Image
 from plans import VARIANTS, random_frames, random_network
-from test_library import call, weights_of
-from test_nn import every_block, nhwc, pair
 
 import stdc_fast
 from stdc_fast import images, postprocess

@@ -5,10 +5,11 @@ import functools
 
 import pytest
 import torch
-from engines import FULL, HALF, LOW, small_network
+from blocks import weights_of
+from oracle import FULL, HALF, LOW
 from plans import VARIANTS, random_frames, random_network, randomise_norms
+from sketch import small_network
 from test_gpu import reference, street, trained
-from test_library import weights_of
 
 from stdc_fast import backends, images, nn, tune
 from stdc_fast.backends import cuda, eager, triton
