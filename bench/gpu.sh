@@ -88,8 +88,8 @@ cuda_runs() {
     "$PYTHON" -c '
 import sys
 from stdc_fast.backends import cuda
-runs, reason = cuda.available()
-sys.exit(None if runs else "the CUDA backend does not run: %s" % reason)
+reason = cuda.BACKEND.why_not_here()
+sys.exit(reason and "the CUDA backend does not run: %s" % reason)
 ' 2>&1
 }
 

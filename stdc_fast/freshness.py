@@ -1,4 +1,4 @@
-"""Executables and the weights that they were packed from: packed once, never stale."""
+"""Notices changed weights, so that what was made of them is never stale."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ class _Snapshot:
         #: dtype of the convolutions and device of all weights; None where there are several.
         self.dtype = kernels.pop() if len(kernels) == 1 else None
         self.device = devices.pop() if len(devices) == 1 else None
-        self.executables: dict[Hashable, Any] = {}
+        #: Executables, and what else was made of these weights, by whatever tells them apart.
+        self.made: dict[Hashable, Any] = {}
 
     def holds(self, module: nn.Module) -> bool:
         # At every call, on the way to a GPU that may need 200 us: so no loops in Python.
@@ -100,7 +101,7 @@ def _count_fused(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) ->
 register_optimizer_step_post_hook(_count_fused)
 
 
-class Packed:
+class Watched:
     """The executables of one module, packed again when it changes.
 
     Weights changed in place, by an optimiser, by ``load_state_dict`` or ``to`` are noticed, as are exchanged
@@ -128,7 +129,7 @@ class Packed:
             return None
         if recording and any(x.requires_grad for x in inputs):
             return None
-        now = self._snapshot(module)
+        now = self.snapshot(module)
         if now is None or now.device is None or now.device.type not in ("cpu", "cuda"):
             return None
         if any(x.device != now.device for x in inputs):
@@ -136,7 +137,8 @@ class Packed:
         # NaN must come out as NaN, which oneDNN's fused ReLU does not do.
         return now if all(_finite(x) for x in inputs) else None
 
-    def _snapshot(self, module: nn.Module) -> _Snapshot | None:
+    def snapshot(self, module: nn.Module) -> _Snapshot | None:
+        """The module's state in eval mode; None where it is not what its constructor made, or is trained."""
         now = self._now
         if now is not None and now.holds(module):
             return now
@@ -161,15 +163,15 @@ class Packed:
         """Forget everything; what is needed is packed again."""
         self._now = None
 
-    def __deepcopy__(self, memo: dict) -> Packed:
+    def __deepcopy__(self, memo: dict) -> Watched:
         return self._copy(self._built)
 
     def __reduce__(self):
-        return Packed._copy, (self._built,)
+        return Watched._copy, (self._built,)
 
     @staticmethod
-    def _copy(built: list[tuple]) -> Packed:
-        new = Packed.__new__(Packed)
+    def _copy(built: list[tuple]) -> Watched:
+        new = Watched.__new__(Watched)
         new._built, new._now = built, None
         return new
 

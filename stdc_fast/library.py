@@ -18,6 +18,7 @@ from stdc_fast import backends
 from stdc_fast.freshness import Cache
 from stdc_fast.plan import build, optimise
 from stdc_fast.postprocess import resize_argmax
+from stdc_fast.precision import precision_of
 from stdc_fast.reference import layers
 from stdc_fast.reference.networks import STDCSeg
 
@@ -124,7 +125,7 @@ def compiled(
         if isinstance(norm, nn.BatchNorm2d):
             norm.eps = eps
     plan = optimise(build(module, state, frames=frames, channels=channels))
-    return backends.compile(plan, dtype, device)
+    return backends.compile(plan, precision_of(dtype), device)
 
 
 def run_block(executable, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -173,14 +173,14 @@ def parse(
 ) -> Request:
     """The options' texts as values. UserError, with what is known, for any that is not."""
     from stdc_fast import backends as available
-    from stdc_fast.backends import precision
     from stdc_fast.benchmark import runners, workloads
     from stdc_fast.cli import exact_size
+    from stdc_fast.precision import choose
 
     place = available.resolve_device(device)
     dtypes = []
     for text in _split(dtype, "--dtype"):
-        chosen = precision.choose(text, place).name
+        chosen = choose(text, place)[0].name
         if chosen == "float64":
             raise UserError("--dtype float64 is what the reference runs in; use float32, bfloat16 or float16")
         if chosen not in dtypes:

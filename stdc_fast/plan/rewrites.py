@@ -93,8 +93,9 @@ def fold_normalisation(plan: Plan) -> Plan:
             continue
         offset, source = None, plan.source(image)
         if isinstance(source, Normalise) and plan.only_read_by(image, conv):
-            deviation = torch.tensor(source.std, dtype=torch.float64)
-            weights[conv.weight] = plan.weights[conv.weight] / (255 * deviation.view(1, -1, 1, 1))
+            weight = plan.weights[conv.weight]
+            deviation = weight.new_tensor(source.std).view(1, -1, 1, 1)
+            weights[conv.weight] = weight / (255 * deviation)
             offset, image = tuple(255 * m for m in source.mean), source.input
             changes[source.name] = None
         elif image.buffer not in plan.inputs:
