@@ -18,8 +18,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # as conftest.py has it
 os.environ["STDC_FAST_SANITIZE"] = "address,undefined"
 
 import torch
-from engines import HALF, given, plain
 from hosted import READY, ROOT, Hosted, NotBuilt, build, module
+from oracle import HALF, given
+from sketch import plain
 
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:detect_odr_violation=0:"

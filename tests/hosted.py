@@ -16,9 +16,12 @@ import pytest
 import torch
 
 from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda.launches import Lowered
-from stdc_fast.backends.cuda.tiles import Tiles
+from stdc_fast.backends.cuda.launches import CudaLowered
+from stdc_fast.backends.cuda.tiles import CudaModel
+from stdc_fast.backends.cuda.tiles import CudaTiles as Tiles
+from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.placed import weights
+from stdc_fast.precision import precision_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -104,7 +107,12 @@ def scheduled(schedule="forward", **options):
         module().set_options()
 
 
-class Watched(Lowered):
+def chooser(tables=None, **of_model):
+    """What picks tiles from tables, else by the model of ``CudaModel(native, **of_model)``."""
+    return Chooser(CudaModel(module(), **of_model), tables)
+
+
+class Watched(CudaLowered):
     """Tells the emulator what kernels may read and write; ``runs`` of them were."""
 
     runs = 0
@@ -130,18 +138,19 @@ class Watched(Lowered):
         self.native.set_memory([(place, size, place in fixed) for place, size in ranges.items()])
 
 
-class Hosted(cuda.Executable):
+class Hosted(cuda.CudaExecutable):
     """The backend on the emulator."""
 
     def __init__(self, plan, dtype, tiles=None, apart=True):
         native = module()
-        super().__init__(plan, dtype, CPU, native, tiles or cuda.Chooser(native), poisoned=True, graphs=False)
+        precision = precision_of(dtype)
+        super().__init__(plan, precision, CPU, native, tiles or chooser(), poisoned=True, graphs=False)
         self._dependent = True
         self.apart = apart
 
     def lower(self, request, variant=None, tiles=None, apart=None):
         return Watched(
-            self.plan, self._packed, request, self.dtype, self.device, tiles or self._tiles, self._native,
+            self.plan, self._packed, request, self.precision, self.device, tiles or self._tiles, self._native,
             self._dependent, self.apart if apart is None else apart,
         )  # fmt: skip
 
@@ -190,7 +199,7 @@ def cores(kind):
 
 def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv"):
     """The same tiles for every op of a kind that can have them; other kinds have theirs from the model."""
-    usual = cuda.Chooser(module())
+    usual = chooser()
 
     def choose(work):
         if work.kind != kind:
@@ -199,9 +208,3 @@ def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv"):
         return Tiles(core or (64, 16), height, width, chunk, parts)
 
     return choose
-
-
-__all__ = [
-    "CPU", "CUDA", "READY", "ROOT", "SCHEDULES", "Hosted", "NotBuilt", "Tiles", "Watched", "beside",
-    "build", "cores", "counters", "every_schedule", "forced", "module", "scheduled", "spared",
-]  # fmt: skip

@@ -13,12 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines import FULL, ISAS, LOW, in_both_dtypes, needs_native, on_every_isa, small_network
+from engines import CPUS, in_dtypes
+from engines.cpu import ISAS, needs_native
+from oracle import FULL, LOW
 from plans import random_frames
+from sketch import small_network
 
 import stdc_fast
 from stdc_fast import UserError, _native, backends
 from stdc_fast.backends import cpu, eager
+from stdc_fast.precision import BFLOAT16
 
 ROOT = Path(__file__).resolve().parents[1]
 REASON = "the native module was not built: no compiler"
@@ -69,12 +73,10 @@ def forked(work, seconds=30):
 
 
 @can_fork
-@needs_native
-@on_every_isa
-@in_both_dtypes
-def test_a_forked_child_runs_the_engine(dtype, isa, three_threads):
+@in_dtypes(CPUS)
+def test_a_forked_child_runs_the_engine(engine, dtype, three_threads):
     """Its parent's threads are gone; it has some of its own, and so have its children."""
-    executable = cpu.compile(small_network(), dtype, isa=isa)
+    executable = engine.compile(small_network(), dtype)
     frames = random_frames(2, 64, 96)
     expected, labels = executable(frames), executable.labels(frames)
 
@@ -160,8 +162,8 @@ def test_multiprocessing(method, tiny_weights):
 
 FORCED = """
 import torch
-from engines import small_network
 from plans import random_frames
+from sketch import small_network
 from stdc_fast.backends import cpu
 for dtype in (torch.float32, torch.bfloat16):
     executable = cpu.compile(small_network(), dtype)
@@ -195,7 +197,7 @@ def test_a_wrong_instruction_set(monkeypatch, tiny_weights):
     with pytest.raises(UserError, match="sse9"):  # said at once, also where another backend could run
         stdc_fast.load(tiny_weights, device="cpu")
     assert stdc_fast.load(tiny_weights, device="cpu", backend="eager").backend == "eager"
-    assert _native.available()[0] and "sse9" in _native.available()[1]
+    assert cpu.BACKEND.why_not_here() is None and "sse9" in cpu.BACKEND.about()
 
 
 @needs_native
@@ -213,8 +215,7 @@ def test_the_native_module_is_built_where_it_can_be():
     """Else all tests that need it would be skipped, and nobody would notice that the build is broken."""
     if os.environ.get("STDC_FAST_NATIVE") == "0" or not shutil.which(os.environ.get("CXX", "g++")):
         pytest.skip("no compiler here, or the build was turned off")
-    built, reason = _native.available()
-    assert built, reason
+    assert cpu.BACKEND.why_not_here() is None
 
 
 def test_import_does_not_load_the_native_module():
@@ -239,9 +240,7 @@ def test_it_is_the_default_on_the_cpu(dtype, tiny_weights):
     model = stdc_fast.load(tiny_weights, device="cpu", dtype=dtype)
     assert model.backend == "cpu" and model.reason.startswith("cpu: ") and ISAS[0] in model.reason
     frames = random_frames(1, 64, 96)
-    model.label(frames)
-    kinds = {type(e) for e in model._packed._now.executables.values()}
-    assert kinds == {cpu.Executable}
+    assert type(model._runs(frames)) is cpu.CpuExecutable
     asked = stdc_fast.load(tiny_weights, device="cpu", dtype=dtype, backend="cpu")
     assert asked.backend == "cpu" and torch.equal(asked.label(frames), model.label(frames))
 
@@ -260,9 +259,8 @@ def test_other_dtypes_are_left_to_eager(dtype, tiny_weights):
 def test_the_environment_asks_for_eager(monkeypatch, tiny_weights):
     monkeypatch.setenv("STDC_FAST_BACKEND", "eager")
     model = stdc_fast.load(tiny_weights, device="cpu")
-    model.label(random_frames(1, 64, 96))
     assert model.backend == "eager" and "from STDC_FAST_BACKEND" in model.reason
-    assert {type(e) for e in model._packed._now.executables.values()} == {eager.Executable}
+    assert type(model._runs(random_frames(1, 64, 96))) is eager.EagerExecutable
 
 
 @needs_native
@@ -274,19 +272,13 @@ def test_the_environment_asks_for_cpu(monkeypatch, tiny_weights):
 
 
 @needs_native
-def test_refusals():
-    plan = small_network()
-    assert backends.refusal("cpu", torch.device("cpu"), FULL, plan) is None
-    assert "cuda" in backends.refusal("cpu", torch.device("cuda:1"), FULL, plan)
-    assert "float64" in backends.refusal("cpu", torch.device("cpu"), torch.float64, plan)
-    assert backends.refusal("cpu", None, None, None) is None
+def test_training_heads_are_left_to_eager():
+    plan, place = small_network(), torch.device("cpu")
     several = plan.replace(outputs=(*plan.outputs, plan.ops[0].output))
-    assert "training heads" in backends.refusal("cpu", torch.device("cpu"), LOW, several)
-    assert isinstance(backends.compile(plan, LOW, torch.device("cpu")), cpu.Executable)
-    assert isinstance(backends.compile(several, LOW, torch.device("cpu")), eager.Executable)
+    assert type(backends.compile(plan, BFLOAT16, place)) is cpu.CpuExecutable
+    assert type(backends.compile(several, BFLOAT16, place)) is eager.EagerExecutable
     with pytest.raises(UserError, match="training heads"):
-        backends.compile(several, LOW, torch.device("cpu"), "cpu")
-    assert backends.best(torch.device("cuda:0"), FULL).name == "eager"
+        backends.compile(several, BFLOAT16, place, "cpu")
 
 
 @needs_native

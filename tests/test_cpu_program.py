@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines import FULL, Sketch, in_both_dtypes, needs_native, small_network
+from engines.cpu import in_both_dtypes, needs_native
+from oracle import FULL
 from plans import random_frames
+from sketch import Sketch, small_network
 
 from stdc_fast import _native
 from stdc_fast.backends import cpu
 from stdc_fast.backends.cpu import program
 from stdc_fast.plan.ops import Conv, View
+from stdc_fast.precision import precision_of
 
 pytestmark = needs_native
 
@@ -66,7 +69,7 @@ def said():
 
 @functools.cache
 def saved(dtype=FULL, frames=True):
-    return program.serialise(small_network(frames=frames), dtype)
+    return program.serialise(small_network(frames=frames), precision_of(dtype))
 
 
 def split(data):
@@ -391,10 +394,10 @@ def test_what_is_saved_can_be_loaded(draw, dtype):
     """What the engine does not run is refused by name before it is tried: eager takes it then."""
     sketch = Sketch(6)
     plan = sketch.plan(draw(sketch, *sketch.inputs))
-    reason = program.unsupported(plan, dtype)
+    reason = program.why_not(plan, precision_of(dtype))
     assert isinstance(reason, str) and reason
     with pytest.raises(ValueError, match="the native engine can not run sketch"):
-        program.serialise(plan, dtype)
+        program.serialise(plan, precision_of(dtype))
 
 
 # Memory.

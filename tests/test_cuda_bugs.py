@@ -23,10 +23,11 @@ if __name__ == "__main__":
 
 import pytest
 import torch
-from cases import GATES, STEMS, between, down, labelled, prologue
-from engines import HALF, answers, check, plain, sketched, wrong_labels
+from cases import GATES, STEMS, down, labelled, prologue
 from hosted import READY, ROOT, SCHEDULES, Hosted, NotBuilt, build, forced, scheduled, spared
+from oracle import HALF, answers, check, wrong_labels
 from plans import random_frames
+from sketch import between, plain, sketched
 
 from stdc_fast.files import write_atomic
 from stdc_fast.plan.ops import View

@@ -1,67 +1,30 @@
-"""The CUDA backend on an NVIDIA GPU: who gets it and who gets Triton, each op, each compiled form.
+"""The CUDA backend on an NVIDIA GPU: who gets it and who gets Triton, and each compiled form.
 
-Numbers of networks, graphs, streams and threads are in test_gpu_backends.py and test_gpu_graphs.py.
+Ops and networks are those of all engines; graphs, streams and threads those of both backends on GPUs.
 """
 
 import itertools
 
 import pytest
 import torch
-from cases import (
-    CONVS,
-    DOWNS,
-    FORMS,
-    GATES,
-    LOGITS,
-    PROLOGUES,
-    STEMS,
-    SUBPIXEL,
-    average_in_parts,
-    down,
-    labelled,
-    prologue,
-    stem,
-    subpixel,
-)
-from engines import FULL, HALF, LOW, answers, check, plain, small_network, street, wrong_labels
-from plans import random_frames
-from test_gpu_backends import DEVICE, SMALL, frames_of, needs_cuda, on_a_gpu
+from cases import FORMS, average_in_parts, down, prologue, stem, subpixel
+from engines import GPU
+from gpus import DEVICE, SMALL, frames_of, needs_cuda, on_a_gpu
+from oracle import HALF, LOW, street
+from sketch import plain, small_network
 
 import stdc_fast
 from stdc_fast import backends
 from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda.tiles import Tiles
+from stdc_fast.backends.cuda.tiles import CudaTiles
 from stdc_fast.backends.gpu.placed import Request
+from stdc_fast.precision import FLOAT32
 
 pytestmark = [*on_a_gpu, needs_cuda]
 
 DTYPES = (HALF, LOW)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-# (batch, height, width)
-FEW = ((1, 1, 2), (3, 3, 5), (1, 17, 34))
-MANY = ((3, 1, 1), (2, 2, 1), (1, 8, 6), (3, 9, 34), (1, 17, 33), (2, 40, 65), (1, 66, 130))
-OPS = {
-    f"{kind}, {name}": make
-    for kind, found in {
-        "conv": CONVS, "logits": LOGITS, "subpixel": SUBPIXEL, "stem": STEMS, "down": DOWNS, "gate": GATES,
-        "prologue": PROLOGUES,
-    }.items()
-    for name, make in found.items()
-}  # fmt: skip
-
-
-def agrees(make, dtype, shapes, tiles=None, **options):
-    """The plan's results are those of torch, rounding alike; all memory is NaN before each run."""
-    plan = make()
-    executable = cuda.compile(plan, dtype, DEVICE, tiles=tiles, poisoned=True, **options)
-    for inputs, expected in answers(plan, dtype, shapes):
-        given = [x.to(DEVICE) for x in inputs]
-        for _ in range(2):  # launches, then the graph; counters are as they were
-            got = executable(*given)
-            assert got.device == given[0].device and got.dtype == (FULL if executable._logits else dtype)
-            check(got.cpu(), expected, dtype, list(inputs[0].shape))
-        assert all(torch.equal(x.cpu(), before) for x, before in zip(given, inputs, strict=True))
-    return executable
+agrees = GPU.agrees
 
 
 # Who gets it.
@@ -70,27 +33,26 @@ def agrees(make, dtype, shapes, tiles=None, **options):
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "auto"])
 def test_it_is_chosen_by_itself(device):
     """Nobody asks for it: not the model, nor an op, nor a module."""
-    status = next(s for s in backends.statuses() if s.name == "cuda")
-    assert status.available and not status.by_name, status.reason
+    assert cuda.BACKEND.why_not_here() is None and cuda.BACKEND.why_not_by_default() is None
     model = stdc_fast.load("stdc1_camvid", device=device)
     assert model.backend == "cuda" and model.reason.startswith("cuda: nvcc ")
     with torch.inference_mode():
-        executable = model._executable(frames_of(1, *SMALL))
-    assert isinstance(executable, cuda.Executable)
+        executable = model._runs(frames_of(1, *SMALL))
+    assert type(executable) is cuda.CudaExecutable
     assert executable.dtype == model.dtype == HALF
 
 
 def test_float32_goes_to_another_backend_with_the_reason():
-    choice = backends.best(torch.device(DEVICE), FULL, small_network())
-    assert choice.name == "triton", choice
-    assert "cuda: it computes in float16 and bfloat16, not float32" in choice.reason
+    decision = backends.select(small_network(), FLOAT32, DEVICE)
+    assert decision.name == "triton", decision
+    assert "cuda: it computes in float16 and bfloat16, not float32" in decision.reason
     model = stdc_fast.load("stdc1_camvid", device=DEVICE, dtype="float32")
     assert model.backend == "triton" and "cuda: it computes in float16" in model.reason
 
 
 CAUSES = {
     "not built": ("native", lambda: None, "not built"),
-    "no code for it": ("unfit_device", lambda *_: "built for 86, none of which runs here", "built for 86"),
+    "no code for it": ("why_not_device", lambda *_: "built for 86, none of which runs here", "built for 86"),
 }
 
 
@@ -113,39 +75,6 @@ def test_the_driver_has_what_the_kernels_need():
     assert native.driver_version() // 1000 >= native.runtime_version() // 1000 >= 12
 
 
-# Each op.
-
-
-@every_dtype
-@pytest.mark.parametrize("case", OPS)
-def test_op(case, dtype):
-    agrees(OPS[case], dtype, FEW)
-
-
-@pytest.mark.wide
-@every_dtype
-@pytest.mark.parametrize("case", OPS)
-def test_op_in_many_sizes(case, dtype):
-    agrees(OPS[case], dtype, MANY)
-
-
-SIZES = ((1, (17, 40), (33, 80)), (2, (16, 40), (15, 43)), (1, (9, 267), (11, 300)), (1, (1, 9), (4, 3)))
-
-
-@every_dtype
-@pytest.mark.parametrize("classes", [1, 11, 19, 150, 256])
-def test_labels(classes, dtype):
-    """Of the backend's own logits, straight and by way of the size that the network sees."""
-    executable = cuda.compile(labelled(classes), dtype, DEVICE, poisoned=True)
-    for i, (batch, size, out) in enumerate(SIZES):
-        frames = random_frames(batch, *size, seed=i).to(DEVICE)
-        logits = executable(frames).cpu()
-        for _ in range(2):
-            assert wrong_labels(executable.labels(frames).cpu(), logits) == 0
-            assert wrong_labels(executable.labels(frames, out).cpu(), logits, size) == 0
-            assert wrong_labels(executable.labels(frames, out, exact=False).cpu(), logits) == 0
-
-
 # Each compiled form, whether or not the model would take it.
 
 
@@ -159,13 +88,13 @@ def cores(kind):
 
 def forced(kind, core, height, width, chunk=16, split=1):
     """The same tiles for every op of a kind; others have theirs from the model."""
-    usual = cuda.Chooser(cuda.native())
+    usual = cuda.BACKEND.chooser(torch.device(DEVICE))
 
     def choose(work):
         if work.kind != kind:
             return usual(work)
         parts = 1 if kind != "conv" else min(split, sum(-(-c // chunk) for c in work.inputs))
-        return Tiles(core, height, width, 16 if kind == "stem" else chunk, parts)
+        return CudaTiles(core, height, width, 16 if kind == "stem" else chunk, parts)
 
     return choose
 
@@ -210,7 +139,7 @@ def test_cores_of_down(core, dtype):
 
 def test_tiles_that_no_kernel_has_are_refused():
     with pytest.raises((ValueError, RuntimeError), match=r"64|tiles|kernel"):
-        agrees(plain(6, 10, 3, 1), HALF, FEW, forced("conv", (64, 64), 9, 9))
+        agrees(plain(6, 10, 3, 1), HALF, GPU.few, forced("conv", (64, 64), 9, 9))
 
 
 # Memory that is used by others in between.

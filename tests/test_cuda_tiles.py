@@ -7,12 +7,39 @@ import re
 
 import pytest
 import torch
-from cases import GATES, PROLOGUES, STEMS, SUBPIXEL, between, down, labelled, prologue, stem, subpixel
-from engines import HALF, LOW, answers, check, given, pair, plain, sketched
-from hosted import ROOT, SCHEDULES, Hosted, Tiles, agrees, cores, counters, every_schedule, forced, scheduled
-from test_triton_ops import average_and_map
+from cases import (
+    CONVS,
+    DOWNS,
+    GATES,
+    PROLOGUES,
+    STEMS,
+    SUBPIXEL,
+    average_and_map,
+    down,
+    labelled,
+    prologue,
+    stem,
+    subpixel,
+)
+from engines import EMULATED
+from hosted import (
+    ROOT,
+    SCHEDULES,
+    Hosted,
+    Tiles,
+    beside,
+    cores,
+    counters,
+    every_schedule,
+    forced,
+    scheduled,
+    spared,
+)
+from oracle import HALF, LOW, answers, check, given
+from sketch import between, pair, plain, sketched
 
 DTYPES = (HALF, LOW)
+agrees = EMULATED.agrees
 
 
 def written_cores():
@@ -249,3 +276,24 @@ def test_other_tiles_fill_one_average():
 
     for dtype in DTYPES:
         agrees(GATES["parts"], dtype, [(2, 5, 6), (1, 9, 6), (2, 5, 6)], choose)
+
+
+# Memory beside what is written.
+
+BESIDE = [
+    CONVS["10 of 20 to 19, 3x3 / 1"], CONVS["from and to channels whose neighbours nobody writes"],
+    SUBPIXEL["views"], STEMS["a view"], DOWNS["to two buffers"], GATES["parts"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", BESIDE)
+def test_what_lies_beside_a_view_stays(make):
+    """And one number that changes there is seen."""
+    executable = agrees(make, HALF, [(2, 5, 7)])
+    assert spared(executable) > 0
+    for _, x, channels in beside(executable):
+        before = x[..., channels[0]].clone()
+        x[..., channels[0]] = 1
+        with pytest.raises(AssertionError, match="no op writes"):
+            spared(executable)
+        x[..., channels[0]] = before

@@ -5,13 +5,12 @@ The eager backend by name; models, modules and ops on whatever is best there.
 
 import copy
 import functools
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from blocks import call, every_block, nhwc, pair, weights_of
-from PIL import Image
+from gpus import reference, street, trained
 from plans import VARIANTS, random_frames, random_network
 
 import stdc_fast
@@ -20,7 +19,6 @@ from stdc_fast.backends import eager
 from stdc_fast.backends.eager.rounding import Rounding
 from stdc_fast.numerics import failures, label_agreement, relative_error, tolerance
 from stdc_fast.plan import build, optimise
-from stdc_fast.reference.networks import upsample
 
 DEVICE = "cuda"
 pytestmark = [
@@ -29,7 +27,6 @@ pytestmark = [
 ]
 
 ops = torch.ops.stdc_fast
-STREET = Path(stdc_fast.__file__).parent / "assets" / "street.jpg"
 SIZES = ((256, 512), (251, 509))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 every_size = pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
@@ -54,27 +51,6 @@ def arithmetic():
     yield
     for (where, name, _), value in zip(settings, before, strict=True):
         setattr(where, name, value)
-
-
-@functools.cache
-def street(size):
-    """The photo as one frame, on the CPU."""
-    image = Image.fromarray(images.read_image(STREET)).resize(size[::-1], Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image))[None]
-
-
-@functools.cache
-def trained():
-    """The embedded network in float64 on the CPU, which never leaves it."""
-    return stdc_fast.load("stdc1_camvid", device="cpu", dtype="float64").network
-
-
-def reference(frames):
-    """(logits at 1/8, labels) of the float64 network, on the CPU."""
-    logits = trained().logits8(images.normalise(frames, torch.float64))
-    labels = upsample(logits, frames.shape[1:3]).argmax(1).to(torch.uint8)
-    assert len(labels.unique()) >= 5
-    return logits, labels
 
 
 @functools.cache

@@ -1,48 +1,37 @@
 """Backends with kernels of their own on an NVIDIA GPU: their numbers, and their tuner."""
 
 import copy
-import functools
 
 import pytest
 import torch
 from blocks import weights_of
+from gpus import (
+    DEVICE,
+    ODD,
+    SIZE,
+    SMALL,
+    each,
+    emulated,
+    every,
+    frames_of,
+    network_plan,
+    on_a_gpu,
+    photos,
+    trained,
+)
 from oracle import FULL, HALF, LOW
 from plans import VARIANTS, random_frames, random_network, randomise_norms
-from sketch import small_network
-from test_gpu import reference, street, trained
 
 from stdc_fast import backends, images, nn, tune
-from stdc_fast.backends import cuda, eager, triton
+from stdc_fast.backends import eager, triton
 from stdc_fast.backends.eager.rounding import Rounding
 from stdc_fast.backends.gpu import tuned
-from stdc_fast.backends.gpu.model import Work
 from stdc_fast.backends.gpu.placed import Request
-from stdc_fast.backends.triton.tiles import Tiles
 from stdc_fast.numerics import failures, label_agreement, relative_error, tolerance
 from stdc_fast.plan import build, optimise
 from stdc_fast.reference import layers
 
-DEVICE = "cuda:0"
-SEEN = torch.cuda.is_available()
-OLD = SEEN and torch.cuda.get_device_capability(0) < triton.TENSOR_CORES
-on_a_gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not SEEN, reason="torch sees no NVIDIA GPU"),
-    pytest.mark.skipif(OLD, reason="cuda:0 is older than sm_80"),
-    pytest.mark.skipif(triton.interpreted(), reason="TRITON_INTERPRET=1: Triton's kernels run on the CPU"),
-]
 pytestmark = on_a_gpu
-
-BUILT, WHY_NOT = cuda.available()
-needs_cuda = pytest.mark.skipif(not BUILT, reason=f"needs the CUDA backend: {WHY_NOT}")
-CUDA = {f"cuda-{dtype}": pytest.param(cuda, dtype, marks=needs_cuda) for dtype in cuda.DTYPES}
-TRITON = {f"triton-{dtype}": pytest.param(triton, dtype) for dtype in triton.DTYPES}
-every = pytest.mark.parametrize("backend, dtype", [*CUDA.values(), *TRITON.values()], ids=[*CUDA, *TRITON])
-each = pytest.mark.parametrize(
-    "backend", [pytest.param(cuda, marks=needs_cuda), triton], ids=["cuda", "triton"]
-)
-SIZE, ODD = (512, 1024), (251, 509)
-SMALL = (72, 104)
 
 
 @pytest.fixture(autouse=True)
@@ -52,41 +41,6 @@ def float32():
     yield
     torch.backends.cuda.matmul.fp32_precision = "ieee"  # where a test failed between
     torch.set_float32_matmul_precision("highest")
-
-
-def same_tiles(work: Work) -> Tiles:
-    """One choice for all sizes, so that a test compiles each of Triton's kernels once."""
-    if work.kind == "conv":
-        return Tiles(8, 8, 64, 32, warps=4, stages=3)
-    return Tiles(8, 8, 32, 32, warps=4, stages=1 if work.kind == "stem" else 2)
-
-
-def small(backend, dtype=HALF, **options):
-    """An executable of a network of few ops, of each kind."""
-    usual = {"tiles": same_tiles} if backend is triton else {}
-    return backend.compile(small_network(), dtype, DEVICE, **usual | options)
-
-
-def frames_of(*shape, seed=0):
-    return random_frames(*shape, seed=seed).to(DEVICE)
-
-
-@functools.cache
-def network_plan():
-    return optimise(build(trained()))
-
-
-@functools.cache
-def photos(size, batch):
-    """The photo, its mirror and a brighter one, on the CPU; and the float64 network's answer."""
-    first = street(size)
-    frames = torch.cat([first, first.flip(2), 255 - (255 - first) // 2])[:batch]
-    return frames, *reference(frames)
-
-
-@functools.cache
-def emulated(size, batch, dtype):
-    return eager.compile(network_plan(), rounding=Rounding(dtype))(photos(size, batch)[0])
 
 
 # Numbers.
@@ -186,7 +140,7 @@ OPS = {
 @pytest.mark.parametrize("name", BLOCKS)
 def test_modules_and_ops(name, backend, dtype, monkeypatch):
     """Against the float64 module; in 16 bits no further from it than half again as torch's own is."""
-    monkeypatch.setenv(backends.ENVIRONMENT, backend.__name__.rpartition(".")[2])
+    monkeypatch.setenv(backends.ENVIRONMENT, backend.BACKEND.name)
     compiled, compile = [], backends.compile
     monkeypatch.setattr(backends, "compile", lambda *a: compiled.append(compile(*a)) or compiled[-1])
     kind, arguments, options, shapes = BLOCKS[name]
@@ -213,7 +167,9 @@ def test_modules_and_ops(name, backend, dtype, monkeypatch):
             assert got.is_contiguous(memory_format=layout)
             assert relative_error(got, exact) <= allowed
     assert all(map(torch.equal, inputs, kept))
-    assert len(compiled) == 2 and all(isinstance(one, backend.Executable) for one in compiled)
+    assert len(compiled) == 2 and {type(one) for one in compiled} == {
+        type(backend.compile(network_plan(), dtype, DEVICE))
+    }
 
 
 # Tuning.
@@ -222,16 +178,14 @@ def test_modules_and_ops(name, backend, dtype, monkeypatch):
 @each
 def test_tuned_tiles_are_used_and_give_the_same_labels(backend, tmp_path, monkeypatch):
     monkeypatch.setenv("STDC_FAST_CACHE", str(tmp_path))
-    name = backend.__name__.rpartition(".")[2]
-    frames = frames_of(1, *SMALL)
+    device, frames = torch.device(DEVICE), frames_of(1, *SMALL)
     executable = backend.compile(small_network(), HALF, DEVICE)
     labels, logits = executable.labels(frames), executable(frames)
     request = Request(1, SMALL, SMALL, SMALL)
-    clock, kind = tune.GraphClock(repeats=16, rounds=3), tune.kind_of(executable, name)
-    found = tune.Tuner(executable, request, kind, clock, seconds=6).run(quiet=True)
+    clock, model = tune.GraphClock(repeats=16, rounds=3), backend.BACKEND.model(device)
+    found = tune.Tuner(executable, request, model, clock, seconds=6).run(quiet=True)
     assert found.tiles and 0 < found.after <= found.before < 0.1
-    about = tuned.environment(torch.device(DEVICE), name)
-    path = tuned.save(about, found.tiles)
+    path = tuned.save(backend.BACKEND.environment(device), found.tiles, backend.BACKEND.tiles)
     assert path.parent == tmp_path and "driver" in path.read_text()
     later = backend.compile(small_network(), HALF, DEVICE)
     launches = [launch for launch in later.lower(request).launches if launch.work is not None]

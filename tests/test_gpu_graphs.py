@@ -9,26 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from engines import HALF, small_network
+from gpus import DEVICE, ODD, SIZE, SMALL, each, every, frames_of, network_plan, on_a_gpu, small, street
+from oracle import HALF
 from plans import random_frames
-from test_gpu import street
-from test_gpu_backends import (
-    DEVICE,
-    ODD,
-    SIZE,
-    SMALL,
-    each,
-    every,
-    frames_of,
-    network_plan,
-    on_a_gpu,
-    small,
-)
+from sketch import small_network
 
 import stdc_fast
 from stdc_fast import images
 from stdc_fast.backends import triton
-from stdc_fast.backends.cuda import tiles as cuda_tiles
+from stdc_fast.backends.cuda.tiles import CudaTiles
 from stdc_fast.backends.gpu import graphs
 from stdc_fast.backends.gpu.graphs import DEPENDENT, GRAPHS
 from stdc_fast.numerics import relative_error, tolerance
@@ -94,7 +83,7 @@ def test_split_sums_are_deterministic(backend, split, dtype):
             return t
         if backend is triton:
             return dataclasses.replace(t, split=split)
-        return cuda_tiles.Tiles((64, 64), 8, 8, 16, min(split, -(-work.inputs[0] // 16)))
+        return CudaTiles((64, 64), 8, 8, 16, min(split, -(-work.inputs[0] // 16)))
 
     executable, frames = small(backend, dtype, tiles=shared), frames_of(3, *SMALL)
     executable(frames)
@@ -339,7 +328,7 @@ def test_another_thread_ends_our_captures(backend, monkeypatch):
 
 @each
 def test_a_capture_of_the_model(backend):
-    model = stdc_fast.load("stdc1_camvid", device=DEVICE, backend=backend.__name__.rpartition(".")[2])
+    model = stdc_fast.load("stdc1_camvid", device=DEVICE, backend=backend.BACKEND.name)
     frames = street(ODD).to(DEVICE)
     x = images.normalise(frames)
     model.label(frames, size="native"), model(x)

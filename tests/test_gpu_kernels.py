@@ -8,12 +8,13 @@ import time
 import hosted
 import pytest
 import torch
-from engines import small_network
+from sketch import small_network
 
 from bench import gpu_constants, gpu_kernels
 from stdc_fast.backends import cuda, triton
 from stdc_fast.backends.gpu.model import DEVICES, NODE
 from stdc_fast.errors import UserError
+from stdc_fast.precision import FLOAT16
 
 SIZE, DEVICE = (64, 96), DEVICES["sm_90"]
 
@@ -32,13 +33,13 @@ class Clock:
 
 def of_triton():
     if not triton.interpreted():
-        pytest.skip("kernels are compiled here; tests/test_gpu_backends.py times them")
+        pytest.skip("kernels are compiled here; those of GPUs time them")
     return triton.compile(small_network(), torch.float16, "cpu")
 
 
 def of_cuda():
     native = hosted.module()
-    return cuda.Executable(small_network(), torch.float16, torch.device("cpu"), native, cuda.Chooser(native))
+    return cuda.CudaExecutable(small_network(), FLOAT16, torch.device("cpu"), native, hosted.chooser())
 
 
 @pytest.fixture(params=["triton", "cuda"])

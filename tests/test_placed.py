@@ -6,7 +6,8 @@ import weakref
 
 import pytest
 import torch
-from engines import DEVICE, FULL, HALF, Sketch, needs_triton, small_network
+from oracle import FULL, HALF
+from sketch import Sketch, small_network
 
 from stdc_fast.backends.gpu.graphs import GraphExecutable
 from stdc_fast.backends.gpu.model import Work

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from engines import needs_native
+from engines.cpu import needs_native
 
 from bench import measured
 from stdc_fast import _native, backends, cli, zoo

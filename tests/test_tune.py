@@ -6,7 +6,7 @@ import types
 import hosted
 import pytest
 import torch
-from engines import small_network
+from sketch import small_network
 
 import stdc_fast
 from stdc_fast import tune

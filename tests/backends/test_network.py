@@ -148,12 +148,13 @@ def test_a_photo_seen_at_another_size(engine, dtype):
 
 
 @in_dtypes(every=False)
-def test_an_image_is_not_resized(engine, dtype):
+def test_an_image_seen_at_another_size(engine, dtype):
+    """It is resized before the engine sees it; the labels have the image's size."""
     executable = engine.compile(small_network(frames=False), dtype)
     x = engine.put(random_images(1, 24, 40))
     assert torch.equal(executable.labels(x, seen=(24, 40)), executable.labels(x))
-    with pytest.raises(ValueError, match=r"\(24, 40\) can not be seen as \(16, 24\)"):
-        executable.labels(x, seen=(16, 24))
+    smaller = upsample(x, (16, 24))
+    assert torch.equal(executable.labels(x, seen=(16, 24)), executable.labels(smaller, (24, 40)))
 
 
 @in_dtypes(QUICK)
@@ -263,10 +264,10 @@ def test_a_model_labels_frames_and_photos(engine, compiled, tiny_weights, model6
     assert model.backend == engine.backend
     picture = photo(40, 52)
     frames = torch.from_numpy(picture)[None]
-    labels = model.label(frames)
+    labels = model.label(frames, size="native")
     assert labels.device.type == engine.device and len(labels.unique()) > 1
     assert labels.shape == (1, 40, 52) and labels.dtype == torch.uint8
-    assert np.array_equal(model.predict(picture).labels, labels[0].cpu().numpy())
+    assert np.array_equal(model.predict(picture, size="native").labels, labels[0].cpu().numpy())
     x = images.normalise(frames, torch.float32)
     logits, expected = model(engine.put(x)), model64(x.double())
     assert logits.dtype == FULL and logits.shape == expected.shape == (1, model.num_classes, 40, 52)
@@ -274,5 +275,5 @@ def test_a_model_labels_frames_and_photos(engine, compiled, tiny_weights, model6
     exact = dtype == FULL
     assert numerics.relative_error(logits, expected) <= (numerics.tolerance(FULL).logits if exact else 0.05)
     least = numerics.tolerance(FULL).agreement - 1 / labels.numel() if exact else 0.9
-    assert numerics.label_agreement(labels, model64.label(frames)) >= least
+    assert numerics.label_agreement(labels, model64.label(frames, size="native")) >= least
     assert compiled

@@ -74,8 +74,8 @@ class Engine:
             for _ in range(self.runs):
                 got = executable(*given)
                 assert got.device.type == self.device
-                assert got.dtype == (FULL if executable._logits else dtype)
-                planes = executable._logits and self.planar
+                assert got.dtype == (FULL if executable._of_network else dtype)
+                planes = executable._of_network and self.planar
                 assert got.is_contiguous(
                     memory_format=torch.contiguous_format if planes else torch.channels_last
                 )

@@ -1,13 +1,18 @@
 """The native CPU engine, once for each instruction set of this machine."""
 
+import pytest
 from oracle import FULL, LOW
 
 from engines.base import Engine
 from stdc_fast import _native, backends
 from stdc_fast.backends import cpu
 
-BUILT, REASON = _native.available()
-ISAS = _native.module().isas() if BUILT else ["none"]
+WHY_NOT = cpu.BACKEND.why_not_here()
+ISAS = ["none"] if WHY_NOT else _native.module().isas()
+
+
+needs_native = pytest.mark.skipif(WHY_NOT is not None, reason=f"needs the native module: {WHY_NOT}")
+in_both_dtypes = pytest.mark.parametrize("dtype", [FULL, LOW], ids=["float32", "bfloat16"])
 
 
 class Cpu(Engine):
@@ -23,7 +28,7 @@ class Cpu(Engine):
         self.isa, self.name = isa, f"cpu {isa}"
 
     def why_not(self):
-        return None if BUILT else f"needs the native module: {REASON}"
+        return WHY_NOT
 
     def compile(self, plan, dtype, poisoned=True):
         executable = cpu.compile(plan, dtype, isa=self.isa, poisoned=poisoned)
@@ -40,7 +45,7 @@ class Cpu(Engine):
 
 def counted(monkeypatch, backend):
     """Plans that the backend, asked for by the environment, compiles."""
-    monkeypatch.setenv(backends.ENVIRONMENT, backend.__name__.rpartition(".")[2])
+    monkeypatch.setenv(backends.ENVIRONMENT, backend.BACKEND.name)
     plans, compile = [], backend.compile
 
     def counting(plan, *arguments, **options):

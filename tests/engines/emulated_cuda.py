@@ -8,7 +8,7 @@ from engines.base import Engine
 from engines.triton import of_one_run
 from stdc_fast import backends
 from stdc_fast.backends import cuda
-from stdc_fast.backends.base import unfit
+from stdc_fast.backends.base import why_not_native
 
 
 class EmulatedCuda(Engine):
@@ -26,22 +26,23 @@ class EmulatedCuda(Engine):
     def force(self, monkeypatch):
         plans = []
 
-        def refusal(device, dtype, plan):
-            return (
-                "another dtype"
-                if dtype not in (None, *self.dtypes)
-                else None
-                if plan is None
-                else unfit(plan)
-            )
+        def why_not(plan, precision, device):
+            if precision.maps not in self.dtypes:
+                return "another dtype"
+            return None if plan is None else why_not_native(plan)
 
-        def compile(plan, dtype, device):
+        def compile(plan, precision, device):
             plans.append(plan)
-            return Hosted(plan, dtype)
+            return Hosted(plan, precision)
 
-        monkeypatch.setattr(cuda, "available", lambda: (True, "emulated"))
-        monkeypatch.setattr(cuda, "refusal", refusal)
-        monkeypatch.setattr(cuda, "compile", compile)
+        instead = {
+            "why_not_here": lambda: None,
+            "why_not": why_not,
+            "about": lambda: "emulated",
+            "compile": compile,
+        }
+        for name, function in instead.items():
+            monkeypatch.setattr(cuda.BACKEND, name, function)
         monkeypatch.setenv(backends.ENVIRONMENT, "cuda")
         return plans
 

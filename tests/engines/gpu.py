@@ -1,7 +1,6 @@
 """The CUDA kernels on an NVIDIA GPU."""
 
 import pytest
-import torch
 from oracle import HALF, LOW
 
 from engines.base import Engine
@@ -20,10 +19,7 @@ class Gpu(Engine):
     marks = (pytest.mark.gpu,)
 
     def why_not(self):
-        if not torch.cuda.is_available():
-            return "torch sees no NVIDIA GPU"
-        found, reason = cuda.available()
-        return None if found else f"needs the CUDA backend: {reason}"
+        return cuda.BACKEND.why_not_here()
 
     def compile(self, plan, dtype, **how):
         return cuda.compile(plan, dtype, self.device, **{"poisoned": True} | how)

@@ -13,8 +13,7 @@ class Triton(Engine):
     device = "cpu" if triton.interpreted() else "cuda"
 
     def why_not(self):
-        found, reason = triton.available()
-        return None if found else f"needs Triton's kernels: {reason}"
+        return triton.BACKEND.why_not_here()
 
     def compile(self, plan, dtype, **how):
         return triton.compile(plan, dtype, self.device, **{"poisoned": True} | how)
