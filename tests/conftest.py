@@ -10,21 +10,59 @@ if not torch.cuda.is_available():
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 import signal
 import struct
 import sys
 import traceback
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import stdc_fast
-from stdc_fast import backends, checkpoints, cli
+from stdc_fast import _native, backends, checkpoints, cli
 from stdc_fast.classes import CAMVID
 from stdc_fast.reference.networks import STDCSeg
+
+#: Left out of ``make check``: needs a compiler, the native module or kernels, builds, installs or starts processes,
+#: or takes more than seconds. All others also pass where there is no compiler, and ``--check`` makes sure of that.
+SLOW = ()
+#: Files that take longest and can not be shared between processes, so that they start first.
+FIRST = ()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--check",
+        action="store_true",
+        help="only what needs no compiler; there is none, and no native module",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("check"):
+        reason = "the native module is hidden by pytest --check"
+        _native._load = functools.cache(lambda: reason)
+        os.environ |= {"CXX": "hidden-by-check", "CUDACXX": "hidden-by-check"}
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # the cores are shared; tests that need more ask for them
+
+
+def pytest_collection_modifyitems(config, items):
+    folder = Path(__file__).parent
+    places = {item: item.path.relative_to(folder).as_posix() for item in items}
+    for item, place in places.items():
+        if place.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+    if config.getoption("check"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
+    items.sort(key=lambda item: not places[item].startswith(FIRST))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -35,9 +35,8 @@ WHY_NOT = cuda.BACKEND.why_not_here()
 needs_cuda = pytest.mark.skipif(WHY_NOT is not None, reason=f"needs the CUDA backend: {WHY_NOT}")
 OF_CUDA = {f"cuda-{dtype}": pytest.param(cuda, dtype, marks=needs_cuda) for dtype in GPU.dtypes}
 OF_TRITON = {f"triton-{dtype}": pytest.param(triton, dtype) for dtype in TRITON.dtypes}
-every = pytest.mark.parametrize(
-    "backend, dtype", [*OF_CUDA.values(), *OF_TRITON.values()], ids=[*OF_CUDA, *OF_TRITON]
-)
+EVERY = OF_CUDA | OF_TRITON
+every = pytest.mark.parametrize("backend, dtype", EVERY.values(), ids=EVERY.keys())
 each = pytest.mark.parametrize(
     "backend", [pytest.param(cuda, marks=needs_cuda), triton], ids=["cuda", "triton"]
 )

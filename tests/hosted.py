@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 
 from stdc_fast.backends import cuda
 from stdc_fast.backends.cuda.launches import CudaLowered
@@ -23,7 +24,6 @@ from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.placed import weights
 from stdc_fast.precision import precision_of
 
-ROOT = Path(__file__).resolve().parents[1]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 #: A module that was built already, as tests/cuda_sanitize.py and tests/test_cuda_bugs.py have one.
 READY = "STDC_FAST_HOSTED"

@@ -6,10 +6,10 @@ import json
 import mmap
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 
 import stdc_fast
 from bench import measured, report, suite
@@ -31,7 +31,6 @@ from stdc_fast.benchmark.workloads import Workload
 from stdc_fast.cli.benchmark import parse
 from stdc_fast.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = Workload("stdc1_camvid", zoo.find("stdc1_camvid"), 128, 256)
 OURS = runners.ours("cpu", ["float32"])[0]
 

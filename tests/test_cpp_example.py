@@ -6,16 +6,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 
 import stdc_fast
 from stdc_fast import _native
 
-ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = re.search(r"```sh\n(.*?)```", (ROOT / "examples/cpp/README.md").read_text(), re.DOTALL)[1]
 
 

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 from engines import CPUS, in_dtypes
 from engines.cpu import ISAS, needs_native
 from oracle import FULL, LOW
+from paths import ROOT, TESTS
 from plans import random_frames
 from sketch import small_network
 
@@ -24,7 +24,6 @@ from stdc_fast import UserError, _native, backends
 from stdc_fast.backends import cpu, eager
 from stdc_fast.precision import BFLOAT16
 
-ROOT = Path(__file__).resolve().parents[1]
 REASON = "the native module was not built: no compiler"
 
 can_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
@@ -32,7 +31,7 @@ can_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has n
 
 def python(code, **environment):
     """Runs code in a fresh interpreter, which sees this source tree and these tests."""
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    paths = os.pathsep.join(map(str, (ROOT, TESTS)))
     environment = {**os.environ, "PYTHONPATH": paths, **environment}
     environment = {k: v for k, v in environment.items() if v is not None}
     command = [sys.executable, "-X", "faulthandler", "-c", code]

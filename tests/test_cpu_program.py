@@ -14,6 +14,7 @@ import pytest
 import torch
 from engines.cpu import in_both_dtypes, needs_native
 from oracle import FULL
+from paths import ROOT, TESTS
 from plans import random_frames
 from sketch import Sketch, small_network
 
@@ -25,14 +26,14 @@ from stdc_fast.precision import precision_of
 
 pytestmark = needs_native
 
-TESTS = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve()
 # Another process, and in it one a job, so that a crash is a failure like any other.
 SERVER = f"""
 import faulthandler, sys
 faulthandler.enable()
-sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
-import test_cpu_program
-test_cpu_program.serve()
+sys.path[:0] = [{str(HERE.parent)!r}, {str(TESTS)!r}, {str(ROOT)!r}]
+import {HERE.stem} as tests
+tests.serve()
 """
 JOBS = {}
 
@@ -62,7 +63,7 @@ def said():
     """What each job returned, or that it did not."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads of torch's own do not survive a fork
     command = [sys.executable, "-c", SERVER]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(map(json.loads, done.stdout.splitlines()))
 

@@ -7,12 +7,12 @@ import math
 import statistics
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from paths import ROOT
 from PIL import Image
 from plans import VARIANTS, error, one_thread, outputs, random_frames, random_images, random_network
 
@@ -27,7 +27,7 @@ from stdc_fast.plan.rewrites import subpixel_weights
 from stdc_fast.reference import FeatureFusion, SegHead, STDCModule
 from stdc_fast.reference.networks import upsample
 
-STREET = Path(__file__).resolve().parents[1] / "stdc_fast" / "assets" / "street.jpg"
+STREET = ROOT / "stdc_fast" / "assets" / "street.jpg"
 SIZE = (192, 256)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LOW = (torch.bfloat16, torch.float16)

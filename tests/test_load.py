@@ -1,10 +1,9 @@
 """load(): names, files, options, and metadata that does not fit."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 
 import stdc_fast
 from stdc_fast import UserError, checkpoints, zoo
@@ -12,7 +11,6 @@ from stdc_fast.classes import CAMVID
 from stdc_fast.data import open_folder
 from stdc_fast.evaluate import evaluate
 
-ROOT = Path(__file__).resolve().parents[1]
 CAMVID_DATA = ROOT.parent / "shared" / "data" / "camvid"
 
 

@@ -6,28 +6,29 @@ import weakref
 
 import pytest
 import torch
-from oracle import FULL, HALF
+from engines import TRITON, on
 from sketch import Sketch, small_network
 
 from stdc_fast.backends.gpu.graphs import GraphExecutable
 from stdc_fast.backends.gpu.model import Work
-from stdc_fast.backends.gpu.placed import Placed, Request, weights
+from stdc_fast.backends.gpu.placed import Lowered, Request, weights
 from stdc_fast.backends.gpu.weights import pack
-from stdc_fast.backends.triton.tiles import Tiles
+from stdc_fast.backends.triton.tiles import TritonTiles
+from stdc_fast.precision import FLOAT16, FLOAT32
 
 CPU = torch.device("cpu")
 FRAMES, SEEN, LABELS = (80, 112), (71, 103), (90, 50)
 
 
-def tiles_of(work: Work) -> Tiles:
-    return Tiles(4, 8, 16, 16)
+def tiles_of(work: Work) -> TritonTiles:
+    return TritonTiles(4, 8, 16, 16)
 
 
-class Listed(Placed):
+class Listed(Lowered):
     """Prepares nothing, and keeps what it was called for."""
 
-    def __init__(self, plan, request, dtype=HALF, **options):
-        super().__init__(plan, pack(plan, dtype, CPU), request, dtype, CPU, tiles_of, **options)
+    def __init__(self, plan, request, precision=FLOAT16, **options):
+        super().__init__(plan, pack(plan, precision, CPU), request, precision, CPU, tiles_of, **options)
         self.called = []
         for kind in ("stem", "conv", "down", "gate", "map", "upsample"):
             setattr(self, f"_{kind}", functools.partial(self._call, kind))
@@ -110,7 +111,7 @@ def test_results_are_labels_logits_or_a_map():
     s = Sketch(6)
     both = s.buffer(24, 1)
     plan = s.plan(s.conv(s.inputs[0], type(both)(both.buffer, 8, 16), 1))
-    block = Listed(plan, Request(3, (5, 7), (5, 7)), FULL)
+    block = Listed(plan, Request(3, (5, 7), (5, 7)), FLOAT32)
     assert block.result.shape == (3, 5, 7, 16) and block.result.stride()[2] == 24
 
 
@@ -147,22 +148,22 @@ def test_too_large_images_are_said():
     s = Sketch(512)
     plan = s.plan(s.conv(s.inputs[0], 16, 1))
     with torch.device("meta"), pytest.raises(ValueError, match=r"too large .*\[1, 2048, 2048, 512\]"):
-        Placed(plan, {}, Request(1, (2048, 2048), (2048, 2048)), HALF, torch.device("meta"), tiles_of)
+        Lowered(plan, {}, Request(1, (2048, 2048), (2048, 2048)), FLOAT16, torch.device("meta"), tiles_of)
 
 
-@needs_triton
 @pytest.mark.parametrize("labels", [None, LABELS], ids=["logits", "labels"])
-def test_all_memory_of_tritons_launches_is_known(labels):
+@on([TRITON])
+def test_all_memory_of_tritons_launches_is_known(engine, labels):
     """Streams are told of what is in tensors(): of all that any launch is given, workspaces too."""
     from stdc_fast.backends.triton import launches as lowering
 
     def split(work):
         shared = work.kind == "conv" and len(work.inputs) == 1 and work.kernel != 2
-        return Tiles(8, 8, 16, 16, split=2 if shared else 1)
+        return TritonTiles(8, 8, 16, 16, split=2 if shared else 1)
 
-    plan, device = small_network(), torch.device(DEVICE)
-    packed = pack(plan, HALF, device)
-    lowered = lowering.Lowered(plan, packed, Request(1, FRAMES, SEEN, labels), HALF, device, split)
+    plan, device = small_network(), torch.device(engine.device)
+    packed = pack(plan, FLOAT16, device)
+    lowered = lowering.TritonLowered(plan, packed, Request(1, FRAMES, SEEN, labels), FLOAT16, device, split)
     known = {place(x) for x in lowered.tensors()}
     assert {place(w) for w in weights(packed)} <= known
     assert {place(x) for x in (lowered.result, *lowered.inputs.values())} <= known
@@ -187,7 +188,7 @@ def test_without_memory_for_a_size_the_other_sizes_are_given_up():
     def full():
         return len(executable._instances) >= most
 
-    executable, most, half_made = Sized(small_network(), HALF, CPU, {}), 2, []
+    executable, most, half_made = Sized(small_network(), FLOAT16, CPU, {}), 2, []
     keys = [(Request(1, (n, n), (n, n)), None) for n in (32, 40, 48)]
     kept = [executable._instance(key) for key in keys[:2]]
     assert list(executable._instances) == keys[:2]

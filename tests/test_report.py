@@ -9,15 +9,13 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from report_records import H100, PREDICTIONS, everything, quantiles, record, row, without_speed
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import measured, plots, report, words
 from bench.plots import Plot
 from stdc_fast.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES = "512x1024, 720x960, 768x1536, 1024x2048"
 
 

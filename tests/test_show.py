@@ -5,13 +5,13 @@ import itertools
 import json
 import sys
 import xml.etree.ElementTree
-from pathlib import Path
 
 import matplotlib.style
 import pytest
 import torch
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from paths import ROOT
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +26,6 @@ from stdc_fast.reference import ConvBNReLU, FeatureFusion, STDCModule, STDCSeg
 from stdc_fast.viewer import show
 from stdc_fast.viewer.figure import _STRIDES, COLOURS, FIXED, figure
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZE = (1, 512, 1024, 2)
 
 

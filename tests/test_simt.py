@@ -8,13 +8,12 @@ import re
 import shutil
 import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [ROOT / "tests/native/simt_kernels.cu", *sorted((ROOT / "csrc/host").glob("*.cpp"))]
 COMPILER = os.environ.get("CXX") or "g++"
 

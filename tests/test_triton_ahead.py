@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cases
 import pytest
+from paths import ROOT
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -20,7 +21,6 @@ from stdc_fast import kernels  # before a test changes whether they are interpre
 from stdc_fast.backends.gpu.model import DEVICES, FOLDER
 from stdc_fast.backends.triton import tiles
 
-ROOT = Path(__file__).resolve().parents[1]
 # Compiled in CI; the others, and all else that is shipped, in the wide matrix.
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90")
 
