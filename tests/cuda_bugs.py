@@ -1,6 +1,6 @@
 """Bugs planted into the CUDA kernels, each of which has to be found, and by what.
 
-``python tests/test_cuda_bugs.py [--out FILE]`` prints a table, and writes it as JSON lines. Each bug is one
+``python tests/cuda_bugs.py [--out FILE]`` prints a table, and writes it as JSON lines. Each bug is one
 change of the text of a source: a copy of that is compiled and linked with the other objects of the emulator's
 module, and runs in its own process.
 """
@@ -21,10 +21,9 @@ from pathlib import Path
 if __name__ == "__main__":
     os.environ.setdefault("TRITON_INTERPRET", "1")  # as conftest.py has it
 
-import pytest
 import torch
 from cases import GATES, STEMS, down, labelled, prologue
-from hosted import READY, ROOT, SCHEDULES, Hosted, NotBuilt, build, forced, scheduled, spared
+from hosted import READY, ROOT, SCHEDULES, Hosted, build, forced, scheduled, spared
 from oracle import HALF, answers, check, wrong_labels
 from plans import random_frames
 from sketch import between, plain, sketched
@@ -305,22 +304,6 @@ def row(name, found):
         return f"{name:45} could not be planted: {found.splitlines()[0]}"
     one = summary(found)
     return f"{name:45} {one['watched']} and {one['unwatched']} of {one['of']}: {one['found'][:110]}"
-
-
-@pytest.mark.parametrize("name", BUGS)
-def test_a_planted_bug_is_found(name):
-    try:
-        found, bug = hunted()[name], BUGS[name]
-    except NotBuilt as error:
-        pytest.skip(f"the CUDA sources do not compile for the CPU here: {error}")
-    print(row(name, found))
-    assert not isinstance(found, str), found
-    if name == "none":
-        assert not any(found["watched"].values()) and not any(found["unwatched"].values())
-        return
-    for schedule in SCHEDULES:
-        assert re.search(bug.found, found["watched"][schedule] or "nothing"), (schedule, found["watched"])
-    assert sum(map(bool, found["unwatched"].values())) >= bug.unwatched, found["unwatched"]
 
 
 def main():

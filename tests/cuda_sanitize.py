@@ -27,12 +27,13 @@ OPTIONS = {
     "allocator_may_return_null=1",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
 }
+KINDS = ("conv", "logits", "subpixel", "stem", "down", "gate", "prologue", "labels_of_some_sizes")
 # Those in which several warps, tiles and chunks meet the edges of maps; names of tests and cases.
 TESTS = {
-    "tests/test_cuda_ops.py": "conv or logits or subpixel or stem or down or gate or prologue or test_labels",
-    "tests/test_cuda_tiles.py": "core or share or chunks or (order and (random or backward))",
-    "tests/test_cuda_network.py": "small_network",
-    "tests/test_cuda_process.py": "wrong_launches",
+    "tests/backends/test_ops.py": f"emulated_cuda and ({' or '.join(KINDS)})",
+    "tests/backends/test_network.py": "emulated_cuda and small_network",
+    "tests/backends/cuda/test_cuda_tiles.py": "core or share or chunks or (order and (random or backward))",
+    "tests/backends/cuda/test_launches.py": "wrong_launches",
 }
 # What is planted: what of a launch is changed, and what must be reported.
 PLANTED = {

@@ -25,7 +25,7 @@ from stdc_fast.backends.gpu.placed import weights
 from stdc_fast.precision import precision_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-#: A module that was built already, as tests/cuda_sanitize.py and tests/test_cuda_bugs.py have one.
+#: A module that was built already, as tests/cuda_sanitize.py and tests/cuda_bugs.py have one.
 READY = "STDC_FAST_HOSTED"
 #: Who runs next, and the seed of what is random.
 SCHEDULES = {

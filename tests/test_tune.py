@@ -46,7 +46,7 @@ class Clock:
 
 def of_triton():
     if not triton.interpreted():
-        pytest.skip("kernels are compiled here; tests/test_gpu_backends.py tunes them")
+        pytest.skip("kernels are compiled here; those of GPUs tune them")
     return triton.compile(small_network(), torch.float16, "cpu"), tune.OfTriton(DEVICE)
 
 

@@ -35,12 +35,12 @@ case "$*" in
     "-c "*) ;;
     -) cat >/dev/null; echo torch 2.99 ;;
     "setup.py -q build_ext --inplace") eval "$BUILD" ;;
-    "-m pytest"*" tests/test_gpu.py") eval "$TESTS" ;;
-    "-m pytest"*" tests/test_cuda_gpu.py $BOTH -k not triton") eval "$CUDA" ;;
+    "-m pytest"*" tests/backends/eager/test_eager_on_gpu.py") eval "$TESTS" ;;
+    "-m pytest"*"/test_cuda_on_gpu.py $ENGINES $BOTH -m gpu and not wide -k not triton") eval "$CUDA" ;;
     "-m bench.gpu_sanitize "*check) TOOL=$3; eval "$SANITIZE" ;;
     "-m bench.gpu_repeats --times 1000") eval "$REPEATS" ;;
     "-m pytest"*" $BOTH -k not cuda") eval "$TRITON" ;;
-    "-m pytest"*" tests/test_triton_ops.py tests/test_triton_network.py") eval "$KERNELS" ;;
+    "-m pytest"*" tests/backends/triton/test_triton_tiles.py $ENGINES -k triton") eval "$KERNELS" ;;
     "-m stdc_fast tune --size 512x1024 --backend "*" --seconds "*) eval "$TILES" ;;
     "-m bench.gpu_kernels --out "*" --constants --seconds "*) FILE=$4; eval "$TIMES" ;;
     "-m bench.suite --device cuda --seconds "*" --out "*) FILE="${{@: -1}}"; eval "$SUITE" ;;
@@ -70,7 +70,8 @@ class Machine:
             "PYTHON": "stub-python",
             "NO_XDIST": "1",
             "NVCC": "exit 1",
-            "BOTH": "tests/test_gpu_backends.py tests/test_gpu_graphs.py",
+            "BOTH": "tests/backends/gpu/test_on_gpu.py tests/backends/gpu/test_graphs.py",
+            "ENGINES": " ".join(f"tests/backends/test_{name}.py" for name in ("ops", "network", "process")),
             "BUILD": 'echo "made for $STDC_FAST_CUDA_TARGETS"',
             "CUDA_RUNS": "exit 0",
             "TESTS": "echo 3 passed",
@@ -276,11 +277,11 @@ def test_tests_run_in_several_processes_where_pytest_can(machine):
     command = 'echo "$*" with "$OMP_NUM_THREADS"'
     machine.run(NO_XDIST="0", WORKERS="3", STEPS="tests", TESTS=command, OMP_NUM_THREADS="16")
     (summary,), (path,) = machine.results(), machine.written()
-    assert summary["steps"][0]["tail"] == "-m pytest -n 3 tests/test_gpu.py with 2"
+    assert summary["steps"][0]["tail"] == "-m pytest -n 3 tests/backends/eager/test_eager_on_gpu.py with 2"
     path.unlink()
     machine.run(STEPS="tests", TESTS=command, OMP_NUM_THREADS="16")
     (summary,) = machine.results()
-    assert summary["steps"][0]["tail"] == "-m pytest tests/test_gpu.py with 16"
+    assert summary["steps"][0]["tail"] == "-m pytest tests/backends/eager/test_eager_on_gpu.py with 16"
 
 
 OF_CUDA = ("cuda", "memcheck", "racecheck", "synccheck", "repeats")
