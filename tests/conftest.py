@@ -28,19 +28,30 @@ from stdc_fast import _native, backends, checkpoints, cli
 from stdc_fast.classes import CAMVID
 from stdc_fast.reference.networks import STDCSeg
 
-#: Left out of ``make check``: needs a compiler, the native module or kernels, builds, installs or starts processes,
-#: or takes more than seconds. All others also pass where there is no compiler, and ``--check`` makes sure of that.
-SLOW = ()
-#: Files that take longest and can not be shared between processes, so that they start first.
-FIRST = ()
+#: Folders, files and tests that ``make check`` leaves out: what needs a compiler, the native module or kernels,
+#: what builds, installs or starts processes, and what takes more than some seconds. All others pass where there
+#: is neither a compiler nor the module, as with ``--check``.
+SLOW = (
+    "backends/cpu/", "backends/cuda/", "backends/triton/", "backends/test_ops.py", "backends/test_network.py",
+    "backends/test_process.py", "backends/gpu/test_choice_of_tiles.py", "backends/gpu/test_graphs.py",
+    "backends/gpu/test_on_gpu.py", "backends/gpu/test_placed.py", "backends/eager/test_eager_on_gpu.py",
+    "benchmark/", "checkpoints/test_checkpoints.py::test_logits_are_the_familys",
+    "checkpoints/test_load.py::test_embedded_weights_label_camvid", "cli/test_cli.py::test_as_a_program",
+    "cli/test_cli.py::test_a_reader_that_leaves", "cli/test_video_cli.py", "installation/",
+    "plan/test_arena.py::test_an_overlap_shows", "plan/test_rewrites.py::test_720x960",
+    "plan/test_rewrites.py::test_training_heads", "scripts/", "test_library.py", "test_train.py",
+    "test_tune.py", "test_video.py", "viewer/",
+)  # fmt: skip
+#: Files that take longest, as one process runs all of a file: they are the first ones.
+LONGEST = (
+    "backends/test_network.py", "backends/test_ops.py", "test_train.py", "benchmark/test_peers.py",
+    "installation/test_packaging.py", "backends/triton/", "backends/cuda/test_bugs.py", "test_tune.py",
+    "cli/test_video_cli.py", "plan/test_rewrites.py", "benchmark/", "test_segmenter.py",
+)  # fmt: skip
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--check",
-        action="store_true",
-        help="only what needs no compiler; there is none, and no native module",
-    )
+    parser.addoption("--check", action="store_true", help="only tests that need no compiler, without one")
 
 
 def pytest_configure(config):
@@ -54,7 +65,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     folder = Path(__file__).parent
-    places = {item: item.path.relative_to(folder).as_posix() for item in items}
+    places = {item: f"{item.path.relative_to(folder).as_posix()}::{item.name}" for item in items}
     for item, place in places.items():
         if place.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
@@ -62,7 +73,7 @@ def pytest_collection_modifyitems(config, items):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in set(slow)]
-    items.sort(key=lambda item: not places[item].startswith(FIRST))
+    items.sort(key=lambda item: [places[item].startswith(one) for one in LONGEST], reverse=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -109,7 +109,7 @@ def street(size):
     return torch.from_numpy(crop.copy())[None]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def truth(net, frames):
     """Logits and labels of the float64 network."""
     with one_thread():
@@ -117,7 +117,7 @@ def truth(net, frames):
     return logits, resize_argmax(logits, tuple(frames.shape[1:3]))[0]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def emulated(plan, dtype, image):
     how = {} if dtype == FULL else {"rounding": Rounding(dtype)}
     return eager.compile(plan, FULL, **how)(image)
