@@ -2,7 +2,7 @@
 
 python -m bench.ptxas --out docs/results/cuda_ptxas.jsonl
 python -m bench.build_time --out docs/results/cuda_build.json
-python tests/test_cuda_bugs.py --out docs/results/cuda_bugs.jsonl
+python tests/cuda_bugs.py --out docs/results/cuda_bugs.jsonl
 python -m bench.cuda_report
 """
 
@@ -140,7 +140,7 @@ targets; the module is then {megabytes:.0f} MB.
 
 ## Planted bugs
 
-Each is put into a copy of the real kernels, which then run in the emulator (`tests/test_cuda_bugs.py`).
+Each is put into a copy of the real kernels, which then run in the emulator (`tests/cuda_bugs.py`).
 
 {by_bug}
 

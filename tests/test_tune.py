@@ -6,7 +6,7 @@ import types
 import hosted
 import pytest
 import torch
-from engines import small_network
+from sketch import small_network
 
 from stdc_fast import tune, zoo
 from stdc_fast.backends import cuda, triton
@@ -45,7 +45,7 @@ class Clock:
 
 def of_triton():
     if not triton.interpreted():
-        pytest.skip("kernels are compiled here; tests/test_gpu_backends.py tunes them")
+        pytest.skip("kernels are compiled here; those of GPUs tune them")
     return triton.compile(small_network(), torch.float16, "cpu"), tune.OfTriton(DEVICE)
 
 
