@@ -225,7 +225,9 @@ def _fake_network(
     height, width = image.shape[1:3] if image.dtype == torch.uint8 else image.shape[2:]
     dtype = dtype or (weights[0].dtype if image.dtype == torch.uint8 else image.dtype)
     shape = (image.shape[0], weights[-1].shape[0], (height + 7) // 8, (width + 7) // 8)
-    return torch.empty(shape, dtype=precision_of(dtype).sums, device=image.device, memory_format=torch.channels_last)
+    return torch.empty(
+        shape, dtype=precision_of(dtype).sums, device=image.device, memory_format=torch.channels_last
+    )
 
 
 def _fake_labels(logits: Tensor, size) -> Tensor:

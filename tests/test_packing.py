@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from stdc_fast.freshness import Cache, Packed, weights_of
+from stdc_fast.freshness import Cache, Watched, weights_of
 from stdc_fast.images import normalise
 from stdc_fast.reference import layers
 
@@ -313,7 +313,7 @@ def test_weights_are_in_the_order_of_the_state_dict():
 
 def test_packed_has_a_state_of_plain_modules_only():
     module, inputs = layers.AttentionRefinement(3, 4).requires_grad_(False), [torch.randn(1, 3, 4, 4)]
-    packed = Packed(module)
+    packed = Watched(module)
     assert packed.state(module, inputs) is None
     module.eval()
     first = packed.state(module, inputs)

@@ -15,17 +15,7 @@ import stdc_fast
 from bench import measured, report, suite
 from stdc_fast import _native, cli, zoo
 from stdc_fast.backends import cpu as engine
-from stdc_fast.benchmark import (
-    header,
-    limits,
-    memory,
-    records,
-    run,
-    runners,
-    scaling,
-    table,
-    workloads,
-)
+from stdc_fast.benchmark import header, limits, memory, records, run, runners, scaling, table, workloads
 from stdc_fast.benchmark.runners import Spec
 from stdc_fast.benchmark.selection import parse
 from stdc_fast.benchmark.workloads import Workload
@@ -189,7 +179,7 @@ def test_bad_options(options, words):
 
 def test_options():
     asked = parse(dtype="float32,bfloat16", peers="OpenVINO", int8=True, device="cpu")
-    native = [("ours cpu", "float32"), ("ours cpu", "bfloat16")] if _native.available()[0] else []
+    native = [("ours cpu", "float32"), ("ours cpu", "bfloat16")] if (_native.why_not() is None) else []
     keys = [spec.key for spec in asked.specs if spec.ours]
     assert [key for key in keys if key[0] == "ours cpu"] == native
     assert keys[0] == (native or [("ours eager", "float32")])[0]  # the first is what others are compared with
@@ -212,7 +202,7 @@ def test_backends_that_refuse_a_dtype():
     ]
 
 
-@pytest.mark.skipif(not _native.available()[0], reason="needs the native module")
+@pytest.mark.skipif(_native.why_not() is not None, reason="needs the native module")
 def test_nothing_that_a_backend_runs():
     with pytest.raises(UserError, match=r"cpu can not run float16 here: it computes in float32 and bfloat16"):
         runners.ours("cpu", ["float16"], ["cpu"])

@@ -31,7 +31,7 @@ def test_peers_compute_the_network(spec, scope, want):
     runner = spec.make(SMALL, "cpu", torch.get_num_threads())
     call = runner.prepare(scope)
     call()
-    _, broken = parity.gate({scope: runner.host(call()).numpy()}, "float32", want)
+    _, broken = parity.check({scope: runner.host(call()).numpy()}, "float32", want)
     assert not broken
 
 
@@ -44,7 +44,7 @@ def test_end_to_end_is_the_official_protocol(name, want):
         runner = each.make(SMALL, "cpu", 2)
         labels = runner.host(runner.prepare("frame")()).numpy()
         assert labels.shape == (1, 1024, 2048)
-        assert parity.gate({"frame": labels}, "float32", want)[1] == []
+        assert parity.check({"frame": labels}, "float32", want)[1] == []
 
 
 def test_int8_is_quantised(want):
@@ -53,7 +53,7 @@ def test_int8_is_quantised(want):
         pytest.skip(spec.missing("cpu"))
     runner = spec.make(SMALL, "cpu", 2)
     logits = runner.host(runner.prepare("logits")())
-    error = parity.gate({"logits": logits.numpy()}, "int8", want)[0]["logits"]
+    error = parity.check({"logits": logits.numpy()}, "int8", want)[0]["logits"]
     assert 1e-3 < error < 0.2  # neither float32 nor nonsense
 
 
@@ -88,7 +88,7 @@ def test_random_weights_keep_the_limits(tmp_path):
     runner = OURS.make(workload, "cpu", 2)
     logits = runner.host(runner.prepare("logits")()).numpy()
     want = workloads.expected(workload, ["logits"])
-    assert parity.gate({"logits": logits}, "float32", want)[1] == []
+    assert parity.check({"logits": logits}, "float32", want)[1] == []
     with pytest.raises(UserError, match="did you mean stdc1_camvid"):
         workloads.resolve("stdc1_camvit", tmp_path)
 
@@ -99,17 +99,17 @@ def test_random_weights_keep_the_limits(tmp_path):
 def test_gate(want):
     good = want.logits.float().numpy()
     labels = want.labels["labels"].numpy()
-    assert parity.gate({"logits": good, "labels": labels}, "float32", want)[1] == []
-    assert parity.gate({"logits": good}, "float32", want)[0]["labels"] >= 0.9999
-    (line,) = parity.gate({"logits": good * (1 + 2e-5), "labels": labels}, "float32", want)[1]
+    assert parity.check({"logits": good, "labels": labels}, "float32", want)[1] == []
+    assert parity.check({"logits": good}, "float32", want)[0]["labels"] >= 0.9999
+    (line,) = parity.check({"logits": good * (1 + 2e-5), "labels": labels}, "float32", want)[1]
     assert line == "logits differ by 2.0e-05; float32 allows 1e-05"
-    assert parity.gate({"logits": good * (1 + 2e-5), "labels": labels}, "float16", want)[1] == []
-    found, broken = parity.gate({"logits": good * np.nan, "labels": labels}, "float32", want)
+    assert parity.check({"logits": good * (1 + 2e-5), "labels": labels}, "float16", want)[1] == []
+    found, broken = parity.check({"logits": good * np.nan, "labels": labels}, "float32", want)
     assert found["logits"] is None
     assert "logits differ by nan" in broken[0]
-    assert "shape" in parity.gate({"logits": good[:, :, 1:]}, "float32", want)[1][0]
-    assert "[1, 128, 255]" in parity.gate({"labels": labels[:, :, 1:]}, "float32", want)[1][0]
+    assert "shape" in parity.check({"logits": good[:, :, 1:]}, "float32", want)[1][0]
+    assert "[1, 128, 255]" in parity.check({"labels": labels[:, :, 1:]}, "float32", want)[1][0]
     wrong = labels.copy()
     wrong[0, :4] = 255  # 1024 of 32768 pixels
-    (line,) = parity.gate({"labels": wrong}, "bfloat16", want)[1]
+    (line,) = parity.check({"labels": wrong}, "bfloat16", want)[1]
     assert line == "labels of scope labels agree on 96.875%; bfloat16 needs 99.00%"

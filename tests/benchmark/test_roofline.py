@@ -313,7 +313,7 @@ def test_the_command_prints_json(command, monkeypatch):
 
 @needs_native
 def test_nothing_is_timed_that_computes_something_else(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(parity, "gate", lambda *_: ({"logits": 1.0, "labels": 0.5}, ["labels differ"]))
+    monkeypatch.setattr(parity, "check", lambda *_: ({"logits": 1.0, "labels": 0.5}, ["labels differ"]))
     monkeypatch.setattr(roofline.Profiled, "turn", None)
     code, out, err = command("--dtype", "float32", "--quiet", "--plot", str(tmp_path / "r.svg"))
     assert code == 1
@@ -347,7 +347,7 @@ def test_it_is_of_the_native_engine_alone(command, monkeypatch):
 
 
 def test_what_the_roofline_profiles_is_what_the_model_runs():
-    if not _native.available()[0]:
+    if _native.why_not() is not None:
         pytest.skip("needs the native module")
     (spec,) = parse(dtype="float32", backends="cpu", peers="none", device="cpu").specs
     runner = spec.make(Workload("m", WORKLOAD.weights, 64, 96), "cpu", torch.get_num_threads())

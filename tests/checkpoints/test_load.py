@@ -6,7 +6,7 @@ import torch
 from paths import ROOT
 
 import stdc_fast
-from stdc_fast import UserError, checkpoints, zoo
+from stdc_fast import UserError, _native, checkpoints, zoo
 from stdc_fast.classes import CAMVID
 from stdc_fast.data import open_folder
 from stdc_fast.evaluate import evaluate
@@ -65,11 +65,9 @@ def test_wrong_load_options_are_refused(options, reason, tiny_weights):
 
 
 def test_an_absent_backend_gives_its_reason(tiny_weights, monkeypatch):
-    status = stdc_fast.backends.Status("native", False, "was not built, no compiler")
-    eager = stdc_fast.backends.Status("eager", True, "plain")
-    monkeypatch.setattr(stdc_fast.backends, "statuses", lambda: [status, eager])
-    with pytest.raises(UserError, match=r"native is not available: was not built.*eager"):
-        stdc_fast.load(tiny_weights, backend="native")
+    monkeypatch.setattr(_native, "_load", lambda: "it was not built, no compiler")
+    with pytest.raises(UserError, match=r"cpu is not available: it was not built.*eager"):
+        stdc_fast.load(tiny_weights, device="cpu", backend="cpu")
     assert stdc_fast.load(tiny_weights, device="cpu").backend == "eager"
 
 
@@ -126,7 +124,9 @@ def test_embedded_weights(embedded, photo):
 
 def test_an_empty_variable_is_no_choice(tiny_weights, monkeypatch):
     monkeypatch.setenv("STDC_FAST_BACKEND", "")
-    assert stdc_fast.load(tiny_weights, device="cpu").backend == stdc_fast.backends.best().name
+    model = stdc_fast.load(tiny_weights, device="cpu")
+    assert model.decision == stdc_fast.backends.select(model.plan(), model.precision, "cpu")
+    assert not model.decision.asked
 
 
 def test_embedded_weights_see_the_street(embedded):

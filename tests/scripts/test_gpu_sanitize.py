@@ -11,6 +11,8 @@ import torch
 from bench import gpu_constants, gpu_repeats, gpu_sanitize
 from stdc_fast.backends import cuda
 from stdc_fast.backends.cuda.launches import Lowered
+from stdc_fast.backends.cuda.tiles import CudaModel
+from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.errors import UserError
 
 TOOL = """#!/bin/sh
@@ -80,7 +82,9 @@ def test_without_the_tool_or_the_backend_it_says_so(tool, monkeypatch):
 
 def on_cpu(plan, dtype, device, graphs=True):
     native = hosted.module()
-    return cuda.Executable(plan, dtype, torch.device("cpu"), native, cuda.Chooser(native), graphs=False)
+    return cuda.CudaExecutable(
+        plan, dtype, torch.device("cpu"), native, Chooser(CudaModel(native)), graphs=False
+    )
 
 
 def test_every_compiled_form_is_launched(monkeypatch):

@@ -22,7 +22,7 @@ from sketch import small_network
 import stdc_fast
 from stdc_fast import UserError, _native, backends
 from stdc_fast.backends import cpu, eager
-from stdc_fast.precision import BFLOAT16
+from stdc_fast.precision import BFLOAT16, precision_of
 
 REASON = "the native module was not built: no compiler"
 
@@ -274,10 +274,10 @@ def test_the_environment_asks_for_cpu(monkeypatch, tiny_weights):
 def test_training_heads_are_left_to_eager():
     plan, place = small_network(), torch.device("cpu")
     several = plan.replace(outputs=(*plan.outputs, plan.ops[0].output))
-    assert type(backends.compile(plan, BFLOAT16, place)) is cpu.CpuExecutable
-    assert type(backends.compile(several, BFLOAT16, place)) is eager.EagerExecutable
+    assert type(backends.compile(plan, precision_of(BFLOAT16), place)) is cpu.CpuExecutable
+    assert type(backends.compile(several, precision_of(BFLOAT16), place)) is eager.EagerExecutable
     with pytest.raises(UserError, match="training heads"):
-        backends.compile(several, BFLOAT16, place, "cpu")
+        backends.compile(several, precision_of(BFLOAT16), place, "cpu")
 
 
 @needs_native

@@ -20,7 +20,8 @@ import stdc_fast
 from stdc_fast import images
 from stdc_fast.backends import eager
 from stdc_fast.backends.eager.convolution import Convolution, Subpixel
-from stdc_fast.backends.eager.rounding import Grid, Observer, Rounding, observe
+from stdc_fast.backends.eager.ranges import observe
+from stdc_fast.backends.eager.rounding import Grid, Observer, Rounding
 from stdc_fast.plan import build, optimise
 from stdc_fast.plan.ops import Conv, Down
 from stdc_fast.plan.rewrites import subpixel_weights
@@ -83,7 +84,7 @@ def test_trained_weights_in_float32(trained, optimised, frames):
     plan = optimise(plan) if optimised else plan
     for size in (SIZE, (129, 159)):
         assert relative(plan, trained, street(size)) <= 1e-5
-    assert relative(plan, trained, street(size), dtype=torch.float64) <= 1e-10
+    assert relative(plan, trained, street(size), precision=torch.float64) <= 1e-10
     if frames:
         assert agreement(eager.compile(plan), trained, street()) >= 0.9999
 
@@ -109,7 +110,7 @@ def test_low_precision_against_its_emulation(trained, dtype, frames):
         (optimise(build(trained, frames=frames)), trained, street(), absolute),
         (optimise(build(random, frames=frames)), random, noise, math.inf),
     ):
-        real = relative(plan, net, image, dtype=dtype)
+        real = relative(plan, net, image, precision=dtype)
         emulated = relative(plan, net, image, rounding=Rounding(dtype))
         assert torch.finfo(dtype).eps / 8 < real <= min(limit, 1.5 * emulated)
 

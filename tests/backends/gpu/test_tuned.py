@@ -8,11 +8,13 @@ import torch
 
 from stdc_fast import _native, tune
 from stdc_fast.backends import triton
-from stdc_fast.backends.cuda import tiles as cuda_tiles
-from stdc_fast.backends.gpu import tuned
-from stdc_fast.backends.gpu.model import Work, device_class, dump
-from stdc_fast.backends.triton import tiles
-from stdc_fast.backends.triton.tiles import Tiles
+from stdc_fast.backends.cuda.tiles import CudaTiles
+from stdc_fast.backends.gpu import tables, tuned
+from stdc_fast.backends.gpu.chooser import best
+from stdc_fast.backends.gpu.model import Work, device_class
+from stdc_fast.backends.gpu.tables import dump
+from stdc_fast.backends.triton.tiles import TritonModel, TritonTiles
+from stdc_fast.backends.triton.tiles import TritonTiles as Tiles
 from stdc_fast.errors import UserError
 
 WORK = Work("conv", 3, 1, (256,), 256, 1, 64, 128, "float16", True)
@@ -111,9 +113,9 @@ def test_a_damaged_file_is_left_aside_with_one_warning(name, caplog):
 
 def test_tuned_goes_before_shipped_before_modelled(h100, monkeypatch):
     device = device_class((9, 0), 132)
-    assert triton.chooser(h100)(WORK) == tiles.shipped("sm_90")[WORK.key]
+    assert triton.chooser(h100)(WORK) == tables.shipped("sm_90", TritonTiles)[WORK.key]
     odd = Work("conv", 3, 1, (33,), 34, 1, 7, 9, "float16")
-    assert triton.chooser(h100)(odd) == tiles.modelled(odd, device)
+    assert triton.chooser(h100)(odd) == best(TritonModel(device), odd)
     tuned.save(tuned.environment(h100), {WORK.key: BEST})
     assert triton.chooser(h100)(WORK) == BEST
 
@@ -122,14 +124,14 @@ def test_tiles_beyond_all_measure_are_passed_over(h100):
     large = Tiles(32, 32, 256, 256, 1, 8, 4)
     tuned.save(tuned.environment(h100), {WORK.key: large})
     assert tuned.load(tuned.environment(h100)) == {WORK.key: large}
-    assert triton.chooser(h100)(WORK) == tiles.shipped("sm_90")[WORK.key]
+    assert triton.chooser(h100)(WORK) == tables.shipped("sm_90", TritonTiles)[WORK.key]
 
 
 # The CUDA backend's: in a file of their own, for other reasons another one.
 
 CUDA_ABOUT = ABOUT | {"backend": "cuda"}
-CUDA_BEST = cuda_tiles.Tiles((128, 64), 8, 16, 64, 2)
-CUDA_OTHER = cuda_tiles.Tiles((64, 64), 4, 16, 32)
+CUDA_BEST = CudaTiles((128, 64), 8, 16, 64, 2)
+CUDA_OTHER = CudaTiles((64, 64), 4, 16, 32)
 
 
 def test_tiles_of_the_cuda_backend_are_apart(cache):
@@ -139,7 +141,7 @@ def test_tiles_of_the_cuda_backend_are_apart(cache):
     tuned.save(CUDA_ABOUT, {"another": CUDA_BEST})
     assert tuned.load(CUDA_ABOUT) == {WORK.key: CUDA_BEST, "another": CUDA_BEST}
     assert tuned.load(ABOUT) == {WORK.key: BEST}
-    assert cuda_tiles.read(mine)["tiles"] == tuned.load(CUDA_ABOUT)  # as those that are shipped
+    assert tables.read(mine, CudaTiles)["tiles"] == tuned.load(CUDA_ABOUT)  # as those that are shipped
     assert mine.read_text().count("\n") == len(CUDA_ABOUT) + 8  # a line an entry
 
 

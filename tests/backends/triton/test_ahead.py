@@ -18,8 +18,12 @@ import torch
 
 from bench import ahead, ahead_report, ship
 from stdc_fast import kernels  # before a test changes whether they are interpreted
-from stdc_fast.backends.gpu.model import DEVICES, FOLDER
+from stdc_fast.backends.gpu import tables
+from stdc_fast.backends.gpu.chooser import best
+from stdc_fast.backends.gpu.model import DEVICES
+from stdc_fast.backends.gpu.tables import FOLDER
 from stdc_fast.backends.triton import tiles
+from stdc_fast.backends.triton.tiles import TritonModel, TritonTiles
 
 # Compiled in CI; the others, and all else that is shipped, in the wide matrix.
 TARGETS = ("sm_80", "sm_90")
@@ -125,7 +129,7 @@ def test_down_needs_no_more_shared_memory_than_is_said(target, monkeypatch):
         options = [t for t in tiles.candidates(work, device) if t.pixels <= 64]
         alone, staged = ([t for t in options if (t.stages == 1) == one] for one in (True, False))
         some = [t for group in (alone, staged) for t in group[:: len(group) // 4 or 1]]
-        for t in [*some, tiles.modelled(work, device)]:
+        for t in [*some, best(TritonModel(device), work)]:
             whole = ahead.lowered(plan, device, dtype, (32, 64), choose=lambda w, t=t: t, labels=None)
             job = ahead.job_of(whole.launches[0], device, "down")
             todo.append((job, tiles.shared_bytes(work, t)))
@@ -179,13 +183,13 @@ def test_what_a_small_tile_or_another_kernel_may_be():
 
 @pytest.mark.parametrize("key", DEVICES)
 def test_the_shipped_tables_have_every_kernel_of_both_networks(key):
-    device, table = DEVICES[key], tiles.shipped(key)
+    device, table = DEVICES[key], tables.shipped(key, TritonTiles)
     missing = set()
 
     def choose(work):
         if work.key not in table:
             missing.add(work.key)
-            return tiles.modelled(work, device)
+            return best(TritonModel(device), work)
         assert tiles.sane(table[work.key])
         return table[work.key]
 
@@ -199,7 +203,7 @@ def test_the_shipped_tables_have_every_kernel_of_both_networks(key):
 
 def test_the_tables_file_says_where_it_comes_from():
     for key in DEVICES:
-        assert "not measured" in tiles.read(FOLDER / f"{key}.json")["from"]
+        assert "not measured" in tables.read(FOLDER / f"{key}.json", TritonTiles)["from"]
 
 
 def test_the_document_is_of_the_records():
