@@ -6,10 +6,9 @@ import types
 import hosted
 import pytest
 import torch
-from engines import small_network
+from sketch import small_network
 
-import stdc_fast
-from stdc_fast import tune
+from stdc_fast import tune, zoo
 from stdc_fast.backends import cuda, triton
 from stdc_fast.backends.cuda import tiles as cuda_tiles
 from stdc_fast.backends.gpu import tuned
@@ -46,7 +45,7 @@ class Clock:
 
 def of_triton():
     if not triton.interpreted():
-        pytest.skip("kernels are compiled here; tests/test_gpu_backends.py tunes them")
+        pytest.skip("kernels are compiled here; those of GPUs tune them")
     return triton.compile(small_network(), torch.float16, "cpu"), tune.OfTriton(DEVICE)
 
 
@@ -163,7 +162,7 @@ def gpu(monkeypatch, tmp_path):
         loaded.backend = {"auto": "cuda"}.get(backend, backend)
         return loaded
 
-    monkeypatch.setattr(stdc_fast, "load", load)
+    monkeypatch.setattr(zoo, "load", load)
     return asked
 
 

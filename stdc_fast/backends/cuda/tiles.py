@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Hashable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
-from stdc_fast.backends.gpu.model import FOLDER, LATENCY, Device, Prediction, Work
+from stdc_fast.backends.gpu.chooser import TileModel
+from stdc_fast.backends.gpu.model import DEVICES, LATENCY, Device, Prediction, Work
 
 ADDS = {"none": 0, "vector": 1, "map": 2}  # as in csrc/include/gpu.h
 SHAPES = 6  # of tiles that are looked at for each core
@@ -37,7 +36,7 @@ THREAD = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiles:
+class CudaTiles:
     """How one kernel is launched.
 
     Attributes:
@@ -54,6 +53,7 @@ class Tiles:
     width: int
     chunk: int = 16
     split: int = 1
+    prefix: ClassVar[str] = "cuda_"
 
     def __post_init__(self) -> None:
         if not all(type(n) is int and 1 <= n <= 4096 for n in self.numbers):
@@ -63,6 +63,11 @@ class Tiles:
     def numbers(self) -> tuple[int, ...]:
         """As a table has them."""
         return (*self.core, self.height, self.width, self.chunk, self.split)
+
+    @classmethod
+    def of(cls, numbers: list[int]) -> CudaTiles:
+        pixels, channels, *rest = numbers
+        return cls((pixels, channels), *rest)
 
     def __str__(self) -> str:
         split = f"/{self.split}" if self.split > 1 else ""
@@ -83,7 +88,7 @@ class Form:
     shared: int
 
 
-class Kernels:
+class CompiledForms:
     """The compiled kernels, as far as the choice of tiles goes.
 
     Args:
@@ -99,7 +104,7 @@ class Kernels:
             for kind, found in native.cores().items()
         }
 
-    def form(self, work: Work, t: Tiles) -> Form | None:
+    def form(self, work: Work, t: CudaTiles) -> Form | None:
         """What a block is, or None if there is no such kernel or not the memory for it."""
         chunks = sum(-(-c // t.chunk) for c in work.inputs) if work.kind == "conv" else 1
         if t.core not in self.cores[work.kind] or t.split > chunks:
@@ -113,7 +118,7 @@ class Kernels:
             return None
         return Form(*self.cores[work.kind][t.core][1:], shared) if shared <= self.shared else None
 
-    def sized(self, work: Work, t: Tiles) -> dict[str, Any]:
+    def sized(self, work: Work, t: CudaTiles) -> dict[str, Any]:
         """The fields of a kernel's arguments that follow from sizes and tiles."""
         height, width = tile_of_input(work, t)
         index = self.cores[work.kind][t.core][0]
@@ -129,7 +134,7 @@ class Kernels:
         return found
 
 
-def tile_of_input(work: Work, t: Tiles) -> tuple[int, int]:
+def tile_of_input(work: Work, t: CudaTiles) -> tuple[int, int]:
     """(height, width) of what a block computes first: of ``down`` all that its outputs read."""
     return (2 * t.height + 1, 2 * t.width + 1) if work.kind == "down" else (t.height, t.width)
 
@@ -141,7 +146,7 @@ def _units(work: Work) -> int:
     return work.kernel**2 * sum(-(-c // UNIT) for c in work.inputs)
 
 
-def _steps(work: Work, t: Tiles) -> int:
+def _steps(work: Work, t: CudaTiles) -> int:
     """Steps of the pipeline, which start anew with each chunk."""
     if work.kind == "stem":
         return 1
@@ -149,13 +154,13 @@ def _steps(work: Work, t: Tiles) -> int:
     return sum(-(-(work.kernel**2 * -(-c // UNIT)) // UNITS) for c in parts)
 
 
-def blocks(work: Work, t: Tiles) -> int:
+def blocks(work: Work, t: CudaTiles) -> int:
     """Number of blocks of a launch."""
     tiles = work.images * work.sets * -(-work.height // t.height) * -(-work.width // t.width)
     return tiles * -(-work.outputs // t.core[1]) * t.split
 
 
-def _fetched(work: Work, t: Tiles) -> tuple[int, int, int]:
+def _fetched(work: Work, t: CudaTiles) -> tuple[int, int, int]:
     """(height, width) of the pixels that a block fetches, and the step between those of one tap."""
     height, width = tile_of_input(work, t)
     if work.kind != "conv":
@@ -179,7 +184,7 @@ def conflicts(height: int, width: int, row: int, step: int) -> float:
     return sum(max(map(group.count, group)) for group in groups) / len(groups)
 
 
-def predict(work: Work, t: Tiles, device: Device, form: Form) -> Prediction:
+def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     """The model: blocks of one processor share its tensor cores, its shared memory and its way to L2."""
     pixels, channels = t.core
     warps = form.warps_m * form.warps_n
@@ -217,7 +222,7 @@ def _shapes(work: Work, core: tuple[int, int]) -> list[tuple[int, int]]:
     """(height, width) of tiles that a block's pixels are enough for: the best of each number of rows."""
     found = {}
     for rows in range(1, 33):
-        one = Tiles(core, min(rows, work.height), 1)
+        one = CudaTiles(core, min(rows, work.height), 1)
         high, _ = tile_of_input(work, one)
         width = core[0] // high
         if work.kind == "down":
@@ -233,13 +238,13 @@ def _shapes(work: Work, core: tuple[int, int]) -> list[tuple[int, int]]:
     return sorted(found, key=lambda shape: (found[shape], shape))[:SHAPES]
 
 
-def candidates(work: Work, kernels: Kernels) -> Iterator[tuple[Tiles, Form]]:
+def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Form]]:
     """All choices that fit."""
     deepest = -(-max(work.inputs) // UNIT) * UNIT
     chunks = [16] if work.kind == "stem" else sorted({min(c, deepest) for c in (32, 64, 128, 256, 512)})
-    for core in kernels.cores[work.kind]:
+    for core in forms.cores[work.kind]:
         widest = max(16, 1 << (work.outputs - 1).bit_length())
-        if core[1] > widest and core[1] != min(c for _, c in kernels.cores[work.kind]):
+        if core[1] > widest and core[1] != min(c for _, c in forms.cores[work.kind]):
             continue
         for height, width in _shapes(work, core):
             for chunk in chunks:
@@ -248,34 +253,46 @@ def candidates(work: Work, kernels: Kernels) -> Iterator[tuple[Tiles, Form]]:
                 if work.kernel == 2:
                     splits = [1]
                 for split in splits:
-                    t = Tiles(core, height, width, chunk, split)
-                    if (form := kernels.form(work, t)) is not None:
+                    t = CudaTiles(core, height, width, chunk, split)
+                    if (form := forms.form(work, t)) is not None:
                         yield t, form
 
 
-def ranked(work: Work, device: Device, kernels: Kernels) -> list[Tiles]:
+def ranked(work: Work, device: Device, forms: CompiledForms) -> list[CudaTiles]:
     """All choices, the fastest by the model first."""
 
-    def order(choice: tuple[Tiles, Form]):
+    def order(choice: tuple[CudaTiles, Form]):
         t, form = choice
         nanoseconds = round(predict(work, t, device, form).seconds * 1e9)
         return nanoseconds, t.split, -t.chunk, abs(math.log2(t.height / t.width)), t.core, t.height
 
-    found = sorted(candidates(work, kernels), key=order)
+    found = sorted(candidates(work, forms), key=order)
     if not found:
         raise AssertionError(f"no tiles for {work.key} on {device.name}")
     return [t for t, _ in found]
 
 
-@functools.cache
-def shipped(key: str) -> dict[str, Tiles]:
-    """The table of a device class, by :attr:`Work.key`; empty if there is none."""
-    path = FOLDER / f"cuda_{key}.json"
-    return read(path)["tiles"] if path.is_file() else {}
+class CudaModel(TileModel):
+    """The model of the CUDA kernels' tiles. All forms are compiled, and what they need is known.
 
+    Args:
+        native: the module with the kernels.
+        device: the class.
+        shared: bytes of shared memory that a block may have, by default what the class has.
+    """
 
-def read(path: Path) -> dict:
-    """A table from its file, with :class:`Tiles` as its entries."""
-    table = json.loads(path.read_text())
-    table["tiles"] = {key: Tiles((p, n), *rest) for key, (p, n, *rest) in table["tiles"].items()}
-    return table
+    tiles = CudaTiles
+    shapes, variants = 24, 16
+
+    def __init__(self, native: ModuleType, device: Device = DEVICES["sm_90"], shared: int | None = None):
+        self.device = device
+        self.forms = CompiledForms(native, min(shared or device.shared, device.shared))
+
+    def fits(self, work: Work, tiles: CudaTiles) -> bool:
+        return self.forms.form(work, tiles) is not None
+
+    def ranked(self, work: Work) -> list[CudaTiles]:
+        return ranked(work, self.device, self.forms)
+
+    def shape(self, tiles: CudaTiles) -> Hashable:
+        return tiles.core, tiles.split
