@@ -131,68 +131,36 @@ def test_another_network(tmp_path):
     assert "known layout" in message and "layer1.0.conv1.weight" in message
 
 
-@pytest.mark.parametrize(
-    ("family", "key", "ours"),
-    [
-        ("official", "cp.arm16.conv.conv.weight", "cp.arm16.conv.conv.weight"),
-        ("official", "conv_out.conv_out.weight", "conv_out.conv_out.weight"),
-        ("official", "ffm.convblk.bn.running_var", "ffm.convblk.bn.running_var"),
-        ("mmseg", "backbone.arms.1.conv_layer.conv.weight", "cp.arm16.conv.conv.weight"),
-        ("mmseg", "decode_head.conv_seg.weight", "conv_out.conv_out.weight"),
-        # Its classifier has a bias: without it the labels would be silently wrong.
-        ("mmseg", "decode_head.conv_seg.bias", "conv_out.conv_out.bias"),
-        (
-            "mmseg",
-            "backbone.backbone.stages.3.1.layers.2.bn.bias",
-            "cp.backbone.features.5.conv_list.2.bn.bias",
-        ),
-        ("super-gradients", "cp.upsample32.1.seq.conv.weight", "cp.conv_head32.conv.weight"),
-        (
-            "super-gradients",
-            "cp.backbone.stages.block_s32.0.conv_list.1.0.seq.bn.weight",
-            "cp.backbone.features.6.avd_layer.1.weight",
-        ),
-    ],
-)
+# (family, its name, ours)
+SAMPLES = [(f, *pair) for f, row in families.ROWS.items() for pair in row.samples.items()]
+STRANGERS = [(f, *pair) for f, row in families.ROWS.items() for pair in row.strangers.items()]
+# A name of our backbone would make an official file of any.
+RENAMED = [s for s in SAMPLES if s[0] in families.RENAMED and not s[2].startswith("cp.backbone.")]
+
+
+@pytest.mark.parametrize(("family", "key", "ours"), SAMPLES)
 def test_missing_key(tmp_path, family, key, ours):
     state = thin(family)
     del state[key]
-    message = refusal(write(tmp_path / "model.pth", families.contents(family, state)))
+    message = refusal(write(tmp_path / "model.pth", families.ROWS[family].contents(state)))
     assert f"1 missing ({ours})" in message and "unexpected" not in message
 
 
-@pytest.mark.parametrize(
-    ("family", "key", "ours"),
-    [
-        ("official", "cp.arm64.conv.conv.weight", "cp.arm64.conv.conv.weight"),
-        ("official", "cp.backbone.features.0.conv.bias", "cp.backbone.features.0.conv.bias"),
-        # Under the alias only, which must not hide it.
-        ("official", "cp.backbone.x8.0.2.conv_list.4.bn.bias", "cp.backbone.features.2.conv_list.4.bn.bias"),
-        ("mmseg", "backbone.arms.2.conv_layer.conv.weight", "backbone.arms.2.conv_layer.conv.weight"),
-        ("mmseg", "backbone.ffm.attention.3.conv.weight", "backbone.ffm.attention.3.conv.weight"),
-        ("super-gradients", "ffm.attention_block.2.bias", "ffm.conv2.bias"),
-    ],
-)
+@pytest.mark.parametrize(("family", "key", "ours"), STRANGERS)
 def test_unexpected_key(tmp_path, family, key, ours):
     state = {**thin(family), key: torch.ones(256)}
-    message = refusal(write(tmp_path / "model.pth", families.contents(family, state)))
+    message = refusal(write(tmp_path / "model.pth", families.ROWS[family].contents(state)))
     assert f"1 unexpected ({ours})" in message and "missing" not in message
 
 
-@pytest.mark.parametrize(
-    ("family", "key", "ours"),
-    [
-        ("mmseg", "decode_head.convs.0.bn.weight", "conv_out.conv.bn.weight"),
-        ("super-gradients", "ffm.pw_conv.seq.bn.weight", "ffm.convblk.bn.weight"),
-    ],
-)
+@pytest.mark.parametrize(("family", "key", "ours"), RENAMED)
 @pytest.mark.parametrize("first", [False, True])
 def test_one_name_must_not_overwrite_another(tmp_path, family, key, ours, first):
     # Our name beside the family's own for the same tensor: one of the two would be lost in silence.
     extra, state = {ours: torch.ones(256)}, thin(family)
     assert key in state
     state = {**extra, **state} if first else {**state, **extra}
-    message = refusal(write(tmp_path / "model.pth", families.contents(family, state)))
+    message = refusal(write(tmp_path / "model.pth", families.ROWS[family].contents(state)))
     assert key in message or ours in message
 
 

@@ -11,7 +11,7 @@ from stdc_fast.reference import STDCSeg
 
 
 def test_round_trip_is_bit_exact(tmp_path):
-    first = read(tmp_path / "model.pth", families.contents("mmseg", weights("mmseg")))
+    first = read(tmp_path / "model.pth", families.ROWS["mmseg"].contents(weights("mmseg")))
     path = tmp_path / "new" / "folder" / "model.safetensors"
     checkpoints.save(first.state, path, METADATA)
     second = checkpoints.read(path)
@@ -42,7 +42,7 @@ def test_round_trip_without_metadata(tmp_path):
 
 
 def test_half_keeps_the_norms(tmp_path):
-    state = read(tmp_path / "model.pth", families.contents("mmseg", weights("mmseg"))).state
+    state = read(tmp_path / "model.pth", families.ROWS["mmseg"].contents(weights("mmseg"))).state
     full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
     checkpoints.save(state, full, METADATA)
     checkpoints.save(state, half, METADATA, half=True)

@@ -24,32 +24,20 @@ from stdc_fast import checkpoints
 from stdc_fast.reference import STDCBackbone
 
 
-@pytest.mark.parametrize(
-    ("family", "variant", "sizes"),
-    [
-        # CamVid's size gives odd maps (45x60, 23x30), where upsampling by two would be wrong.
-        ("official", "stdc1", [(1, 512, 1024), (1, 720, 960), (2, 97, 131)]),
-        ("official-plain", "stdc1", [(2, 97, 131)]),
-        ("mmseg", "stdc1", [(1, 512, 1024), (1, 720, 960), (2, 97, 131)]),
-        ("super-gradients", "stdc1", [(1, 512, 1024), (1, 736, 960), (2, 64, 96)]),
-        ("official", "stdc2", [(1, 97, 131), (2, 64, 96)]),
-        ("official-plain", "stdc2", [(1, 97, 131)]),
-        ("mmseg", "stdc2", [(1, 97, 131), (2, 64, 96)]),
-        ("super-gradients", "stdc2", [(1, 96, 160)]),
-    ],
-)
-def test_logits_are_the_familys(tmp_path, family, variant, sizes):
-    made = families.build(family, variant, seed=1)
-    loaded = read(tmp_path / "model.pth", families.contents(family, made.state_dict()))
+@pytest.mark.parametrize("family", families.ROWS)
+@pytest.mark.parametrize("variant", families.BLOCKS)
+def test_logits_are_the_familys(tmp_path, family, variant):
+    row, made = families.ROWS[family], families.build(family, variant, seed=1)
+    loaded = read(tmp_path / "model.pth", row.contents(made.state_dict()))
     assert (loaded.family, loaded.variant) == (family.removesuffix("-plain"), variant)
     assert (loaded.num_classes, loaded.module, loaded.metadata) == (19, "cat", {})
-    assert logits_error(loaded, made, sizes) <= 1e-10
+    assert logits_error(loaded, made, row.sizes[variant]) <= 1e-10
 
 
 @pytest.mark.parametrize("classes", [1, 11])
 def test_any_number_of_classes(tmp_path, classes):
     made = families.build("mmseg", "stdc1", classes)
-    loaded = read(tmp_path / "model.pth", families.contents("mmseg", made.state_dict()))
+    loaded = read(tmp_path / "model.pth", families.ROWS["mmseg"].contents(made.state_dict()))
     assert loaded.num_classes == classes
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.inference_mode():
@@ -72,14 +60,14 @@ def test_in_place_norm_takes_the_magnitude_in_the_decoder_only(tmp_path):
     assert "in-place" in loaded.report
 
 
-@pytest.mark.parametrize("family", ["official-plain", "mmseg", "super-gradients"])
+@pytest.mark.parametrize("family", ["official-plain", *families.RENAMED])
 def test_plain_norm_keeps_its_sign(tmp_path, family):
-    loaded = read(tmp_path / "model.pth", families.contents(family, weights(family)))
+    loaded = read(tmp_path / "model.pth", families.ROWS[family].contents(weights(family)))
     stored = sorted(v.sum().item() for k, v in loaded.state.items() if v.ndim == 1 and k.endswith(".weight"))
     wanted = sorted(
         m.weight.sum().item()
         for k, m in network(family).named_modules()
-        if isinstance(m, torch.nn.BatchNorm2d) and not k.startswith(families.TRAINING_ONLY[family])
+        if isinstance(m, torch.nn.BatchNorm2d) and not k.startswith(families.ROWS[family].training_only)
     )
     assert stored == wanted and len(stored) == 29 + len(DECODER_NORMS)
     for name in DECODER_NORMS:
@@ -87,10 +75,10 @@ def test_plain_norm_keeps_its_sign(tmp_path, family):
     assert "in-place" not in loaded.report
 
 
-@pytest.mark.parametrize("family", ["mmseg", "super-gradients"])
+@pytest.mark.parametrize("family", families.RENAMED)
 def test_absent_counters_mean_in_place_norm_only_in_official_files(tmp_path, family):
     state = {k: v for k, v in thin(family).items() if not k.endswith("num_batches_tracked")}
-    loaded = read(tmp_path / "model.pth", families.contents(family, state))
+    loaded = read(tmp_path / "model.pth", families.ROWS[family].contents(state))
     for name in DECODER_NORMS:
         assert (loaded.state[f"{name}.weight"] < 0).all()
 
@@ -109,7 +97,7 @@ def test_the_tell_decides_the_result(tmp_path):
 
 def test_averaged_weights_are_preferred(tmp_path):
     state = thin("super-gradients")
-    content = families.contents("super-gradients", state)
+    content = families.ROWS["super-gradients"].contents(state)
     key, ours = "segmentation_head.0.seg_head.2.weight", "conv_out.conv_out.weight"
     loaded = read(tmp_path / "both.pth", content)
     assert torch.equal(loaded.state[ours], state[key]) and "(ema_net)" in loaded.report
@@ -118,30 +106,20 @@ def test_averaged_weights_are_preferred(tmp_path):
     assert torch.equal(loaded.state[ours], state[key] + 1) and "(net)" in loaded.report
 
 
-# A norm has four tensors beside its counter, so a training head without bias has 1 + 4 + 1.
-@pytest.mark.parametrize(
-    ("family", "variant", "mapped", "dropped"),
-    [
-        ("official", "stdc1", 193, 6 * 6 + 5 + 1 + 4 + 1),  # heads, conv_last, fc, bn, linear
-        ("official", "stdc2", 313, 6 * 6 + 5 + 1 + 4 + 1),
-        ("official-plain", "stdc1", 193, 6 * 6 + 5 + 1 + 4 + 1),
-        ("mmseg", "stdc1", 194, 3 * 7 + 2),  # three heads with bias, two kernels
-        ("mmseg", "stdc2", 314, 3 * 7 + 2),
-        ("super-gradients", "stdc1", 193, 3 * 6),
-        ("super-gradients", "stdc2", 313, 3 * 6),
-    ],
-)
-def test_report_counts(tmp_path, family, variant, mapped, dropped):
-    state = thin(family, variant)
+@pytest.mark.parametrize("family", families.ROWS)
+@pytest.mark.parametrize(("variant", "tensors"), [("stdc1", 193), ("stdc2", 313)])
+def test_report_counts(tmp_path, family, variant, tensors):
+    row, state = families.ROWS[family], thin(family, variant)
     if family == "official":
         # The entries of the published files: the number that shows the stand-in to be the real layout.
         assert len(state) == {"stdc1": 445, "stdc2": 733}[variant]
-    report = read(tmp_path / "model.pth", families.contents(family, state)).report
+    mapped = tensors + row.classifier_bias
+    report = read(tmp_path / "model.pth", row.contents(state)).report
     assert report.startswith(family.removesuffix("-plain"))
-    assert f"mapped {mapped} of {mapped} tensors, dropped {dropped} training-only ones" in report
+    assert f"mapped {mapped} of {mapped} tensors, dropped {row.dropped} training-only ones" in report
     assert "\n" not in report
-    pruned = {k: v for k, v in state.items() if not k.startswith(families.TRAINING_ONLY[family])}
-    report = read(tmp_path / "pruned.pth", families.contents(family, pruned)).report
+    pruned = {k: v for k, v in state.items() if not k.startswith(row.training_only)}
+    report = read(tmp_path / "pruned.pth", row.contents(pruned)).report
     assert f"mapped {mapped} of {mapped} tensors, dropped 0 training-only ones" in report
 
 
@@ -188,11 +166,11 @@ def test_containers_and_prefixes(tmp_path, name, prefix, options, key):
     assert same(read(tmp_path / name, content, **options).state, canonical(state))
 
 
-@pytest.mark.parametrize("family", ["mmseg", "super-gradients"])
+@pytest.mark.parametrize("family", families.RENAMED)
 def test_prefix_in_the_other_families(tmp_path, family):
     state = thin(family)
-    bare = read(tmp_path / "bare.pth", families.contents(family, state))
-    prefixed = families.contents(family, {f"module.{k}": v for k, v in state.items()})
+    bare = read(tmp_path / "bare.pth", families.ROWS[family].contents(state))
+    prefixed = families.ROWS[family].contents({f"module.{k}": v for k, v in state.items()})
     assert same(read(tmp_path / "prefixed.pth", prefixed).state, bare.state)
 
 
@@ -211,7 +189,7 @@ def test_foreign_safetensors(tmp_path, metadata):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_files_dtype_is_kept(tmp_path, dtype):
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in thin("mmseg").items()}
-    loaded = read(tmp_path / "model.pth", families.contents("mmseg", state))
+    loaded = read(tmp_path / "model.pth", families.ROWS["mmseg"].contents(state))
     assert {v.dtype for v in loaded.state.values()} == {dtype}
     assert {v.dtype for v in loaded.network().state_dict().values() if v.ndim} == {torch.float32}
 
@@ -241,10 +219,10 @@ def test_backbone_of_a_classifier(tmp_path, prefix):
     assert outputs_agree(loaded, made)
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.ROWS)
 def test_backbone_of_a_segmentation_network(tmp_path, family):
     made = families.build(family, "stdc1", seed=3)
-    content = families.contents(family, made.state_dict())
+    content = families.ROWS[family].contents(made.state_dict())
     loaded = checkpoints.read_backbone(write(tmp_path / "model.pth", content))
     assert len(loaded) == 29 * 5 and all(k.startswith("features.") for k in loaded)
     assert outputs_agree(loaded, made)
