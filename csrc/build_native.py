@@ -261,7 +261,7 @@ def _build(ninja: Ninja, module: bool, cuda: Cuda | None = None) -> tuple[Path, 
         else:
             have[name] = f"-DSTDC_HAVE_{name}=1"
             objects += ninja.compile(name, [*own.split(), f"-DSTDC_ISA={name}"], f"cpu/{pattern}")
-    objects += ninja.compile("core", list(have.values()), "core/*.cpp")
+    objects += ninja.compile("core", list(have.values()), "core/*.cpp", "core/ops/*.cpp")
     target = MODULE if module else "libstdc_fast.a"
     if module:
         flags, files = [*have.values(), *python_include()], ["bindings.cpp"]

@@ -14,6 +14,7 @@ from cases import (
     PROLOGUES,
     STEMS,
     SUBPIXEL,
+    down,
     labelled,
     layouts,
     odd_channels,
@@ -125,6 +126,15 @@ def test_stem(case, dtype, isa):
 @pytest.mark.parametrize("case", DOWNS)
 def test_down(case, dtype, isa):
     agrees(DOWNS[case], dtype, isa)
+
+
+WIDE_DOWN = down(1030, 16, True)
+
+
+@on_every_isa
+@in_both_dtypes
+def test_down_of_more_channels_than_a_step_has(dtype, isa):
+    agrees(WIDE_DOWN, dtype, isa)
 
 
 @on_every_isa
