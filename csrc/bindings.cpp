@@ -18,7 +18,7 @@ stdc::Tensor tensor(const Spec& spec) {
   const auto& [address, dtype, shape, stride] = spec;
   stdc::Tensor t{reinterpret_cast<void*>(address), stdc::DType::f32, {}, {}};
   if (!stdc::find_dtype(dtype, t.dtype))
-    throw std::invalid_argument("dtype " + dtype + "; the engine takes float32, bfloat16 and uint8");
+    throw std::invalid_argument("dtype " + dtype + "; the engine takes " + stdc::dtype_names());
   std::copy(shape.begin(), shape.end(), t.shape);
   std::copy(stride.begin(), stride.end(), t.stride);
   return t;

@@ -26,7 +26,8 @@ inline const DTypeTraits& traits(DType dtype) {
          std::memcpy(&x, &bits, sizeof(x));
          return x;
        }},
-      {"uint8", 1, 0, [](const void* data, int64_t i) { return static_cast<float>(static_cast<const uint8_t*>(data)[i]); }},
+      {"uint8", 1, 0,
+       [](const void* data, int64_t i) { return static_cast<float>(static_cast<const uint8_t*>(data)[i]); }},
   };
   return all[static_cast<int>(dtype)];
 }
@@ -39,6 +40,13 @@ inline bool find_dtype(const std::string& name, DType& found) {
       return true;
     }
   return false;
+}
+
+// For messages.
+inline std::string dtype_names() {
+  std::string names;
+  for (int i = 0; i < kDTypes; i++) names += (i ? ", " : "") + std::string(traits(static_cast<DType>(i)).name);
+  return names;
 }
 
 }  // namespace stdc

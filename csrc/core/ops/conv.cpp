@@ -60,7 +60,8 @@ class Conv : public Op {
     l.blocks = blocks_of(*this, layout.kernels.block);
     int64_t elements = 0;
     for (const View& v : inputs) elements += v.channels;
-    l.row_work = static_cast<double>(layout.place(output).columns) * layout.kernels.block * kernel_ * kernel_ * elements;
+    const double columns = static_cast<double>(layout.place(output).columns);
+    l.row_work = columns * layout.kernels.block * kernel_ * kernel_ * elements;
   }
 
   void cut(const Layout& layout, double work, OpLayout& l) const override {

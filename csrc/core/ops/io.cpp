@@ -13,7 +13,9 @@ const Tensor& given(const Views& v, const View& view) {
   return v.frame.inputs[std::find(inputs.begin(), inputs.end(), view.buffer) - inputs.begin()];
 }
 
-char* row_of(const Tensor& t, int64_t y) { return static_cast<char*>(t.data) + y * t.stride[1] * traits(t.dtype).bytes; }
+char* row_of(const Tensor& t, int64_t y) {
+  return static_cast<char*>(t.data) + y * t.stride[1] * traits(t.dtype).bytes;
+}
 
 // Raw RGB to four channels, less whole numbers, resized on the way. Around the map lies the pixel that normalisation
 // maps to zero.

@@ -1,7 +1,7 @@
 """How the CUDA kernels cut their work: the choices there are, a model of their time, and tables.
 
 The choice for an op is what the table of the device's class says (``stdc_fast/tables/cuda_sm_*.json``), else
-the least time by the model. Both are for the cores that were compiled: ``csrc/cuda/shapes.h``.
+the least time by the model. Both are for the cores that were compiled: ``csrc/cuda/forms.h``.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Kernels:
         #: By kind and (pixels, channels): index, and what of a :class:`Form` is known.
         self.cores = {
             kind: {(wm * m * 16, wn * n * 8): (i, wm, wn, m, n) for i, (wm, wn, m, n) in enumerate(found)}
-            for kind, found in native.cores().items()
+            for kind, found in native.forms().items()
         }
 
     def form(self, work: Work, t: Tiles) -> Form | None:
