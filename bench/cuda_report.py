@@ -108,7 +108,7 @@ def by_part(build: dict) -> Iterator[str]:
     yield "| --- | --: |"
     names = {
         "kernels": "kernels and what they share", "primitives": "primitives, both bodies of one line",
-        "launches": "launches, arguments and bindings", "emulator": "the emulator, `csrc/host`",
+        "launches": "launches, arguments and bindings", "emulator": "the emulator, `csrc/emulator`",
     }  # fmt: skip
     for part, number in build["lines"].items():
         yield f"| {names[part]} | {number} |"
