@@ -27,16 +27,18 @@ from pathlib import Path
 import torch
 import triton.language as tl
 
+from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.graphs import DEPENDENT
 from stdc_fast.backends.gpu.model import DEVICES, Device, Work
 from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.backends.gpu.weights import pack
-from stdc_fast.backends.triton import tiles
+from stdc_fast.backends.triton.tiles import TritonModel, TritonTiles
 from stdc_fast.files import write_atomic
 from stdc_fast.plan import Plan, build, optimise
+from stdc_fast.precision import Precision, precision_of
 from stdc_fast.reference.networks import STDCSeg
 
-Chooser = Callable[[Work], tiles.Tiles]
+Choose = Callable[[Work], TritonTiles]
 #: STDC-Seg as most use it.
 SIZES = ((512, 1024), (768, 1536))
 CLASSES = 19
@@ -82,10 +84,10 @@ _POINTERS = {
 def lowered(
     plan: Plan,
     device: Device,
-    dtype: torch.dtype,
+    precision: Precision,
     size: tuple[int, int],
     batch: int = 1,
-    choose: Chooser | None = None,
+    choose: Choose | None = None,
     **request,
 ):
     """The launches of a plan on a class of devices, with the tiles that it would get there.
@@ -94,27 +96,24 @@ def lowered(
         choose: tiles other than those.
         request: sizes other than that of the frames, as of :class:`stdc_fast.backends.gpu.placed.Request`.
     """
-    from stdc_fast.backends.triton import launches as lowering
-
-    def usual(work: Work) -> tiles.Tiles:
-        return tiles.shipped(device.key).get(work.key) or tiles.modelled(work, device)
+    from stdc_fast.backends.triton.launches import TritonLowered  # imports Triton
 
     cpu = torch.device("cpu")
     request = Request(**{"batch": batch, "given": size, "seen": size, "labels": size} | request)
-    packed = pack(plan, dtype, cpu)
+    packed, usual = pack(plan, precision, cpu), Chooser(TritonModel(device))
     dependent = device.capability >= DEPENDENT
-    return lowering.Lowered(plan, packed, request, dtype, cpu, choose or usual, dependent=dependent)
+    return TritonLowered(plan, packed, request, precision, cpu, choose or usual, dependent=dependent)
 
 
 def jobs(
-    variants: Iterable[str], targets: Iterable[str], dtypes: Iterable[torch.dtype], sizes=SIZES
+    variants: Iterable[str], targets: Iterable[str], precisions: Iterable[Precision], sizes=SIZES
 ) -> list[Job]:
     """What these networks need, each kernel once: of frames of the size that they see, and of twice that."""
     found: dict[str, Job] = {}
-    for target, dtype, variant, size in itertools.product(targets, dtypes, variants, sizes):
+    for target, precision, variant, size in itertools.product(targets, precisions, variants, sizes):
         device, plan, full = DEVICES[target], network(variant), (2 * size[0], 2 * size[1])
         for request in ({}, {"given": full, "labels": full}):
-            for launch in lowered(plan, device, dtype, size, **request).launches:
+            for launch in lowered(plan, device, precision, size, **request).launches:
                 job = job_of(launch, device, f"{variant} {size[0]}x{size[1]}")
                 found.setdefault(job.key, job)
     return list(found.values())
@@ -239,8 +238,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not all(re.fullmatch(r"\d+x\d+", size) for size in options.sizes.split(",")):
         parser.error(f"--sizes must be like 512x1024,768x1536, not {options.sizes}")
     sizes = [tuple(map(int, size.split("x"))) for size in options.sizes.split(",")]
-    dtypes = [getattr(torch, name) for name in options.dtypes.split(",")]
-    todo = jobs(options.variants.split(","), options.targets.split(","), dtypes, sizes)
+    precisions = [precision_of(name) for name in options.dtypes.split(",")]
+    todo = jobs(options.variants.split(","), options.targets.split(","), precisions, sizes)
     print(f"{len(todo)} kernels", file=sys.stderr)
     records, bad = [], []
     for record in compile_all(todo):

@@ -110,8 +110,8 @@ where launches are dependent (sm_90 and later).
 ## Predicted, all kernels one after the other
 
 Microseconds in float16, uint8 frame to uint8 labels, in a CUDA graph. On a GPU: not measured. The model
-(`stdc_fast/backends/tiles.py`) takes for each kernel the longer of its products and of what its tiles fetch
-from L2, plus its launch; its constants are assumptions, which rank tiles.
+(`stdc_fast/backends/triton/tiles.py`) takes for each kernel the longer of its products and of what its tiles
+fetch from L2, plus its launch; its constants are assumptions, which rank tiles.
 
 {by_network}
 

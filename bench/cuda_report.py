@@ -2,7 +2,7 @@
 
 python -m bench.ptxas --out docs/results/cuda_ptxas.jsonl
 python -m bench.build_time --out docs/results/cuda_build.json
-python tests/test_cuda_bugs.py --out docs/results/cuda_bugs.jsonl
+python tests/cuda_bugs.py --out docs/results/cuda_bugs.jsonl
 python -m bench.cuda_report
 """
 
@@ -19,11 +19,14 @@ import torch
 
 from bench import ahead
 from stdc_fast import _native
-from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda.launches import Lowered
+from stdc_fast.backends.cuda import CudaExecutable
+from stdc_fast.backends.cuda.launches import CudaLowered
+from stdc_fast.backends.cuda.tiles import CudaModel
+from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.model import DEVICES
 from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.files import write_atomic
+from stdc_fast.precision import FLOAT16
 
 OUT = Path("docs/cuda-kernels.md")
 RESULTS = Path("docs/results")
@@ -37,12 +40,12 @@ NETWORKS = (
 SHOWN = "sm_90"
 
 
-def lowered(target: str, variant: str, size: tuple[int, int], batch: int) -> Lowered:
+def lowered(target: str, variant: str, size: tuple[int, int], batch: int) -> CudaLowered:
     """A network's launches in float16, frame to labels, for a class of GPUs; nothing runs."""
     native = _native.module().gpu
-    chooser = cuda.Chooser(native, DEVICES[target])
+    chooser = Chooser(CudaModel(native, DEVICES[target]))
     plan = ahead.network(variant)
-    executable = cuda.Executable(plan, torch.float16, torch.device("cpu"), native, chooser)
+    executable = CudaExecutable(plan, FLOAT16, torch.device("cpu"), native, chooser)
     return executable.lower(Request(batch, size, size, size))
 
 
@@ -137,14 +140,14 @@ targets; the module is then {megabytes:.0f} MB.
 
 ## Planted bugs
 
-Each is put into a copy of the real kernels, which then run in the emulator (`tests/test_cuda_bugs.py`).
+Each is put into a copy of the real kernels, which then run in the emulator (`tests/cuda_bugs.py`).
 
 {by_bug}
 
 ## Predicted: microseconds from frame to labels
 
 In float16, from a uint8 frame on the device to uint8 labels, one replay of a CUDA graph. The model
-(`stdc_fast/backends/cuda_tiles.py`) takes for each kernel the longest of its products, its reads from shared
+(`stdc_fast/backends/cuda/tiles.py`) takes for each kernel the longest of its products, its reads from shared
 memory and what it fetches from L2, and its launch; the branch at 1/16 runs beside the stage at 1/32 at no
 cost. Its constants are assumptions. Triton's predictions, by another model:
 [triton-kernels.md](triton-kernels.md).

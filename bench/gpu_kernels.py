@@ -79,7 +79,7 @@ def measure(
         "height": size[0],
         "width": size[1],
         "batch": 1,
-        "dtype": str(executable.dtype).removeprefix("torch."),
+        "dtype": executable.precision.name,
         "finished": finished,
         "rows": rows,
         "sum_us": sum(row["measured_us"] for row in rows) if finished else None,
@@ -120,8 +120,8 @@ def usable(names: list[str]) -> dict[str, str]:
     """Why each of the backends can not be timed here; empty if all can."""
     reasons = {}
     for name in names:
-        status, reason = BACKENDS[name].available()
-        if not status or (name == "triton" and triton.interpreted()):
+        backend = BACKENDS[name].BACKEND
+        if reason := backend.why_not_here() or backend.why_not_by_default():
             reasons[name] = reason
     return reasons
 

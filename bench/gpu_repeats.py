@@ -35,17 +35,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_repeats", description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=1000)
     options = parser.parse_args(arguments)
-    available, reason = cuda.available()
-    if not available:
+    if reason := cuda.BACKEND.why_not_here():
         raise UserError(f"there is nothing to run: {reason}")
     failed = 0
-    for variant, dtype in itertools.product(VARIANTS, cuda.DTYPES):
-        executable = cuda.compile(network(variant), dtype, "cuda")
+    for variant, precision in itertools.product(VARIANTS, cuda.PRECISIONS):
+        executable = cuda.compile(network(variant), precision, "cuda")
         frames = torch.randint(0, 256, (1, *SIZE, 3), dtype=torch.uint8, device="cuda")
         wrong = differing(executable, frames, options.times)
         failed += wrong > 0
-        name = str(dtype).removeprefix("torch.")
-        print(f"{variant} {name}: {wrong} of 2 x {options.times} results differ from the first", flush=True)
+        print(
+            f"{variant} {precision}: {wrong} of 2 x {options.times} results differ from the first", flush=True
+        )
     return int(failed > 0)
 
 

@@ -23,7 +23,7 @@ import torch
 
 from bench import gpu_constants
 from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda.tiles import Tiles, ranked
+from stdc_fast.backends.cuda.tiles import CudaTiles
 from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.errors import UserError
 from stdc_fast.plan import Plan, build, optimise
@@ -60,17 +60,17 @@ def plans() -> Iterator[tuple[Plan, tuple[Request, ...]]]:
     yield optimise(build(block)), (Request(2, (17, 23), (17, 23)),)
 
 
-def choices(executable: cuda.Executable) -> Iterator[Callable]:
-    """The usual tiles, then each compiled core wherever it can be, every other one with shared tiles."""
+def choices(executable: cuda.CudaExecutable) -> Iterator[Callable]:
+    """The usual tiles, then each compiled form wherever it can be, every other one with shared tiles."""
     usual = executable._tiles
     yield usual
-    kernels = usual.kernels
-    for i in range(max(map(len, kernels.cores.values()))):
+    model = usual.model
+    for i in range(max(map(len, model.forms.by_block.values()))):
 
         def choose(work, i=i):
-            cores = list(kernels.cores[work.kind])
-            core = cores[i % len(cores)]
-            found = [t for t in ranked(work, usual.device, kernels) if t.core == core]
+            known = list(model.forms.by_block[work.kind])
+            block = known[i % len(known)]
+            found = [t for t in model.ranked(work) if t.block == block]
             shared = [t for t in found if t.split > 1]
             return next(iter((shared if i % 2 else found) or found), usual(work))
 
@@ -78,7 +78,7 @@ def choices(executable: cuda.Executable) -> Iterator[Callable]:
 
 
 def remembered(choose: Callable) -> Callable:
-    known: dict[object, Tiles] = {}
+    known: dict[object, CudaTiles] = {}
 
     def look(work):
         if work not in known:
@@ -95,8 +95,8 @@ def device() -> torch.device:
 def run_all() -> int:
     """The number of launches."""
     count = 0
-    for (plan, requests), dtype in itertools.product(plans(), cuda.DTYPES):
-        executable = cuda.compile(plan, dtype, device(), graphs=False)
+    for (plan, requests), precision in itertools.product(plans(), cuda.PRECISIONS):
+        executable = cuda.compile(plan, precision, device(), graphs=False)
         for j, choose in enumerate(choices(executable)):
             for request in requests if j == 0 else requests[:1]:
                 lowered = executable.lower(request, tiles=choose, apart=True)
@@ -148,8 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--inside", action="store_true", help="of this module alone: runs under the tool")
     parser.add_argument("--planted", help="likewise: the library with the mistakes")
     options = parser.parse_args(arguments)
-    available, reason = cuda.available()
-    if not available:
+    if reason := cuda.BACKEND.why_not_here():
         raise UserError(f"there is nothing to check: {reason}")
     if options.inside:
         return inside(options.tool, options.planted)

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bench.measured import SCOPES, Device, Found, Prediction, Workload, search
 from bench.words import amount, listed, runs_of, significant
-from stdc_fast.viewer.figure import FIXED
+from stdc_fast.viewer.save import FIXED
 
 _OURS = "#c8452b"
 _PEER = "#8fa3b8"

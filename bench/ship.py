@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,25 +19,28 @@ import triton
 
 from bench import ahead
 from stdc_fast import _native
-from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda import tiles as cuda_tiles
-from stdc_fast.backends.gpu.model import DEVICES, FOLDER, Device, Work, dump
+from stdc_fast.backends.cuda import CudaExecutable
+from stdc_fast.backends.cuda.tiles import CudaModel, CudaTiles
+from stdc_fast.backends.gpu.chooser import Chooser
+from stdc_fast.backends.gpu.model import DEVICES, Device, Work
 from stdc_fast.backends.gpu.placed import Request
-from stdc_fast.backends.triton import tiles
+from stdc_fast.backends.gpu.tables import FOLDER, dump
+from stdc_fast.backends.triton.tiles import TritonTiles, ranked
 from stdc_fast.files import write_atomic
+from stdc_fast.precision import BFLOAT16, FLOAT16, Precision
 
 #: (images, H, W) of what the network sees.
 SIZES = ((1, 512, 1024), (16, 512, 1024), (1, 768, 1536), (1, 1024, 2048))
 
 
-def table(device: Device, dtypes: list[torch.dtype], most: int = 40) -> dict[str, tiles.Tiles]:
+def table(device: Device, precisions: Sequence[Precision], most: int = 40) -> dict[str, TritonTiles]:
     """The tiles of every work of both networks; RuntimeError if none of the ``most`` best compiles well."""
-    chosen: dict[str, tiles.Tiles] = {}
+    chosen: dict[str, TritonTiles] = {}
     rank: dict[str, int] = {}
 
-    def choose(work: Work) -> tiles.Tiles:
+    def choose(work: Work) -> TritonTiles:
         if work.key not in chosen:
-            options = tiles.ranked(work, device)
+            options = ranked(work, device)
             if (place := rank.get(work.key, 0)) >= min(most, len(options)):
                 raise RuntimeError(f"{device.key}: no tiles of {work.key} compile well")
             chosen[work.key] = options[place]
@@ -45,12 +49,14 @@ def table(device: Device, dtypes: list[torch.dtype], most: int = 40) -> dict[str
     good: set[str] = set()
     while True:
         todo: dict[str, ahead.Job] = {}
-        for variant, dtype, (n, height, width) in itertools.product(("stdc1", "stdc2"), dtypes, SIZES):
+        for variant, precision, (n, height, width) in itertools.product(
+            ("stdc1", "stdc2"), precisions, SIZES
+        ):
             size = (height, width)
             full = (2 * height, 2 * width)
             for given in (size, full):
                 whole = ahead.lowered(
-                    ahead.network(variant), device, dtype, size, n, choose, given=given, labels=None
+                    ahead.network(variant), device, precision, size, n, choose, given=given, labels=None
                 )
                 for launch in whole.launches:
                     if launch.work is not None:
@@ -69,18 +75,19 @@ def table(device: Device, dtypes: list[torch.dtype], most: int = 40) -> dict[str
                 good.add(key)
 
 
-def cuda_table(device: Device, dtypes: list[torch.dtype]) -> dict[str, cuda_tiles.Tiles]:
+def cuda_table(device: Device, precisions: Sequence[Precision]) -> dict[str, CudaTiles]:
     """The tiles of every work of both networks that the CUDA kernels have."""
-    chooser = cuda.Chooser(_native.module().gpu, device, tables=())
-    chosen: dict[str, cuda_tiles.Tiles] = {}
+    native = _native.module().gpu
+    chooser = Chooser(CudaModel(native, device), tables=())
+    chosen: dict[str, CudaTiles] = {}
 
-    def choose(work: Work) -> cuda_tiles.Tiles:
+    def choose(work: Work) -> CudaTiles:
         chosen[work.key] = chooser(work)
         return chosen[work.key]
 
-    for variant, dtype in itertools.product(("stdc1", "stdc2"), dtypes):
+    for variant, precision in itertools.product(("stdc1", "stdc2"), precisions):
         plan = ahead.network(variant)
-        executable = cuda.Executable(plan, dtype, torch.device("cpu"), chooser.kernels.native, choose)
+        executable = CudaExecutable(plan, precision, torch.device("cpu"), native, choose)
         for n, height, width in SIZES:
             executable.lower(Request(n, (height, width), (height, width)))
     return chosen
@@ -91,15 +98,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--targets", default="", help="classes, such as sm_90; by default all")
     parser.add_argument("--backend", default="triton", choices=("triton", "cuda"))
     options = parser.parse_args(arguments)
-    dtypes, prefix = [torch.float16, torch.bfloat16], "cuda_" if options.backend == "cuda" else ""
+    precisions = (FLOAT16, BFLOAT16)
+    kind = CudaTiles if options.backend == "cuda" else TritonTiles
     for target in options.targets.split(",") if options.targets else DEVICES:
         device = DEVICES[target]
-        if prefix:
-            found, origin = cuda_table(device, dtypes), "the model; not measured"
+        if kind is CudaTiles:
+            found, origin = cuda_table(device, precisions), "the model; not measured"
         else:
-            found = table(device, dtypes)
+            found = table(device, precisions)
             origin = f"the model, and Triton {triton.__version__} compiling without spills; not measured"
-        path = FOLDER / f"{prefix}{target}.json"
+        path = FOLDER / f"{kind.prefix}{target}.json"
         path.parent.mkdir(exist_ok=True)
         text = dump({"device": device.name, "from": origin, "tiles": found})
         write_atomic(path, lambda p, text=text: Path(p).write_text(text))

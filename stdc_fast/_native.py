@@ -23,20 +23,21 @@ def module() -> ModuleType:
     return found
 
 
-def available() -> tuple[bool, str]:
-    """Whether :func:`module` succeeds, and what it was built with and runs here, or why it does not."""
+def why_not() -> str | None:
+    """Why :func:`module` fails, or None."""
     found = _load()
-    if isinstance(found, str):
-        return False, found
+    return found if isinstance(found, str) else None
+
+
+def about() -> str:
+    """What the module was built with, and which instruction set runs here."""
     info = build_info()
     sets = ", ".join(info.get("sets", [])) or "unknown"
-    best = ""
-    if hasattr(found, "best_isa"):
-        try:
-            best = f"; {found.best_isa()} runs here"
-        except RuntimeError as error:  # STDC_FAST_CPU_ISA asks for another
-            best = f"; but {error}"
-    return True, f"built with {info.get('compiler', 'an unknown compiler')}, sets {sets}{best}"
+    try:
+        best = f"; {module().best_isa()} runs here"
+    except RuntimeError as error:  # STDC_FAST_CPU_ISA asks for another
+        best = f"; but {error}"
+    return f"built with {info.get('compiler', 'an unknown compiler')}, sets {sets}{best}"
 
 
 def isa(wanted: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Executables and the weights that they were packed from: packed once, never stale."""
+"""Notices changed weights, so that what was made of them is never stale."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 # What a module's own attributes say of what it computes.
 _SETTINGS = (
@@ -45,6 +46,7 @@ class _Snapshot:
     """A module as it was packed. Made to be compared in some tens of microseconds for a whole network."""
 
     def __init__(self, module: nn.Module):
+        _watch_fused()
         modules = list(module.modules())
         self.module = weakref.ref(module)
         self.children, self.kinds = modules[1:], [type(m) for m in modules[1:]]
@@ -69,7 +71,8 @@ class _Snapshot:
         #: dtype of the convolutions and device of all weights; None where there are several.
         self.dtype = kernels.pop() if len(kernels) == 1 else None
         self.device = devices.pop() if len(devices) == 1 else None
-        self.executables: dict[Hashable, Any] = {}
+        #: Executables, and what else was made of these weights, by whatever tells them apart.
+        self.made: dict[Hashable, Any] = {}
 
     def holds(self, module: nn.Module) -> bool:
         # At every call, on the way to a GPU that may need 200 us: so no loops in Python.
@@ -89,6 +92,22 @@ def _numbers(tensors: list[Tensor]) -> tuple[list, ...]:
     return list(versions), list(map(Tensor.data_ptr, tensors)), list(map(Tensor.stride, tensors))
 
 
+_hook: RemovableHandle | None = None
+_hook_lock = threading.Lock()
+
+
+def _watch_fused() -> None:
+    """See to it that steps of fused optimisers are counted, before versions are first read.
+
+    Not at import: the hook concerns every optimiser of the process.
+    """
+    global _hook
+    if _hook is None:
+        with _hook_lock:
+            if _hook is None:
+                _hook = register_optimizer_step_post_hook(_count_fused)
+
+
 def _count_fused(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
     """Fused optimisers do not raise the versions of what they change, as all others do."""
     for group in optimizer.param_groups:
@@ -97,10 +116,7 @@ def _count_fused(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) ->
                 torch.autograd.graph.increment_version(parameter)
 
 
-register_optimizer_step_post_hook(_count_fused)
-
-
-class Packed:
+class Watched:
     """The executables of one module, packed again when it changes.
 
     Weights changed in place, by an optimiser, by ``load_state_dict`` or ``to`` are noticed, as are exchanged
@@ -128,7 +144,7 @@ class Packed:
             return None
         if recording and any(x.requires_grad for x in inputs):
             return None
-        now = self._snapshot(module)
+        now = self.snapshot(module)
         if now is None or now.device is None or now.device.type not in ("cpu", "cuda"):
             return None
         if any(x.device != now.device for x in inputs):
@@ -136,7 +152,8 @@ class Packed:
         # NaN must come out as NaN, which oneDNN's fused ReLU does not do.
         return now if all(_finite(x) for x in inputs) else None
 
-    def _snapshot(self, module: nn.Module) -> _Snapshot | None:
+    def snapshot(self, module: nn.Module) -> _Snapshot | None:
+        """The module's state in eval mode; None where it is not what its constructor made, or is trained."""
         now = self._now
         if now is not None and now.holds(module):
             return now
@@ -161,15 +178,15 @@ class Packed:
         """Forget everything; what is needed is packed again."""
         self._now = None
 
-    def __deepcopy__(self, memo: dict) -> Packed:
+    def __deepcopy__(self, memo: dict) -> Watched:
         return self._copy(self._built)
 
     def __reduce__(self):
-        return Packed._copy, (self._built,)
+        return Watched._copy, (self._built,)
 
     @staticmethod
-    def _copy(built: list[tuple]) -> Packed:
-        new = Packed.__new__(Packed)
+    def _copy(built: list[tuple]) -> Watched:
+        new = Watched.__new__(Watched)
         new._built, new._now = built, None
         return new
 
@@ -205,6 +222,7 @@ class Cache:
 
     def get(self, key: Hashable, weights: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """``make()`` for these weights, or what it returned before for the same key and unchanged weights."""
+        _watch_fused()
         storages = [w.untyped_storage() for w in weights]
         # While a weak reference to it is held, the address of a storage is given to no other.
         places = tuple(

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import torch
 
-import stdc_fast
-from stdc_fast import _native, backends
-from stdc_fast.backends import precision
+from stdc_fast import _native, backends, checkpoints, zoo
 from stdc_fast.errors import UserError
 from stdc_fast.hardware import cpu, gpus
+from stdc_fast.plan import build, optimise
+from stdc_fast.precision import choose
+from stdc_fast.version import __version__
 
 
 def versions() -> dict[str, str | None]:
     """Versions of what matters here; None for what is not installed."""
     result: dict[str, str | None] = {
-        "stdc_fast": stdc_fast.__version__,
+        "stdc_fast": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
@@ -33,12 +34,18 @@ def versions() -> dict[str, str | None]:
     return result
 
 
-def _default_backend() -> str:
-    """What "auto" would take, or why it would fail: this is where one looks when it does."""
+def _default() -> tuple[str, str, str]:
+    """(backend, dtype, why this dtype) that "auto" means for the default weights.
+
+    Instead of the backend, why it would fail: this is where one looks when it does.
+    """
+    device = backends.resolve_device()
+    precision, why = choose("auto", device)
     try:
-        return backends.choose().name
+        plan = optimise(build(checkpoints.read(zoo.find(zoo.DEFAULT)).network()))
+        return backends.select(plan, precision, device).name, precision.name, why
     except UserError as error:
-        return f"none: {error}"
+        return f"none: {error}", precision.name, why
 
 
 def commit() -> str:
@@ -52,23 +59,30 @@ def commit() -> str:
     return "unknown"
 
 
+def _status(backend: backends.Backend) -> dict[str, object]:
+    why_not = backend.why_not_here()
+    return {"name": backend.name, "available": why_not is None, "reason": why_not or backend.about()}
+
+
 def collect() -> dict[str, object]:
     """All of the above, the native module, the backends with their reasons, and the embedded models."""
-    default = precision.choose("auto", backends.resolve_device())
-    loads, reason = _native.available()
+    backend, dtype, why = _default()
+    missing = _native.why_not()
     models = []
-    for name in stdc_fast.list_models():
-        meta = stdc_fast.model_info(name)
+    for name in zoo.list_models():
+        meta = zoo.model_info(name)
         models.append({"name": name, **{k: meta.get(k) for k in ("variant", "miou", "miou_split", "terms")}})
     return {
         "versions": versions(),
         "cpu": cpu(),
         "gpus": gpus(),
-        "native": {"available": loads, "reason": reason, "build": _native.build_info()},
-        "backends": [
-            {"name": s.name, "available": s.available, "reason": s.reason} for s in backends.statuses()
-        ],
-        "default_backend": _default_backend(),
-        "default_dtype": {"name": default.name, "reason": default.reason},
+        "native": {
+            "available": missing is None,
+            "reason": missing or _native.about(),
+            "build": _native.build_info(),
+        },
+        "backends": [_status(b) for b in backends.BACKENDS],
+        "default_backend": backend,
+        "default_dtype": {"name": dtype, "reason": why},
         "models": models,
     }

@@ -18,6 +18,7 @@ from stdc_fast import backends
 from stdc_fast.freshness import Cache
 from stdc_fast.plan import build, optimise
 from stdc_fast.postprocess import resize_argmax
+from stdc_fast.precision import precision_of
 from stdc_fast.reference import layers
 from stdc_fast.reference.networks import STDCSeg
 
@@ -124,7 +125,7 @@ def compiled(
         if isinstance(norm, nn.BatchNorm2d):
             norm.eps = eps
     plan = optimise(build(module, state, frames=frames, channels=channels))
-    return backends.compile(plan, dtype, device)
+    return backends.compile(plan, precision_of(dtype), device)
 
 
 def run_block(executable, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -223,9 +224,10 @@ def _fake_network(
 ) -> Tensor:
     height, width = image.shape[1:3] if image.dtype == torch.uint8 else image.shape[2:]
     dtype = dtype or (weights[0].dtype if image.dtype == torch.uint8 else image.dtype)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
     shape = (image.shape[0], weights[-1].shape[0], (height + 7) // 8, (width + 7) // 8)
-    return torch.empty(shape, dtype=wide, device=image.device, memory_format=torch.channels_last)
+    return torch.empty(
+        shape, dtype=precision_of(dtype).sums, device=image.device, memory_format=torch.channels_last
+    )
 
 
 def _fake_labels(logits: Tensor, size) -> Tensor:

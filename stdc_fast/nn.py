@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stdc_fast import library
 from stdc_fast.errors import UserError
-from stdc_fast.freshness import Packed
+from stdc_fast.freshness import Watched
 from stdc_fast.reference import layers
 
 __all__ = ["AttentionRefinement", "ConvBNReLU", "FeatureFusion", "STDCModule", "SegHead"]
@@ -30,7 +30,7 @@ class _Fused(nn.Module):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._packed = Packed(self)
+        self._watched = Watched(self)
 
     def _settings(self) -> tuple:
         """What the op's schema has between weights and eps."""
@@ -38,14 +38,14 @@ class _Fused(nn.Module):
 
     def repack(self) -> None:
         """Forget packed weights; needed only after writing to ``tensor.data``."""
-        self._packed.clear()
+        self._watched.clear()
 
     def _fused(self, *inputs: Tensor) -> Tensor | None:
         """What the block's plan gives, or None where the eager module must do it (or say what is wrong)."""
         # Compiled and exported programs stay plain: Inductor fuses what it can see.
         if torch.compiler.is_compiling():
             return None
-        state = self._packed.state(self, inputs)
+        state = self._watched.state(self, inputs)
         if state is None or any(x.ndim != 4 or not x.numel() for x in inputs):
             return None
         dtypes = {x.dtype for x in inputs}
@@ -59,9 +59,9 @@ class _Fused(nn.Module):
         else:
             return None
         key = (dtype, *(x.shape[1] for x in inputs))
-        if key not in state.executables:
-            state.executables[key] = self._compiled(state, dtype, key[1:])
-        executable = state.executables[key]
+        if key not in state.made:
+            state.made[key] = self._compiled(state, dtype, key[1:])
+        executable = state.made[key]
         return executable and library.run_block(executable, tuple(x.to(dtype) for x in inputs))
 
     def _compiled(self, state, dtype: torch.dtype, channels: tuple[int, ...]):

@@ -11,6 +11,16 @@ from stdc_fast.reference.networks import upsample
 _BAND_BYTES = 256 << 20
 
 
+def label_logits(
+    logits: Tensor, seen: tuple[int, int], size: tuple[int, int], confidence: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The published protocol's end: logits to the size that the network saw, then to ``size``, then argmax.
+
+    Arguments and results are those of :func:`resize_argmax`, with (H, W) ``seen`` besides.
+    """
+    return resize_argmax(logits if seen == size else upsample(logits, seen), size, confidence)
+
+
 def resize_argmax(
     logits: Tensor, size: tuple[int, int], confidence: bool = False
 ) -> tuple[Tensor, Tensor | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import operator
@@ -15,13 +16,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stdc_fast import backends, images, video
+from stdc_fast.backends.base import Executable
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
-from stdc_fast.freshness import Packed
-from stdc_fast.images import normalise
+from stdc_fast.freshness import Watched
 from stdc_fast.plan import Plan, build, optimise
-from stdc_fast.postprocess import resize_argmax
-from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, upsample
+from stdc_fast.postprocess import label_logits
+from stdc_fast.precision import Like, Precision, precision_of
+from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, normalise, upsample
 from stdc_fast.segmentation import Segmentation
 from stdc_fast.stream import Stream, open_stream
 
@@ -111,11 +113,10 @@ class Segmenter(nn.Module):
         network: the reference network; its state-dict keys are the canonical ones.
         classes: names and colours of the classes.
         input_size: what :meth:`label` and :meth:`predict` resize to by default.
-        dtype: what the network runs in. Its own parameters stay float32 below that, unless they are cast
+        precision: what the network runs in. Its own parameters stay float32 below that, unless they are cast
             (``model.half()``): weights are folded in float64 and rounded once.
         name: name of the weights.
         report: what loading mapped and dropped.
-        reason: why this backend and this dtype.
 
     Where a gradient is asked for, in training, and with hooks inside of the network, the reference network
     runs instead of the backend, in the dtype of its parameters.
@@ -128,7 +129,8 @@ class Segmenter(nn.Module):
         input_size: InputSize | None = None,
         backend: str = "auto",
         name: str = "stdc",
-        dtype: torch.dtype | None = None,
+        dtype: Like | None = None,
+        why_dtype: str = "",
     ):
         super().__init__()
         if len(classes) != network.num_classes:
@@ -136,31 +138,56 @@ class Segmenter(nn.Module):
         self.network = network.to(memory_format=torch.channels_last)
         self.classes = classes
         self.input_size = input_size or InputSize()
-        self._backend = backend
+        self._asked = backend
         self.name = name
-        self.report = self.reason = ""
+        self.report = ""
         self.eval()
-        self.dtype = dtype or next(network.parameters()).dtype
-        self._packed = Packed(self.network)
+        self.precision = precision_of(dtype or next(network.parameters()).dtype)
+        self.why_precision = why_dtype or ("asked for" if dtype else "as its parameters")
+        self._watched = Watched(self.network)
+        self._decided: tuple[tuple[torch.device, Precision], backends.Decision] | None = None
 
     @property
     def num_classes(self) -> int:
         return self.network.num_classes
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the maps between the network's ops."""
+        return self.precision.maps
+
+    @property
+    def decision(self) -> backends.Decision:
+        """The backend that runs this network, in this precision on this device, and why.
+
+        UserError where the one that was asked for does not, which may come of a cast or a move.
+        """
+        key = self.device, self.precision
+        if self._decided is None or self._decided[0] != key:
+            self._decided = key, backends.select(self.kept_plan(), *reversed(key), self._asked)
+        return self._decided[1]
+
+    @property
     def backend(self) -> str:
-        """Name of the backend in use: the one that was asked for, or the best for device and dtype."""
-        if self._backend == "auto":
-            return backends.best(self.device, self.dtype).name
-        return self._backend
+        """Name of the backend in use."""
+        return self.decision.name
+
+    @property
+    def reason(self) -> str:
+        """Why this backend and this precision."""
+        decision = self.decision
+        return f"{decision.name}: {decision.reason}; {self.precision}: {self.why_precision}"
 
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
     def extra_repr(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"name={self.name}, classes={self.num_classes}, backend={self.backend}, dtype={dtype}"
+        try:
+            backend = self.backend
+        except UserError:
+            backend = "none"
+        return f"name={self.name}, classes={self.num_classes}, backend={backend}, dtype={self.precision}"
 
     def plan(self, frames: bool = True) -> Plan:
         """The network as the backend gets it, for raw frames or for normalised images."""
@@ -168,7 +195,15 @@ class Segmenter(nn.Module):
 
     def repack(self) -> None:
         """Forget packed weights; needed only after writing to ``tensor.data``, which torch does not count."""
-        self._packed.clear()
+        self._watched.clear()
+
+    def kept_plan(self) -> Plan:
+        """:meth:`plan` of raw frames, kept until it is packed or the network changes."""
+        snapshot = self._watched.snapshot(self.network)
+        kept = {} if snapshot is None else snapshot.made
+        if Plan not in kept:
+            kept[Plan] = self.plan()
+        return kept[Plan]
 
     def _apply(self, fn, recurse: bool = True):
         # half(), double(), to(dtype) and so on: what gives two dtypes the same one asks for it.
@@ -176,8 +211,7 @@ class Segmenter(nn.Module):
         asked = {fn(probe).dtype for probe in probes}
         super()._apply(fn, recurse)
         if len(asked) == 1:
-            self.dtype = asked.pop()
-            self.reason = f"{self.backend}; {str(self.dtype).removeprefix('torch.')}: cast after loading"
+            self.precision, self.why_precision = precision_of(asked.pop()), "cast after loading"
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -190,38 +224,25 @@ class Segmenter(nn.Module):
                 f"expected a normalised float tensor [N, 3, H, W], got {x.dtype}; raw frames go to label()"
             )
         check_input(x)
-        return upsample(self._logits8(x), x.shape[2:])
+        size = tuple(x.shape[2:])
+        return upsample(self._runs(x).logits(x, size), size)
 
-    def _logits8(self, image: Tensor) -> Tensor:
-        """Logits at 1/8, in the working dtype, of raw frames or of a normalised image."""
-        if torch.compiler.is_compiling():
-            # Left to the compiler as it is: what the eager backend does by hand, it does itself.
-            low = self.dtype in (torch.float16, torch.bfloat16)
-            with torch.autocast(image.device.type, self.dtype if low else None, enabled=low):
-                return self._reference(image)
-        executable = self._executable(image)
-        return self._reference(image) if executable is None else executable(image)
-
-    def _executable(self, image: Tensor):
-        """What runs the network on such images, or None where its own ``forward`` must."""
-        state = self._packed.state(self.network, (image,))
+    def _runs(self, image: Tensor) -> Executable | _Published:
+        """What runs the network on such images: the backend, or the network itself where it must."""
+        # Left to a compiler as it is: what the eager backend does by hand, it does itself.
+        compiling = torch.compiler.is_compiling()
+        state = None if compiling else self._watched.state(self.network, (image,))
         if state is None:
-            return None
-        key = self.dtype, image.dtype == torch.uint8
-        executable = state.executables.get(key)
-        if executable is None:
-            plan = self.plan(key[1])
-            name = self._backend
-            if name == "auto":
-                name = backends.best(self.device, self.dtype, plan).name
-            executable = state.executables[key] = backends.compile(plan, self.dtype, self.device, name)
-        return executable
-
-    def _reference(self, image: Tensor) -> Tensor:
-        x = normalise(image, self._working_dtype()) if image.dtype == torch.uint8 else image
-        dtype = next(self.network.parameters()).dtype
-        logits = self.network.logits8(x.to(dtype).contiguous(memory_format=torch.channels_last))
-        return logits.to(self._working_dtype())
+            return _Published(self.network, self.precision)
+        frames = image.dtype == torch.uint8
+        key = self.precision, frames
+        if key not in state.made:
+            backend = self.decision.backend
+            plan = self.kept_plan() if frames else self.plan(False)
+            state.made[key] = backend.compile(plan, self.precision, self.device)
+            if frames:
+                state.made.pop(Plan, None)
+        return state.made[key]
 
     def label(
         self,
@@ -246,7 +267,7 @@ class Segmenter(nn.Module):
         images.check_size(height, width, f"frames {list(frames.shape)}")
         target = self.input_size.resolve(height, width, scale, size)
         with torch.inference_mode():
-            labels = self._labels(frames.to(self.device), target, (height, width), False)[0]
+            labels = self._labels(frames.to(self.device), target, (height, width))[0]
         # An ordinary tensor again: it is the caller's, to write to and to train with.
         return labels.clone() if labels.is_inference() else labels
 
@@ -360,7 +381,7 @@ class Segmenter(nn.Module):
         if isinstance(image, Tensor):
             height, width = image.shape[1:]
             target = self._target(name, height, width, scale, size)
-            x = image[None].to(self.device, self._working_dtype())
+            x = image[None].to(self.device, self.precision.sums)
             x = x.contiguous(memory_format=torch.channels_last)
         else:
             height, width = image.shape[:2]
@@ -396,28 +417,39 @@ class Segmenter(nn.Module):
             image = np.asarray(Image.fromarray(image).reduce((steps[1], steps[0])))
         return torch.from_numpy(np.require(image, requirements=["C", "W"]))[None].to(self.device)
 
-    def _labels(self, image: Tensor, target: tuple[int, int], size: tuple[int, int], confidence: bool):
-        """The official protocol: the normalised image is resized, then the logits to it and to ``size``.
+    def _labels(
+        self, image: Tensor, seen: tuple[int, int], size: tuple[int, int], confidence: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Labels, and their confidence if asked for, by the published protocol.
 
         ``image`` is a frame uint8 ``[N, h, w, 3]`` or normalised ``[N, 3, h, w]``.
         """
-        frames = image.dtype == torch.uint8
-        if frames and not torch.compiler.is_compiling():
-            executable = self._executable(image)
-            if executable is not None and executable.resizes:
-                if not confidence:
-                    return executable.labels(image, size, seen=target), None
-                return self._resized(executable.logits(image, target), target, size, confidence)
-        if (image.shape[1:3] if frames else image.shape[2:]) != target:
-            image = upsample(normalise(image, self._working_dtype()) if frames else image, target)
-        return self._resized(self._logits8(image), target, size, confidence)
+        runs = self._runs(image)
+        if confidence:
+            return label_logits(runs.logits(image, seen), seen, size, True)
+        return runs.labels(image, size, seen=seen), None
 
-    @staticmethod
-    def _resized(logits: Tensor, target: tuple[int, int], size: tuple[int, int], confidence: bool):
-        if target != size:
-            logits = upsample(logits, target)
-        return resize_argmax(logits, size, confidence)
 
-    def _working_dtype(self) -> torch.dtype:
-        """Images and logits are float32 also where the network is smaller."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
+class _Published:
+    """The network as it is, for what no plan may run: training, hooks inside of it, and whoever traces it.
+
+    It runs in the dtype of its parameters; logits are in that of the precision's sums.
+    """
+
+    def __init__(self, network: STDCSeg, precision: Precision):
+        self.network, self.precision = network, precision
+
+    def logits(self, image: Tensor, seen: tuple[int, int]) -> Tensor:
+        """As of :meth:`stdc_fast.backends.base.Executable.logits`."""
+        x = normalise(image, self.precision.sums) if image.dtype == torch.uint8 else image
+        if x.shape[2:] != seen:
+            x = upsample(x, seen)
+        x = x.to(next(self.network.parameters()).dtype).contiguous(memory_format=torch.channels_last)
+        low = torch.compiler.is_compiling() and self.precision.maps in (torch.float16, torch.bfloat16)
+        with torch.autocast(x.device.type, self.precision.maps) if low else contextlib.nullcontext():
+            logits = self.network.logits8(x)
+        return logits.to(self.precision.sums)
+
+    def labels(self, image: Tensor, size: tuple[int, int], *, seen: tuple[int, int]) -> Tensor:
+        """As of :meth:`stdc_fast.backends.base.Executable.labels`."""
+        return label_logits(self.logits(image, seen), seen, size)[0]

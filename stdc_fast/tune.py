@@ -1,24 +1,24 @@
-"""``stdc-fast tune``: measures which tiles are the fastest on this GPU, for the backends that have tiles."""
+"""Measures which tiles are fastest on this GPU, for the backends that have tiles; ``stdc-fast tune``."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
 import math
 import statistics
 import time
 from collections.abc import Hashable, Iterable
-from typing import Annotated, Any, Optional, Protocol
+from typing import Any, Protocol
 
 import torch
-import typer
 from tqdm import tqdm
 
-from stdc_fast.backends.cuda import tiles as cuda_tiles
+from stdc_fast.backends import resolve_device
+from stdc_fast.backends.gpu import tuned
+from stdc_fast.backends.gpu.chooser import GpuBackend, TileModel
 from stdc_fast.backends.gpu.graphs import captured
-from stdc_fast.backends.gpu.model import Device, Work
-from stdc_fast.backends.triton import tiles
+from stdc_fast.backends.gpu.model import Work
+from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.errors import UserError
 
 #: Kernels, the longest first, whose second best tiles are tried in the whole network.
@@ -96,55 +96,9 @@ def start(lowered: Any, launches: Iterable) -> None:
 
 def fill(lowered: Any) -> None:
     """Random numbers for all maps and inputs: zeros, and what memory held before, take other times."""
-    arena = lowered.arena[: lowered.arena.numel() & -16].view(lowered.dtype)
+    arena = lowered.arena[: lowered.arena.numel() & -16].view(lowered.precision.maps)
     for x in (arena, *lowered.inputs.values()):
         _ = x.normal_() if x.is_floating_point() else x.random_(0, 256)
-
-
-class OfTriton:
-    """What the tuner needs to know of Triton's tiles.
-
-    Attributes:
-        shapes, variants: how many shapes of tiles are timed for each kernel, and variants of the best of
-            them; each is compiled.
-    """
-
-    shapes, variants = 6, 4
-
-    def __init__(self, device: Device):
-        self.device = device
-
-    def ranked(self, work: Work) -> list[tiles.Tiles]:
-        """All tiles, the fastest by the model first."""
-        return tiles.ranked(work, self.device)
-
-    def shape(self, t: tiles.Tiles) -> Hashable:
-        """What variants of tiles have in common."""
-        return t.pixels, t.channels, t.split
-
-    def refused(self, error: Exception) -> bool:
-        """Whether it says that tiles do not fit: what the compiler makes of them is only estimated."""
-        from triton.runtime.errors import OutOfResources, PTXASError
-
-        return isinstance(error, (OutOfResources, PTXASError))
-
-
-class OfCuda:
-    """Likewise of the CUDA backend's. All are compiled, and what they need is known: none is refused."""
-
-    shapes, variants = 24, 16
-
-    def __init__(self, device: Device, kernels: cuda_tiles.Kernels):
-        self.device, self.kernels = device, kernels
-
-    def ranked(self, work: Work) -> list[cuda_tiles.Tiles]:
-        return cuda_tiles.ranked(work, self.device, self.kernels)
-
-    def shape(self, t: cuda_tiles.Tiles) -> Hashable:
-        return t.core, t.split
-
-    def refused(self, error: Exception) -> bool:
-        return False
 
 
 @dataclasses.dataclass
@@ -171,13 +125,13 @@ class Tuner:
     Args:
         executable: of a GPU backend, whose tiles it starts from.
         request: what to run.
-        kind: what is known of its backend's tiles.
+        model: of its backend's tiles.
         clock: what measures.
         seconds: after which no further tiles are tried.
     """
 
-    def __init__(self, executable, request, kind: OfTriton | OfCuda, clock: Clock, seconds: float = 300):
-        self.executable, self.request, self.kind, self.clock = executable, request, kind, clock
+    def __init__(self, executable, request, model: TileModel, clock: Clock, seconds: float = 300):
+        self.executable, self.request, self.model, self.clock = executable, request, model, clock
         self.end = time.monotonic() + seconds
         self.chosen: dict[str, Any] = {}
         self.times: dict[str, dict[Any, float]] = {}
@@ -211,14 +165,14 @@ class Tuner:
     def _alone(self, work: Work, current: Any) -> None:
         timed = self.times[work.key] = {}
         shapes: dict[Hashable, list] = {}
-        for t in self.kind.ranked(work):
-            shapes.setdefault(self.kind.shape(t), []).append(t)
-        best_of_each = (group[0] for group in itertools.islice(shapes.values(), self.kind.shapes))
+        for t in self.model.ranked(work):
+            shapes.setdefault(self.model.shape(t), []).append(t)
+        best_of_each = (group[0] for group in itertools.islice(shapes.values(), self.model.shapes))
         for t in (current, *best_of_each):
             self._time(work, t, timed)
         best = min(timed, key=timed.get)
-        group = shapes.get(self.kind.shape(best), [])
-        for t in [t for t in group if t not in timed][: self.kind.variants]:
+        group = shapes.get(self.model.shape(best), [])
+        for t in [t for t in group if t not in timed][: self.model.variants]:
             self._time(work, t, timed)
         self.chosen[work.key] = min(timed, key=timed.get)
 
@@ -230,7 +184,7 @@ class Tuner:
         try:
             timed[t] = self.clock.launches(lowered, [launch])
         except Exception as error:
-            if not self.kind.refused(error):
+            if not self.model.too_large(error):
                 raise
             timed[t] = math.inf
 
@@ -272,81 +226,33 @@ def tune_network(
 
     UserError where that backend does not run, or has no tiles.
     """
-    import stdc_fast
-    from stdc_fast.backends import resolve_device
-    from stdc_fast.backends.gpu import tuned
-    from stdc_fast.backends.gpu.placed import Request
+    from stdc_fast import zoo
 
     place = resolve_device(device)
     if place.type != "cuda":
         raise UserError(f"tuning measures a GPU, and there is none to be seen: the device is {place}")
-    loaded = stdc_fast.load(model, device=place, dtype=dtype, backend=backend)
-    if loaded.backend not in ("cuda", "triton"):
-        raise UserError(f"backend {loaded.backend} has no tiles to tune ({loaded.reason})")
+    loaded = zoo.load(model, device=place, dtype=dtype, backend=backend)
+    of = loaded.decision.backend
+    if not isinstance(of, GpuBackend):
+        raise UserError(f"backend {of.name} has no tiles to tune ({loaded.reason})")
     found = []
     with torch.cuda.device(loaded.device):
-        about = check_writable(loaded.device, loaded.backend)
-        compile = importlib.import_module(f"stdc_fast.backends.{loaded.backend}").compile
+        about = check_writable(loaded.device, of)
         for size in sizes:
-            executable = compile(loaded.plan(), loaded.dtype, loaded.device)
+            executable = of.compile(loaded.plan(), loaded.precision, loaded.device)
             request = Request(batch, tuple(size), tuple(size), tuple(size))
-            kind = kind_of(executable, loaded.backend)
-            result = Tuner(executable, request, kind, GraphClock(), seconds).run(quiet)
-            result.backend = loaded.backend
-            tuned.save(about, result.tiles)
+            result = Tuner(executable, request, of.model(loaded.device), GraphClock(), seconds).run(quiet)
+            result.backend = of.name
+            tuned.save(about, result.tiles, of.tiles)
             found.append(result)
     return found
 
 
-def kind_of(executable, backend: str) -> OfTriton | OfCuda:
-    """What the tuner needs to know of an executable's tiles, which are the backend's own choice."""
-    if backend == "cuda":
-        return OfCuda(executable._tiles.device, executable._tiles.kernels)
-    return OfTriton(executable._tiles.kind)
-
-
-def check_writable(device: torch.device, backend: str = "triton") -> dict[str, str]:
+def check_writable(device: torch.device, backend: GpuBackend) -> dict[str, str]:
     """The environment of a device, whose file of tuned tiles can be written; UserError if it can not."""
-    from stdc_fast.backends.gpu import tuned
-
-    about = tuned.environment(device, backend)
+    about = backend.environment(device)
     try:
-        tuned.save(about, {})
+        tuned.save(about, {}, backend.tiles)
     except UserError as error:
         raise UserError(f"{error}; set STDC_FAST_CACHE to a folder for tuned tiles") from None
     return about
-
-
-def tune(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Embedded name or checkpoint file.")
-    ] = "stdc1_camvid",
-    size: Annotated[
-        Optional[list[str]], typer.Option(help="HEIGHTxWIDTH that the network sees; may be repeated.")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cuda or cuda:N.")] = "auto",
-    backend: Annotated[
-        str, typer.Option(help="cuda, triton, or auto: the one that would run this.")
-    ] = "auto",
-    seconds: Annotated[float, typer.Option(min=1, help="Limit for each size.")] = 300,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
-) -> None:
-    """Measure which tiles are fastest on this GPU for the backend; it uses them from then on.
-
-    Example: stdc-fast tune --size 512x1024 --size 768x1536
-    """
-    from stdc_fast.cli import exact_size
-
-    texts = size or ["512x1024"]
-    results = tune_network(
-        model, [exact_size(text) for text in texts], batch, dtype, device, seconds, quiet, backend
-    )
-    for text, result in zip(texts, results, strict=True):
-        ended = "" if result.finished else " (stopped at the limit)"
-        print(
-            f"{result.backend}, {text}, batch {batch}: {result.before * 1e6:.0f} us before, "
-            f"{result.after * 1e6:.0f} us after, {len(result.tiles)} kernels{ended}; "
-            "used where the network sees just this size and batch"
-        )

@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 
 from stdc_fast import backends, checkpoints
-from stdc_fast.backends.precision import Precision, fp16_overflow
-from stdc_fast.backends.precision import choose as choose_precision
+from stdc_fast.backends.eager.ranges import fp16_overflow
 from stdc_fast.classes import ClassSet, class_set
 from stdc_fast.errors import UserError
-from stdc_fast.plan import build, optimise
+from stdc_fast.precision import BFLOAT16, FLOAT16, FLOAT64, Like, choose
 from stdc_fast.segmenter import InputSize, Segmenter
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ def load(
     pretrained: str | Path = DEFAULT,
     *,
     device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
+    dtype: Like = "auto",
     backend: str = "auto",
 ) -> Segmenter:
     """Load STDC-Seg weights for inference.
@@ -59,8 +58,7 @@ def load(
     and devices, dtypes or backends that are not available here.
     """
     place = backends.resolve_device(device)
-    precision = choose_precision(dtype, place)
-    chosen = backends.choose(backend, place, precision.dtype)
+    precision, why = choose(dtype, place)
     checkpoint = checkpoints.read(find(pretrained))
     log.info("%s: %s", pretrained, checkpoint.report)
     meta = checkpoint.metadata
@@ -72,21 +70,18 @@ def load(
         classes = class_set(checkpoint.num_classes)
     size = InputSize(short_side=meta["short_side"]) if "short_side" in meta else InputSize()
     try:
-        network = checkpoint.network(torch.float64 if precision.dtype == torch.float64 else torch.float32)
+        network = checkpoint.network(torch.float64 if precision == FLOAT64 else torch.float32)
     except UserError as error:
         raise UserError(f"{pretrained}: {error}") from None
     network.requires_grad_(False)
-    if precision.dtype == torch.float16:
-        problem = fp16_overflow(optimise(build(network)), place)
-        if problem is not None:
-            precision = Precision(torch.bfloat16, f"float16 would overflow: {problem}")
-            log.warning("%s: runs in bfloat16: %s", pretrained, precision.reason)
-    name = chosen.name if chosen.asked else "auto"
-    model = Segmenter(network, classes, size, name, Path(pretrained).stem, precision.dtype)
+    name = Path(pretrained).stem
+    model = Segmenter(network.to(place), classes, size, backend, name, precision, why)
+    if precision == FLOAT16 and (problem := fp16_overflow(model.kept_plan(), place)) is not None:
+        model.precision, model.why_precision = BFLOAT16, f"float16 would overflow: {problem}"
+        log.warning("%s: runs in bfloat16: %s", pretrained, model.why_precision)
     model.report = checkpoint.report
-    model.reason = f"{chosen.name}: {chosen.reason}; {precision.name}: {precision.reason}"
     log.info("%s: %s", pretrained, model.reason)
-    return model.to(place)
+    return model
 
 
 def find(pretrained: str | Path) -> Path:

@@ -5,9 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from paths import ROOT
+
 SOURCES = {
     "stdc_fast/__init__.py": "",
     "stdc_fast/version.py": '__version__ = "0"\n',

@@ -17,6 +17,7 @@ from stdc_fast import backends
 from stdc_fast.benchmark.workloads import Workload, weight_bytes
 from stdc_fast.errors import UserError
 from stdc_fast.hardware import cpu
+from stdc_fast.precision import precision_of
 
 
 class Missing(Exception):
@@ -123,8 +124,11 @@ class Ours(Runner):
         super().__init__(workload, dtype, device, threads)
         import stdc_fast
 
-        self.backend = backend
-        self.model = stdc_fast.load(workload.weights, device=device, dtype=dtype, backend=backend)
+        try:
+            self.model = stdc_fast.load(workload.weights, device=device, dtype=dtype, backend=backend)
+            self.decision = self.model.decision
+        except UserError as error:  # of this network: what is known without it was asked before
+            raise Missing(str(error)) from None
         self._scopes: list[str] = []
         self._logits = None
 
@@ -133,7 +137,9 @@ class Ours(Runner):
             self._scopes.append(scope)
         if scope != "logits":
             return self.staged(scope, functools.partial(self.model.label, size=self.workload.size))
-        self._logits = backends.compile(self.model.plan(False), self.model.dtype, self.device, self.backend)
+        self._logits = self.decision.backend.compile(
+            self.model.plan(False), self.model.precision, self.device
+        )
         x = self.placed(scope).to(self.torch_dtype).contiguous(memory_format=torch.channels_last)
         return functools.partial(self._logits, x)
 
@@ -142,19 +148,18 @@ class Ours(Runner):
         if scope == "logits":
             return self._logits
         with torch.inference_mode():
-            return self.model._executable(self.workload.frames(scope).to(self.device))
+            return self.model._runs(self.workload.frames(scope).to(self.device))
 
     def _sizes(self) -> list[tuple[int, int]]:
         """(bytes of packed weights, of the arena) of what a native backend runs, by scope."""
-        if self.backend == "eager":
-            return []
-        return [self.executable(scope).memory for scope in self._scopes]
+        sizes = [self.executable(scope).memory for scope in self._scopes]
+        return [size for size in sizes if size is not None]
 
     @property
     def weights(self) -> int:
         """As the native engine packed them, else those of the plan."""
         sizes = [weights for weights, _ in self._sizes()]
-        return max(sizes) if sizes else weight_bytes(self.model.plan(), self.torch_dtype.itemsize)
+        return max(sizes) if sizes else weight_bytes(self.model.plan(), self.model.precision.weights.itemsize)
 
     @property
     def arena(self) -> int | None:
@@ -168,13 +173,15 @@ def ours(device: str, dtypes: list[str], names: list[str] | None = None) -> list
     UserError for what is not available, and where nothing is left, with the reason.
     """
     if names is None:
-        names = [s.name for s in backends.statuses() if s.available and not s.by_name]
-    chosen = [backends.choose(name).name for name in names]
+        usable = [b for b in backends.BACKENDS if not (b.why_not_here() or b.why_not_by_default())]
+    else:
+        usable = [backends.named(name) for name in names]
     factory = "stdc_fast.benchmark.runners:Ours"
     found, refused = [], []
     for dtype in dtypes:
-        for name in chosen:
-            reason = backends.refusal(name, torch.device(device), getattr(torch, dtype), None)
+        for backend in usable:
+            name = backend.name
+            reason = backend.why_not(None, precision_of(dtype), torch.device(device))
             if reason is None:
                 found.append(Spec(f"ours {name}", dtype, factory, (("backend", name),), ours=True))
             else:

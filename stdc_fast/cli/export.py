@@ -24,16 +24,16 @@ def export(
     from stdc_fast.backends.cpu import program
     from stdc_fast.plan import build, optimise
 
-    dtypes = {name: dtype for dtype, name in program.DTYPES.items()}
-    if dtype not in dtypes:
-        raise UserError(f"--dtype must be one of {', '.join(dtypes)}, not {dtype!r}")
+    known = {precision.name: precision for precision in program.PRECISIONS}
+    if dtype not in known:
+        raise UserError(f"--dtype must be one of {', '.join(known)}, not {dtype!r}")
     path = zoo.find(model)
     try:
         plan = optimise(build(checkpoints.read(path).network()))
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    reason = program.unsupported(plan, dtypes[dtype])
+    reason = program.why_not(plan, known[dtype])
     if reason is not None:
         raise UserError(f"{path}: the native engine can not run it: {reason}")
-    cpu.save(plan, dtypes[dtype], out)
+    cpu.save(plan, known[dtype], out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {plan.name}, {dtype}")

@@ -56,8 +56,12 @@ class _Builder:
 
     def plan(self, name: str, inputs: list[str], outputs: list[View]) -> Plan:
         names = {name for op in self.ops for name in op.weights}
-        # Copies: a plan of a float64 network must not change with it.
-        weights = {n: self.state[n].detach().to("cpu", torch.float64, copy=True) for n in sorted(names)}
+        # Copies: a plan of a float64 network must not change with it. Those on "meta" stay there.
+        weights = {}
+        for n in sorted(names):
+            weight = self.state[n].detach()
+            place = "meta" if weight.is_meta else "cpu"
+            weights[n] = weight.to(place, torch.float64, copy=True)
         return Plan(name, self.buffers, tuple(self.ops), tuple(inputs), tuple(outputs), weights)
 
     def buffer(self, name: str, channels: int, stride: int, store: str = "act") -> View:

@@ -75,7 +75,7 @@ def fold_normalisation(plan: Plan) -> Plan:
     """``(x / 255 - mean) / std`` into the first convolution, which becomes a stem.
 
     Padding is zero after normalisation, that is, it equals the pixel ``255 * mean``: the stem subtracts
-    that first (:func:`border_biases` turns it into biases). A normalised image is read as it is.
+    that first. A normalised image is read as it is.
     """
     changes: dict[str, Op | None] = {}
     weights: dict[str, Tensor] = {}
@@ -93,8 +93,9 @@ def fold_normalisation(plan: Plan) -> Plan:
             continue
         offset, source = None, plan.source(image)
         if isinstance(source, Normalise) and plan.only_read_by(image, conv):
-            deviation = torch.tensor(source.std, dtype=torch.float64)
-            weights[conv.weight] = plan.weights[conv.weight] / (255 * deviation.view(1, -1, 1, 1))
+            weight = plan.weights[conv.weight]
+            deviation = weight.new_tensor(source.std).view(1, -1, 1, 1)
+            weights[conv.weight] = weight / (255 * deviation)
             offset, image = tuple(255 * m for m in source.mean), source.input
             changes[source.name] = None
         elif image.buffer not in plan.inputs:
@@ -104,19 +105,6 @@ def fold_normalisation(plan: Plan) -> Plan:
             act=conv.act, offset=offset,
         )  # fmt: skip
     return plan.substitute(changes, weights=weights)
-
-
-def border_biases(weight: Tensor, bias: Tensor, offset: tuple[float, ...]) -> Tensor:
-    """Biases ``[3, 3, out]`` with which a zero-padded convolution of raw pixels is the stem's.
-
-    The first index is the row: the top one, whose first tap is outside, those between, and the last one
-    of an odd height, whose last tap is outside; the second is the column likewise. Pass the weights
-    ``[out, 3, 3, 3]`` as the kernel rounds them: the bias then cancels what rounding did to the mean.
-    """
-    shift = torch.tensor(offset, dtype=weight.dtype, device=weight.device)
-    taps = (weight * shift.view(1, -1, 1, 1)).sum(1)  # [out, 3, 3]
-    inside = torch.tensor([[0, 1, 1], [1, 1, 1], [1, 1, 0]], dtype=weight.dtype, device=weight.device)
-    return bias - torch.einsum("oij,ri,cj->rco", taps, inside, inside)
 
 
 def split_products(plan: Plan) -> Plan:

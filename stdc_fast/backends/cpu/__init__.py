@@ -8,58 +8,89 @@ import torch
 from torch import Tensor
 
 from stdc_fast import _native
-from stdc_fast.backends.base import NativeExecutable, presented
+from stdc_fast.backends.base import Backend, NativeExecutable, presented
 from stdc_fast.backends.cpu import program
 from stdc_fast.files import write_atomic
 from stdc_fast.plan.plan import Plan
+from stdc_fast.precision import FLOAT32, Like, Precision, precision_of
+
+
+class Cpu(Backend):
+    """The engine, on x86 processors and in portable code on others."""
+
+    name = "cpu"
+
+    def why_not_here(self) -> str | None:
+        return _native.why_not()
+
+    def about(self) -> str:
+        return _native.about()
+
+    def why_not(self, plan: Plan | None, precision: Precision, device: torch.device) -> str | None:
+        if device.type != "cpu":
+            return f"it does not run on {device}"
+        reason = program.why_not(plan, precision)
+        if reason is None:
+            _native.isa()  # a mistake in STDC_FAST_CPU_ISA is said, not passed over
+        return reason
+
+    def compile(self, plan: Plan, precision: Precision, device: torch.device) -> CpuExecutable:
+        return compile(plan, precision, device)
+
+
+BACKEND = Cpu()
 
 
 def compile(
     plan: Plan,
-    dtype: torch.dtype = torch.float32,
+    precision: Like = FLOAT32,
     device: torch.device | str = "cpu",
     *,
     isa: str = "",
     poisoned: bool = False,
-) -> Executable:
+) -> CpuExecutable:
     """Pack a plan's weights for the engine.
 
     Args:
         plan: optimised.
-        dtype: float32 or bfloat16: of maps and weights. Sums, biases, vectors and logits are float32.
+        precision: float32 or bfloat16.
         isa: instruction set, for tests; else STDC_FAST_CPU_ISA or the best.
         poisoned: fill the arena with NaN before each image, to prove that nothing dead is read.
 
-    Raises ValueError for a plan, dtype or device that the engine does not run, UserError if the native
+    Raises ValueError for a plan, precision or device that the engine does not run, UserError if the native
     module is missing or STDC_FAST_CPU_ISA names no instruction set of this machine.
     """
     if torch.device(device).type != "cpu":
         raise ValueError(f"the native CPU engine does not run on {device}")
-    return Executable(plan, dtype, isa, poisoned)
+    return CpuExecutable(plan, precision_of(precision), isa, poisoned)
 
 
-def save(plan: Plan, dtype: torch.dtype, path: str | Path) -> None:
+def save(plan: Plan, precision: Like, path: str | Path) -> None:
     """Write an optimised plan with its weights for the engine's C++ API; see ``examples/cpp``.
 
     ValueError for what the engine does not run; UserError if it can not be written.
     """
-    data = program.serialise(plan, dtype)
+    data = program.serialise(plan, precision_of(precision))
     write_atomic(path, lambda p: Path(p).write_bytes(data))
 
 
-class Executable(NativeExecutable):
+#: Of float inputs, which the engine turns into maps itself.
+_GIVEN = tuple(p.maps for p in program.PRECISIONS)
+
+
+class CpuExecutable(NativeExecutable):
     """A plan with packed weights, for inputs of any size. Calls from several threads run one after the other.
 
     Threads are those of ``torch.get_num_threads()``; results do not depend on their number. They are
     channels_last.
     """
 
-    def __init__(self, plan: Plan, dtype: torch.dtype, isa: str = "", poisoned: bool = False):
-        saved = program.serialise(plan, dtype)
+    def __init__(self, plan: Plan, precision: Precision, isa: str = "", poisoned: bool = False):
+        saved = program.serialise(plan, precision)
         self.engine = _native.module().Engine(saved, _native.isa(isa))
         if poisoned:
             self.engine.poison(True)
-        super().__init__(plan, dtype, "cpu")
+        super().__init__(plan, precision, "cpu")
 
     @property
     def isa(self) -> str:
@@ -78,12 +109,12 @@ class Executable(NativeExecutable):
             self.engine.run([_spec(x) for x in inputs], _spec(output), *seen, threads, exact)
         return presented(output, labels is not None)
 
-    def _checked(self, x: Tensor, name: str) -> Tensor:
-        x = super()._checked(x, name)
+    def _take(self, x: Tensor, name: str) -> Tensor:
+        x = super()._take(x, name)
         if x.dtype == torch.uint8:
             dense = x.stride(3) == 1 and (x.stride(2) == 3 or x.shape[2] == 1)
             return x if dense and x.stride(1) > 0 else x.contiguous()
-        return x if x.dtype in program.DTYPES else x.to(self.dtype)
+        return x if x.dtype in _GIVEN else x.to(self.dtype)
 
 
 def _spec(x: Tensor) -> tuple:

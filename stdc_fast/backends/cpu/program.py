@@ -20,44 +20,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stdc_fast.backends.base import unfit
+from stdc_fast.backends.base import why_not_native
 from stdc_fast.plan.ops import ACTIVATIONS, Add, Conv, Down, Gate, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
+from stdc_fast.precision import BFLOAT16, FLOAT32, Precision
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+#: What the engine computes in.
+PRECISIONS = (FLOAT32, BFLOAT16)
 
 
-def unsupported_dtype(dtype: torch.dtype) -> str | None:
-    """Why the native engine does not compute in a dtype, or None."""
-    if dtype in DTYPES:
+def why_not(plan: Plan | None, precision: Precision) -> str | None:
+    """Why the native engine does not run a plan, or None; without one, why it lacks a precision."""
+    if precision not in PRECISIONS:
+        return f"it computes in float32 and bfloat16, not {precision}"
+    if plan is None:
         return None
-    return f"it computes in float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-
-
-def unsupported(plan: Plan, dtype: torch.dtype) -> str | None:
-    """Why the native engine can not run a plan, or None."""
-    if (reason := unsupported_dtype(dtype) or unfit(plan)) is not None:
+    if (reason := why_not_native(plan)) is not None:
         return reason
-    even = 2 if dtype == torch.bfloat16 else 1
+    even = 4 // precision.maps.itemsize  # the engine multiplies pairs of 16-bit channels
     for op in plan.ops:
         if isinstance(op, (Conv, Down)):
             views = op.inputs if isinstance(op, Conv) else (op.input,)
             if any(v.channels % even or v.offset % even for v in views):
-                return f"{op.kind} {op.name}: odd numbers of channels in bfloat16"
+                return f"{op.kind} {op.name}: odd numbers of channels in {precision}"
     return None
 
 
-def serialise(plan: Plan, dtype: torch.dtype) -> bytes:
-    """The saved plan. ValueError for what the engine can not run, see :func:`unsupported`."""
-    reason = unsupported(plan, dtype)
+def serialise(plan: Plan, precision: Precision) -> bytes:
+    """The saved plan. ValueError for what the engine can not run, see :func:`why_not`."""
+    reason = why_not(plan, precision)
     if reason is not None:
         raise ValueError(f"the native engine can not run {plan.name}: {reason}")
-    return _Writer(plan, dtype).bytes()
+    return _Writer(plan, precision).bytes()
 
 
 class _Writer:
-    def __init__(self, plan: Plan, dtype: torch.dtype):
-        self.plan, self.dtype = plan, dtype
+    def __init__(self, plan: Plan, precision: Precision):
+        self.plan, self.precision = plan, precision
         self.buffers: list[str] = []
         self.names: dict[str, int] = {}
         self.weights: list[str] = []
@@ -99,7 +98,7 @@ class _Writer:
             output = result
         lines = [
             "stdc-plan 1",
-            f"{_word(plan.name)} {DTYPES[self.dtype]}",
+            f"{_word(plan.name)} {self.precision}",
             f"buffers {len(self.buffers)}",
             *self.buffers,
             f"weights {len(self.weights)}",
@@ -135,7 +134,7 @@ class _Writer:
         data = np.ascontiguousarray(raw).tobytes()
         data += bytes(-len(data) % 64)
         shape = " ".join(map(str, tensor.shape))
-        self.weights.append(f"{DTYPES[dtype]} {self.size} {tensor.ndim} {shape}")
+        self.weights.append(f"{_name(dtype)} {self.size} {tensor.ndim} {shape}")
         self.data.append(data)
         self.size += len(data)
         return len(self.weights) - 1
@@ -145,7 +144,7 @@ class _Writer:
 
     def rounded(self, name: str) -> Tensor:
         """Weights that are rounded like all others, but kept in float32."""
-        return self.plan.weights[name].to(self.dtype).float()
+        return self.plan.weights[name].to(self.precision.weights).float()
 
     def op(self, kind: str, name: str, inputs: list[View], output: View, *settings: object) -> None:
         views = " ".join(map(self.view, inputs))
@@ -155,7 +154,7 @@ class _Writer:
     def _stem(self, op: Stem) -> None:
         image = View(op.input.buffer, 0, 4)
         given = View(f"{op.input.buffer}:given", 0, 3)
-        weight = self.plan.weights[op.weight].to(self.dtype)
+        weight = self.plan.weights[op.weight].to(self.precision.weights)
         bias = self.plan.weights[op.bias].float() if op.bias else torch.zeros(len(weight))
         if op.offset is None:
             self.op("import", f"{op.name}:image", [given], image)
@@ -169,7 +168,7 @@ class _Writer:
             numbers = [repr(float(x)) for x in (*near, *rest)]
             self.op("frame", f"{op.name}:image", [given], image, *numbers)
         act = ACTIVATIONS.index(op.act)
-        weights = self.weight(weight, self.dtype), self.weight(bias)
+        weights = self.weight(weight, self.precision.weights), self.weight(bias)
         self.op("conv", op.name, [image], op.output, 3, 2, act, *weights, "-")
 
     def _conv(self, op: Conv) -> None:
@@ -180,7 +179,7 @@ class _Writer:
             self.buffer(ready, "act", view.channels, self.plan.buffers[view.buffer].stride)
             inputs = [View(ready, 0, view.channels)]
             self._prologue(ready, view, op.scale, op.add, inputs[0])
-        weights = self.named(op.weight, self.dtype), self.named(op.bias)
+        weights = self.named(op.weight, self.precision.weights), self.named(op.bias)
         act = ACTIVATIONS.index(op.act)
         mean = self.optional(op.mean)
         self.op("conv", op.name, inputs, op.output, op.kernel, op.stride, act, *weights, mean)
@@ -195,7 +194,7 @@ class _Writer:
         self._prologue(op.name, op.input, None, op.other, op.output)
 
     def _down(self, op: Down) -> None:
-        weights = self.named(op.weight, self.dtype), self.named(op.bias)
+        weights = self.named(op.weight, self.precision.weights), self.named(op.bias)
         depthwise = self.weight(self.rounded(op.depthwise_weight)), self.named(op.depthwise_bias)
         pooled = self.optional(op.pooled)
         self.op(
@@ -210,6 +209,10 @@ class _Writer:
 
     def _upsample(self, op: Upsample) -> None:
         self.op("upsample", op.name, [op.input], op.output)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _word(name: str) -> str:

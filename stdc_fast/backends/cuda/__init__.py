@@ -7,24 +7,24 @@ left to Triton's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import torch
 
 from stdc_fast import _native
-from stdc_fast.backends.base import unfit
+from stdc_fast.backends.base import why_not_native
+from stdc_fast.backends.cuda.fragments import pack
+from stdc_fast.backends.cuda.launches import CudaLowered
+from stdc_fast.backends.cuda.tiles import CudaModel, CudaTiles
+from stdc_fast.backends.gpu.chooser import GpuBackend
 from stdc_fast.backends.gpu.graphs import DEPENDENT, GraphExecutable, numbered
-from stdc_fast.backends.gpu.model import DEVICES, Device, Work, device_class
+from stdc_fast.backends.gpu.model import Work, device_class
+from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.plan.plan import Plan
+from stdc_fast.precision import BFLOAT16, FLOAT16, Like, Precision, precision_of
 
-if TYPE_CHECKING:
-    from stdc_fast.backends.cuda.launches import Lowered
-    from stdc_fast.backends.cuda.tiles import Tiles
-    from stdc_fast.backends.gpu.placed import Request
-
-DTYPES = (torch.float16, torch.bfloat16)
+PRECISIONS = (FLOAT16, BFLOAT16)
 
 
 def native() -> ModuleType | None:
@@ -36,28 +36,58 @@ def native() -> ModuleType | None:
     return getattr(module, "gpu", None)
 
 
-def available() -> tuple[bool, str]:
-    """Whether this backend runs in this process, and with what or why not."""
-    info = _native.cuda_info()
-    module = native()
-    if torch.version.hip is not None:
-        return False, "torch was built for ROCm; the kernels are for NVIDIA GPUs"
-    if not torch.cuda.is_available():
-        return False, "torch sees no NVIDIA GPU"
-    if module is None:
-        built, reason = _native.available()
-        if built:
-            reason = f"not built: {info.get('reason', 'unknown')}; then install stdc_fast again"
-        return False, reason
-    made = f"{info.get('compiler', 'nvcc')}, for {', '.join(info.get('targets', []))}"
-    have, need = module.driver_version(), module.runtime_version()
-    # NOTE: within a major version newer binaries run on older drivers.
-    if have // 1000 < need // 1000:
-        return False, f"the driver has CUDA {_version(have)}, the kernels need {need // 1000}.0; update it"
-    reasons = [unfit_device(torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())]
-    if None in reasons:
-        return True, made
-    return False, str(reasons[0])
+class Cuda(GpuBackend):
+    """The CUDA kernels, on NVIDIA GPUs from sm_80 on."""
+
+    name = "cuda"
+    tiles = CudaTiles
+
+    def why_not_here(self) -> str | None:
+        module = native()
+        if torch.version.hip is not None:
+            return "torch was built for ROCm; the kernels are for NVIDIA GPUs"
+        if not torch.cuda.is_available():
+            return "torch sees no NVIDIA GPU"
+        if module is None:
+            missing = _native.why_not()
+            reason = _native.cuda_info().get("reason", "unknown")
+            return missing or f"not built: {reason}; then install stdc_fast again"
+        have, need = module.driver_version(), module.runtime_version()
+        # NOTE: within a major version newer binaries run on older drivers.
+        if have // 1000 < need // 1000:
+            return f"the driver has CUDA {_version(have)}, the kernels need {need // 1000}.0; update it"
+        devices = range(torch.cuda.device_count())
+        reasons = [why_not_device(torch.cuda.get_device_capability(i)) for i in devices]
+        return None if None in reasons else reasons[0]
+
+    def about(self) -> str:
+        info = _native.cuda_info()
+        return f"{info.get('compiler', 'nvcc')}, for {', '.join(info.get('targets', []))}"
+
+    def why_not(self, plan: Plan | None, precision: Precision, device: torch.device) -> str | None:
+        if device.type != "cuda":
+            return f"it does not run on {device}"
+        if reason := why_not_device(torch.cuda.get_device_capability(device)):
+            return reason
+        if precision not in PRECISIONS:
+            return f"it computes in float16 and bfloat16, not {precision}"
+        return None if plan is None else why_not_native(plan)
+
+    def compile(self, plan: Plan, precision: Precision, device: torch.device) -> CudaExecutable:
+        return compile(plan, precision, device)
+
+    def model(self, device: torch.device) -> CudaModel:
+        properties = torch.cuda.get_device_properties(device)
+        kind = device_class((properties.major, properties.minor), properties.multi_processor_count)
+        return CudaModel(native(), kind, properties.shared_memory_per_block_optin)
+
+    def versions(self) -> dict[str, str]:
+        info = _native.cuda_info()
+        targets = ",".join(map(str, info.get("targets", ()))) or "none"
+        return {"compiler": str(info.get("compiler")), "targets": targets}
+
+
+BACKEND = Cuda()
 
 
 def _version(number: int) -> str:
@@ -65,7 +95,7 @@ def _version(number: int) -> str:
 
 
 @functools.cache
-def unfit_device(
+def why_not_device(
     capability: tuple[int, int], targets: tuple[str, ...] | None = None, ptx: bool | None = None
 ) -> str | None:
     """Why there is no code for a GPU of a capability among the targets that were built, or None.
@@ -118,59 +148,37 @@ def version_of(target: str) -> tuple[int, int]:
     return int(number[:-1]), int(number[-1])
 
 
-def refusal(device: torch.device | None, dtype: torch.dtype | None, plan: Plan | None) -> str | None:
-    """Why this backend does not run this, or None; what is None is not asked."""
-    if device is not None:
-        if device.type != "cuda":
-            return f"it does not run on {device}"
-        if reason := unfit_device(torch.cuda.get_device_capability(device)):
-            return reason
-    if dtype is not None and dtype not in DTYPES:
-        return f"it computes in float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    return None if plan is None else unfit(plan)
-
-
 def compile(
     plan: Plan,
-    dtype: torch.dtype = torch.float16,
+    precision: Like = FLOAT16,
     device: torch.device | str = "cuda",
     *,
-    tiles: Callable[[Work], Tiles] | None = None,
+    tiles: Callable[[Work], CudaTiles] | None = None,
     poisoned: bool = False,
     graphs: bool = True,
-) -> Executable:
+) -> CudaExecutable:
     """Pack a plan's weights for the kernels.
 
     Args:
         plan: optimised.
-        dtype: float16 or bfloat16: of maps and weights. Sums, biases, vectors and logits are float32.
-        tiles: chooses the tiles of each kernel; by default as shipped or modelled for the device.
+        precision: float16 or bfloat16.
+        tiles: chooses the tiles of each kernel; by default as tuned, shipped or modelled for the device.
         poisoned: fill all memory with NaN before each image, to prove that nothing dead is read.
         graphs: replay CUDA graphs; else launch kernel by kernel.
 
-    Raises ValueError for a plan, dtype or device that it does not run.
+    Raises ValueError for a plan, precision or device that it does not run.
     """
-    runs, reason = available()
-    if runs:
+    precision, reason = precision_of(precision), BACKEND.why_not_here()
+    if reason is None:
         device = numbered(device)
-        reason = refusal(device, dtype, plan)
+        reason = BACKEND.why_not(plan, precision, device)
     if reason:
         raise ValueError(f"the CUDA backend can not run {plan.name}: {reason}")
-    return Executable(plan, dtype, device, native(), tiles or chooser(device), poisoned, graphs)
+    tiles = tiles or BACKEND.chooser(device)
+    return CudaExecutable(plan, precision, device, native(), tiles, poisoned, graphs)
 
 
-def chooser(device: torch.device) -> Chooser:
-    """What picks the tiles on a device: as tuned there, as shipped for its class, or by the model."""
-    from stdc_fast.backends.cuda import tiles as cuda_tiles
-    from stdc_fast.backends.gpu import tuned
-
-    properties = torch.cuda.get_device_properties(device)
-    kind = device_class((properties.major, properties.minor), properties.multi_processor_count)
-    tables = tuned.load(tuned.environment(device, "cuda")), cuda_tiles.shipped(kind.key)
-    return Chooser(native(), kind, properties.shared_memory_per_block_optin, tables)
-
-
-class Executable(GraphExecutable):
+class CudaExecutable(GraphExecutable):
     """A plan with packed weights, for inputs of any size, from any stream and thread.
 
     Args:
@@ -181,18 +189,14 @@ class Executable(GraphExecutable):
     def __init__(
         self,
         plan: Plan,
-        dtype: torch.dtype,
+        precision: Precision,
         device: torch.device,
         native: ModuleType,
-        tiles: Callable[[Work], Tiles],
+        tiles: Callable[[Work], CudaTiles],
         poisoned: bool = False,
         graphs: bool = True,
     ):
-        from stdc_fast.backends.cuda import fragments
-        from stdc_fast.backends.cuda import launches as cuda_launches
-
-        super().__init__(plan, dtype, device, fragments.pack(plan, dtype, device), poisoned, graphs)
-        self._launches = cuda_launches
+        super().__init__(plan, precision, device, pack(plan, precision, device), poisoned, graphs)
         self._native = native
         self._tiles = tiles
         if self._dependent:
@@ -206,46 +210,11 @@ class Executable(GraphExecutable):
         self,
         request: Request,
         variant: Hashable = None,
-        tiles: Callable[[Work], Tiles] | None = None,
+        tiles: Callable[[Work], CudaTiles] | None = None,
         apart: bool = False,
-    ) -> Lowered:
-        """The launches of a request, with new memory; with other ``tiles``, and ``apart`` as of Placed."""
-        return self._launches.Lowered(
-            self.plan, self._packed, request, self.dtype, self.device, tiles or self._tiles, self._native,
-            self._dependent, apart,
+    ) -> CudaLowered:
+        """The launches of a request, with new memory; with other ``tiles``, and ``apart`` as of Lowered."""
+        return CudaLowered(
+            self.plan, self._packed, request, self.precision, self.device, tiles or self._tiles,
+            self._native, self._dependent, apart,
         )  # fmt: skip
-
-
-class Chooser:
-    """Picks the tiles of a work on a class of GPUs: as in a table, or by the model.
-
-    Args:
-        native: the module with the kernels.
-        device: the class.
-        shared: bytes of shared memory that a block may have, by default what the class has.
-        tables: those to look into, the first first; by default what is shipped for the class.
-    """
-
-    def __init__(
-        self,
-        native: ModuleType,
-        device: Device = DEVICES["sm_90"],
-        shared: int | None = None,
-        tables: Sequence[Mapping[str, Tiles]] | None = None,
-    ):
-        from stdc_fast.backends.cuda import tiles as cuda_tiles
-
-        self.device = device
-        self.kernels = cuda_tiles.Kernels(native, min(shared or device.shared, device.shared))
-        self.tables = (cuda_tiles.shipped(device.key),) if tables is None else tables
-        self._ranked = cuda_tiles.ranked
-        self._modelled: dict[Work, Tiles] = {}
-
-    def __call__(self, work: Work) -> Tiles:
-        for table in self.tables:
-            found = table.get(work.key)
-            if found is not None and self.kernels.form(work, found) is not None:
-                return found
-        if work not in self._modelled:
-            self._modelled[work] = self._ranked(work, self.device, self.kernels)[0]
-        return self._modelled[work]

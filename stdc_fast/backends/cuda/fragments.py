@@ -8,25 +8,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stdc_fast.backends.gpu import weights as packed
+from stdc_fast.backends.gpu import weights
 from stdc_fast.plan.ops import Conv, Down, Stem
 from stdc_fast.plan.plan import Plan
+from stdc_fast.precision import Precision
 
 
-def pack(plan: Plan, dtype: torch.dtype, device: torch.device) -> dict[str, SimpleNamespace]:
+def pack(plan: Plan, precision: Precision, device: torch.device) -> dict[str, SimpleNamespace]:
     """The weights of each op: rounded once, biases float32; ``weight`` as :func:`fragments`."""
-    found = packed.pack(plan, dtype, torch.device("cpu"))
+    found = weights.pack(plan, precision, torch.device("cpu"))
     for op in plan.ops:
         if isinstance(op, (Stem, Conv, Down)):
             found[op.name].weight = _ORDER[type(op)](op, found[op.name].weight)
         if isinstance(op, Down):  # in vectors of eight
             one = found[op.name]
             rest = (0, -one.depthwise.shape[1] % 8)
-            one.depthwise = F.pad(one.depthwise, rest).to(dtype)  # as it was rounded
+            one.depthwise = F.pad(one.depthwise, rest).to(precision.weights)  # as it was rounded
             one.depthwise_bias = F.pad(one.depthwise_bias, rest)
         if isinstance(op, Stem):
             found[op.name].offset = found[op.name].offset.tolist()  # goes with the launch
-    return packed.moved(found, device)
+    return weights.moved(found, device)
 
 
 def fragments(weight: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stdc_fast.backends.cuda.tiles import ADDS, Form, Kernels, Tiles, predict
-from stdc_fast.backends.gpu.model import Device, Prediction, Work, predict_rest
-from stdc_fast.backends.gpu.placed import Labelling, Placed, Request
+from stdc_fast.backends.cuda.tiles import ADDS, CompiledForms, CudaTiles, Form, predict
+from stdc_fast.backends.gpu.model import Device, Prediction, Work
+from stdc_fast.backends.gpu.placed import Labelling, Launch, Lowered, Request
 from stdc_fast.plan.ops import ACTIVATIONS, Add, Conv, Down, Gate, Op, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
+from stdc_fast.precision import Precision
 
 #: As in csrc/include/gpu.h.
 ACTS = {name: i for i, name in enumerate(ACTIVATIONS)}
@@ -23,31 +24,26 @@ GATE_OUTPUTS = 16  # as kOutputs in csrc/cuda/gate.cu
 ROWS, COLUMNS = 4, 9  # as kWarps and kColumns in csrc/cuda/upsample.cu
 
 
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """One kernel with all of its arguments.
+@dataclasses.dataclass(kw_only=True)
+class CudaLaunch(Launch):
+    """One of the CUDA kernels with its struct of arguments.
 
-    ``work``, ``tiles`` and ``form`` are of those that multiply matrices; of the others there are the blocks,
-    the bytes that they move and the operations of all lanes, each a guess.
+    ``form`` is of those that multiply matrices, ``blocks`` of the others.
     """
 
-    op: Op
     arguments: Any
-    work: Work | None = None
-    tiles: Tiles | None = None
     form: Form | None = None
     blocks: int = 1
-    moved: int = 0
-    lanes: float = 0
 
-    def predicted(self, device: Device) -> Prediction:
-        """Its time in a graph on such a device, by the model."""
-        if self.work is not None:
-            return predict(self.work, self.tiles, device, self.form)
-        return predict_rest(self.blocks, self.moved, self.lanes, device)
+    @property
+    def programs(self) -> int:
+        return self.blocks
+
+    def _predicted(self, device: Device) -> Prediction:
+        return predict(self.work, self.tiles, device, self.form)
 
 
-class Lowered(Placed):
+class CudaLowered(Lowered):
     """A plan for one :class:`Request`: its memory, and the launches that run it once.
 
     Args:
@@ -63,18 +59,18 @@ class Lowered(Placed):
         plan: Plan,
         packed: Mapping[str, SimpleNamespace],
         request: Request,
-        dtype: torch.dtype,
+        precision: Precision,
         device: torch.device,
-        choose: Callable[[Work], Tiles],
+        choose: Callable[[Work], CudaTiles],
         native: ModuleType,
         dependent: bool = False,
         apart: bool = False,
     ):
-        super().__init__(plan, packed, request, dtype, device, choose, apart=apart, branches=True)
+        super().__init__(plan, packed, request, precision, device, choose, apart=apart, branches=True)
         self.native, self.dependent = native, dependent
-        self._kernels = Kernels(native)
-        self.launches: list[Launch] = []
-        self._type = native.Type.float16 if dtype == torch.float16 else native.Type.bfloat16
+        self._forms = CompiledForms(native)
+        self.launches: list[CudaLaunch] = []
+        self._type = getattr(native.Type, precision.name)
         self._lower()
 
     def launch(self, first: bool = False, side: torch.cuda.Stream | None = None) -> None:
@@ -96,11 +92,11 @@ class Lowered(Placed):
         """Arguments of the kernels before the branch, of the branch, beside it, and after both."""
         return tuple([launch.arguments for launch in part] for part in self._parts())
 
-    def _parts(self) -> tuple[list[Launch], ...]:
+    def _parts(self) -> tuple[list[CudaLaunch], ...]:
         if self.branch is None:
             return [], [], [], self.launches
         fork, first, last = self.branch.fork, self.branch.first, self.branch.last
-        found: tuple[list[Launch], ...] = [], [], [], []
+        found: tuple[list[CudaLaunch], ...] = [], [], [], []
         for launch in self.launches:
             i = self.plan.ops.index(launch.op)
             found[0 if i < fork else 2 if i < first else 1 if i <= last else 3].append(launch)
@@ -129,19 +125,19 @@ class Lowered(Placed):
         made = getattr(self.native, kind)()
         for name, value in fields.items():
             setattr(made, name, value.data_ptr() if isinstance(value, Tensor) else value)
-        self.launches.append(Launch(op, made, **(about or {})))
+        self.launches.append(CudaLaunch(op=op, arguments=made, **(about or {})))
 
     def _pitch(self, view: View) -> int:
         return self.plan.buffers[view.buffer].channels
 
-    def _products(self, op: Stem | Conv | Down) -> tuple[dict[str, Any], dict[str, Any], Tiles]:
+    def _products(self, op: Stem | Conv | Down) -> tuple[dict[str, Any], dict[str, Any], CudaTiles]:
         """(what is known of the launch, fields that sizes and tiles decide, tiles)."""
         work = self._work(op)
         t = self.choose(work)
-        form = self._kernels.form(work, t)
+        form = self._forms.form(work, t)
         if form is None:
             raise ValueError(f"{op.name}: there is no kernel for tiles of {t}")
-        return {"work": work, "tiles": t, "form": form}, self._kernels.sized(work, t), t
+        return {"work": work, "tiles": t, "form": form}, self._forms.sized(work, t), t
 
     def _stem(self, op: Stem) -> None:
         packed, r = self.packed[op.name], self.request
@@ -169,8 +165,8 @@ class Lowered(Placed):
         }  # fmt: skip
         workspace = arrivals = self._none
         if t.split > 1:
-            shared = self.request.batch * self._tiles_of_image(op) * -(-op.output.channels // t.core[1])
-            workspace = self._extra(shared * t.split * t.core[0] * t.core[1])
+            shared = self.request.batch * self._tiles_of_image(op) * -(-op.output.channels // t.block[1])
+            workspace = self._extra(shared * t.split * t.block[0] * t.block[1])
             arrivals = self._extra(shared, dtype=torch.int32, zero=True)
         sums, rows, pitch = self._sums(op.mean)
         self._emit(
@@ -219,7 +215,7 @@ class Lowered(Placed):
     def _map(self, op: Scale | Add, scale: View | None, add: View | None) -> None:
         n, height, width, pitch = self.buffers[op.input.buffer].shape
         added, kind, add_pitch = self._vector_or_map(add)
-        moved = 2 * n * height * width * op.input.channels * self.dtype.itemsize
+        moved = 2 * n * height * width * op.input.channels * self.precision.maps.itemsize
         self._emit(
             op, "PrologueArgs", {"blocks": -(-moved // 8192), "moved": moved}, type=self._type,
             x=self._view(op.input), scale=self._none if scale is None else self._view(scale), add=added,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stdc_fast.backends.base import Backend, Executable
 from stdc_fast.backends.eager.convolution import Convolution, Subpixel, activate
 from stdc_fast.backends.eager.memory import Pieces, Poisoned
 from stdc_fast.backends.eager.rounding import Rounding
@@ -32,38 +33,60 @@ from stdc_fast.plan.ops import (
     View,
 )
 from stdc_fast.plan.plan import Plan
-from stdc_fast.postprocess import resize_argmax
+from stdc_fast.postprocess import label_logits
+from stdc_fast.precision import FLOAT32, Like, Precision, precision_of
+from stdc_fast.reference.networks import upsample
 
 _NHWC = torch.channels_last
 
 
+class Eager(Backend):
+    """Plain PyTorch, on any device."""
+
+    name = "eager"
+
+    def why_not_here(self) -> str | None:
+        return None
+
+    def about(self) -> str:
+        return "plain PyTorch, on any device"
+
+    def why_not(self, plan: Plan | None, precision: Precision, device: torch.device) -> str | None:
+        return None
+
+    def compile(self, plan: Plan, precision: Precision, device: torch.device) -> EagerExecutable:
+        return compile(plan, precision, device)
+
+
+BACKEND = Eager()
+
+
 def compile(
     plan: Plan,
-    dtype: torch.dtype = torch.float32,
+    precision: Like = FLOAT32,
     device: torch.device | str = "cpu",
     *,
     rounding=None,
     poisoned: bool = False,
-) -> Executable:
-    """Pack a plan's weights for ``dtype`` and ``device``.
+) -> EagerExecutable:
+    """Pack a plan's weights for a precision and ``device``.
 
-    A 16-bit dtype that this CPU has no instructions for is computed in float32, rounding what is stored.
+    Where this CPU has no instructions for the dtype of maps, sums are float32 and what is stored is rounded.
 
     Args:
         plan: with primitive ops or without.
-        dtype: float64, float32, bfloat16 or float16: of maps and weights. Vectors and logits are float32, or
-            float64 with it.
+        precision: of maps and weights; vectors and logits are in the dtype of its sums.
         rounding: one of :mod:`stdc_fast.backends.eager.rounding`: what is stored goes through it, and is
-            computed in ``dtype``.
+            computed in the dtype of maps.
         poisoned: keep everything in one arena in which all that is dead is NaN, to prove its layout.
     """
-    device = torch.device(device)
-    if device.type == "cpu" and rounding is None and not _native(dtype):
-        dtype, rounding = torch.float32, Rounding(dtype)
-    return Executable(plan, dtype, device, rounding, poisoned)
+    device, precision = torch.device(device), precision_of(precision)
+    if device.type == "cpu" and rounding is None and not _has_kernels(precision.maps):
+        precision, rounding = FLOAT32, Rounding(precision.maps)
+    return EagerExecutable(plan, precision, device, rounding, poisoned)
 
 
-def _native(dtype: torch.dtype) -> bool:
+def _has_kernels(dtype: torch.dtype) -> bool:
     """Whether oneDNN has kernels for ``dtype`` on this CPU; torch's own are twenty times slower."""
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -72,17 +95,14 @@ def _native(dtype: torch.dtype) -> bool:
     return True
 
 
-class Executable:
+class EagerExecutable(Executable):
     """A plan with packed weights, for inputs of any size. Calls may come from several threads."""
 
-    #: Whether :meth:`labels` takes frames of another size than the network sees.
-    resizes = False
-
-    def __init__(self, plan: Plan, dtype: torch.dtype, device: torch.device, rounding, poisoned: bool):
-        self.plan = plan
-        self.dtype = dtype
-        self.wide = torch.float64 if dtype == torch.float64 else torch.float32
-        self.device = device
+    def __init__(
+        self, plan: Plan, precision: Precision, device: torch.device, rounding=None, poisoned: bool = False
+    ):
+        super().__init__(plan, precision, device)
+        self.wide = precision.sums
         self.rounding = rounding
         self.poisoned = poisoned
         self._lives = lifetimes(plan)
@@ -93,37 +113,31 @@ class Executable:
         for buffer, (_, last) in self._lives.items():
             if buffer not in kept:
                 dying.setdefault(last, []).append(buffer)
+        self.plan = plan  # whose weights are packed here
         self._steps = []
         for i, op in enumerate(plan.ops):
             if not isinstance(op, Upsample):
                 run = _RUN[type(op)](self, op)
                 self._steps.append((op, run, dying.get(i, [])))
-        self.plan = plan.bare()  # the float64 weights are not needed any more
+        self.plan = plan.bare()
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """The main output: logits ``[N, C, ceil(H/8), ceil(W/8)]`` in float32 of a network, the map
-        ``[N, C, H, W]`` of a block.
+    def run(self, *inputs: Tensor) -> list[Tensor]:
+        maps, *size = self._taken(inputs)
+        return self._outputs(maps, *size)
 
-        Inputs are raw frames uint8 ``[N, H, W, 3]``, a normalised image ``[N, 3, H, W]``, or a block's maps
-        ``[N, C, H, W]``. ValueError for other shapes.
-        """
-        return self.run(*inputs)[0]
+    def _logits_of(self, image: Tensor, seen: tuple[int, int]) -> Tensor:
+        (x,), batch, *size = self._taken((image,))
+        if seen != tuple(size):
+            # Interpolation and normalisation can be exchanged: both are linear, and weights add up to one.
+            x = upsample(x.to(self.wide), seen)
+        return self._outputs([x], batch, *seen)[0]
 
-    def labels(self, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Class ids uint8 ``[N, H, W]`` at the image's size, or at ``size``."""
-        frame = image.shape[1:3] if image.dtype == torch.uint8 else image.shape[2:]
-        return resize_argmax(self(image), tuple(size or frame))[0]
+    def _labels_of(self, image: Tensor, size: tuple[int, int], seen: tuple[int, int], exact: bool) -> Tensor:
+        logits = self._logits_of(image, seen)
+        return label_logits(logits, seen if exact else size, size)[0]
 
     @torch.no_grad()
-    def run(self, *inputs: Tensor) -> list[Tensor]:
-        """All outputs; logits in place of labels."""
-        shapes = [list(x.shape) for x in inputs]
-        if len(inputs) != len(self.plan.inputs):
-            raise ValueError(f"{self.plan.name} has {len(self.plan.inputs)} inputs, got {shapes}")
-        maps = [self._nchw(x, name) for x, name in zip(inputs, self.plan.inputs, strict=True)]
-        if len({(len(x), *x.shape[2:]) for x in maps}) > 1 or not all(x[:1].numel() for x in maps if len(x)):
-            raise ValueError(f"inputs of different or empty sizes: {shapes}")
-        batch, _, height, width = maps[0].shape
+    def _outputs(self, maps: list[Tensor], batch: int, height: int, width: int) -> list[Tensor]:
         memory = self._memory(batch, height, width)
         with torch.autocast(self.device.type, enabled=False):
             self._run(maps, memory, height, width)
@@ -137,18 +151,14 @@ class Executable:
             for buffer in dying:
                 memory.free(buffer)
 
-    def _nchw(self, x: Tensor, name: str) -> Tensor:
-        buffer = self.plan.buffers[name]
-        if buffer.store == "uint8":
-            if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[3] != buffer.channels:
-                raise ValueError(f"expected uint8 frames [N, H, W, 3], got {x.dtype} {list(x.shape)}")
+    def _take(self, x: Tensor, name: str) -> Tensor:
+        """As ``[N, C, H, W]``; frames stay uint8."""
+        self._check_kind(x, name)
+        if x.dtype == torch.uint8:
             return x.permute(0, 3, 1, 2)
-        if x.ndim != 4 or x.shape[1] != buffer.channels or not x.is_floating_point():
-            raise ValueError(
-                f"expected a float input [N, {buffer.channels}, H, W], got {x.dtype} {list(x.shape)}"
-            )
         # A block keeps the layout it is given: turning maps around takes as long as a convolution.
-        layout = torch.contiguous_format if buffer.store == "act" and x.is_contiguous() else _NHWC
+        kept = self.plan.buffers[name].store == "act" and x.is_contiguous()
+        layout = torch.contiguous_format if kept else _NHWC
         return self._store(name, x.to(self.dtype).contiguous(memory_format=layout))
 
     def _memory(self, batch: int, height: int, width: int):
@@ -185,7 +195,7 @@ class Executable:
 # One function a kind: it packs what the op needs and returns what runs it.
 
 
-def _stem(e: Executable, op: Stem):
+def _stem(e: EagerExecutable, op: Stem):
     weight = e._weight(op, op.weight)
     bias = e._bias(op.bias, e.wide)
     if bias is None:
@@ -220,7 +230,7 @@ def _stem(e: Executable, op: Stem):
     return run
 
 
-def _conv(e: Executable, op: Conv):
+def _conv(e: EagerExecutable, op: Conv):
     # Logits and vectors are computed in float32: rounding logits would change labels.
     dtype = e._dtype(op.output.buffer)
     if any(e._dtype(view.buffer) == e.wide for view in op.inputs):
@@ -255,7 +265,7 @@ def _conv(e: Executable, op: Conv):
     return run
 
 
-def _down(e: Executable, op: Down):
+def _down(e: EagerExecutable, op: Down):
     first = Convolution(e._weight(op, op.weight), e._bias(op.bias, e.wide), act="relu")
     depthwise = Convolution(
         e._weight(op, op.depthwise_weight), e._bias(op.depthwise_bias, e.wide), 2, 1, op.output.channels
@@ -270,7 +280,7 @@ def _down(e: Executable, op: Down):
     return run
 
 
-def _gate(e: Executable, op: Gate):
+def _gate(e: EagerExecutable, op: Gate):
     layers = [
         (e._weight(op, name, e.wide).flatten(1), e._bias(bias, e.wide), act)
         for name, bias, act in zip(op.layers, op.biases, op.acts, strict=True)
@@ -285,14 +295,14 @@ def _gate(e: Executable, op: Gate):
     return run
 
 
-def _normalise(e: Executable, op: Normalise):
+def _normalise(e: EagerExecutable, op: Normalise):
     mean, std = (torch.tensor(v, device=e.device, dtype=e.wide).view(1, -1, 1, 1) for v in (op.mean, op.std))
     return lambda memory, *_: e._write(
         memory, op.output, (memory.read(op.input).to(e.wide) / 255 - mean) / std
     )
 
 
-def _norm(e: Executable, op: Norm):
+def _norm(e: EagerExecutable, op: Norm):
     mean, var, gamma, beta = (e._bias(name, e.wide) for name in (op.mean, op.var, op.gamma, op.beta))
 
     def run(memory, *_) -> None:
@@ -313,7 +323,7 @@ def _mean(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _simple(compute):
     """An op without weights: ``compute(e, op, *what it reads, size of its output)``."""
 
-    def pack(e: Executable, op: Op):
+    def pack(e: EagerExecutable, op: Op):
         (output,) = op.writes
 
         def run(memory, height: int, width: int) -> None:

@@ -1,4 +1,4 @@
-"""What low-precision backends do to stored tensors, emulated in float32: the oracle they are checked with.
+"""Emulates in float32 how low-precision backends round stored tensors; tests compare against it.
 
 The eager backend passes each tensor that a backend would store through one of these, under a key: the name
 of its buffer, ``OP:input`` for what a prologue makes of it, ``OP:inner`` for the map inside of a ``down``.
@@ -6,14 +6,13 @@ of its buffer, ``OP:input`` for what a prologue makes of it, ``OP:inner`` for th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stdc_fast.plan.ops import Conv, Down, Op
-from stdc_fast.plan.plan import Plan
 
 
 class Rounding:
@@ -81,16 +80,3 @@ class Grid:
 def _quantise(x: Tensor, scale: Tensor | float, low: int, high: int) -> Tensor:
     scale = torch.as_tensor(scale, dtype=x.dtype, device=x.device).clamp_min(torch.finfo(x.dtype).tiny)
     return (x / scale).round().clamp(low, high) * scale
-
-
-def observe(
-    plan: Plan, batches: Iterable[Tensor], device: torch.device | str = "cpu"
-) -> dict[str, tuple[float, float]]:
-    """Ranges of everything that the plan stores, but its inputs, in float32 over these inputs."""
-    from stdc_fast.backends import eager  # which imports this module
-
-    observer = Observer()
-    executable = eager.compile(plan, device=device, rounding=observer)
-    for batch in batches:
-        executable(batch)
-    return {key: value for key, value in observer.ranges.items() if key not in plan.inputs}

@@ -1,6 +1,6 @@
 """Executables of GPU backends: memory, streams, threads and CUDA graphs, whatever the kernels are written in.
 
-A graph has memory of its own, into which inputs are copied and out of which results are: results never alias.
+Each graph owns its buffers: inputs are copied in, results are copied out, so results never alias.
 Calls go to the caller's current stream; those of one size from several streams and threads run one after the
 other. Under somebody else's capture, after one call of that size, the kernels go into that graph one by one,
 with memory of its own.
@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from stdc_fast.backends.base import NativeExecutable, presented
-from stdc_fast.backends.gpu.placed import Placed, Refused, Request, weights
+from stdc_fast.backends.gpu.placed import Lowered, Refused, Request, weights
 from stdc_fast.plan.plan import Plan
+from stdc_fast.precision import Precision
 
 DEPENDENT = (9, 0)  # capability from which on there are programmatic dependent launches
 #: Sizes whose graphs are kept; the least recently used goes first.
@@ -63,13 +64,13 @@ class GraphExecutable(NativeExecutable):
     def __init__(
         self,
         plan: Plan,
-        dtype: torch.dtype,
+        precision: Precision,
         device: torch.device,
         packed: Mapping[str, SimpleNamespace],
         poisoned: bool = False,
         graphs: bool = True,
     ):
-        super().__init__(plan, dtype, device)
+        super().__init__(plan, precision, device)
         self._packed = packed
         self._poisoned = poisoned
         self._dependent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= DEPENDENT
@@ -82,7 +83,7 @@ class GraphExecutable(NativeExecutable):
 
     # What a backend implements.
 
-    def lower(self, request: Request, variant: Hashable = None) -> Placed:
+    def lower(self, request: Request, variant: Hashable = None) -> Lowered:
         """What runs a request, with new memory, set up on the current stream."""
         raise NotImplementedError
 
@@ -166,9 +167,9 @@ class _Instance:
     ):
         # No reference to the executable: with a cycle its memory would wait for the garbage collector.
         self.lowered = executable.lower(request, variant)
-        self.what = f"{executable.plan.name} at {request} in {executable.dtype}"
+        self.what = f"{executable.plan.name} at {request} in {executable.precision}"
         self.device = executable.device
-        self.map = request.labels is None and not executable._logits
+        self.map = request.labels is None and not executable._of_network
         self.poisoned = executable._poisoned
         self.attempts = ATTEMPTS if graphs else 0
         self.ordered = ordered and self.device.type == "cuda"

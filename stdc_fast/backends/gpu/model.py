@@ -1,13 +1,10 @@
-"""What the models of kernels' time share: classes of GPUs, an op's work, and tables of tiles."""
+"""What the models of kernels' time share: classes of GPUs, and an op's work."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
-from typing import Any
 
-FOLDER = Path(__file__).resolve().parents[2] / "tables"
+from stdc_fast.backends.gpu.tables import Tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +114,14 @@ class Work:
         """Convolutions in one: the parities of the sub-pixel form."""
         return 4 if self.kernel == 2 else 1
 
-    def tiles(self, t: Any) -> int:
+    def tiles(self, t: Tiles) -> int:
         """Number of tiles of pixels."""
         return self.images * self.sets * -(-self.height // t.height) * -(-self.width // t.width)
 
-    def blocks(self, t: Any) -> int:
+    def blocks(self, t: Tiles) -> int:
         return -(-self.outputs // t.channels)
 
-    def steps(self, t: Any) -> int:
+    def steps(self, t: Tiles) -> int:
         """Products that a program (or those that share a tile) adds up."""
         if self.kind == "stem":
             return 1
@@ -154,11 +151,3 @@ def predict_rest(programs: int, moved: float, lanes: float, device: Device) -> P
 def power_of_two(n: int) -> int:
     """The next power of two."""
     return 1 << (n - 1).bit_length()
-
-
-def dump(table: dict) -> str:
-    """A table as the text of its file, a line an entry."""
-    rest = {key: value for key, value in table.items() if key != "tiles"}
-    head = json.dumps(rest, indent=1)[:-2]
-    lines = [f"  {json.dumps(key)}: {json.dumps(t.numbers)}" for key, t in sorted(table["tiles"].items())]
-    return head + ',\n "tiles": {\n' + ",\n".join(lines) + "\n }\n}\n"

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from stdc_fast.backends.gpu.interpolation import cells
-from stdc_fast.backends.gpu.model import Work
+from stdc_fast.backends.gpu.model import Device, Prediction, Work, predict_rest
+from stdc_fast.backends.gpu.tables import Tiles
 from stdc_fast.plan import branch
 from stdc_fast.plan.arena import layout
 from stdc_fast.plan.ops import Add, Conv, Down, Op, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
+from stdc_fast.precision import Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ MOST_IMAGES = 65535
 class Refused(Exception):
     """Tiles with which an op can not be launched here; ``work`` is None where there is no choice of them."""
 
-    def __init__(self, op: Op, work: Work | None, tiles: Any, cause: Exception):
+    def __init__(self, op: Op, work: Work | None, tiles: Tiles | None, cause: Exception):
         super().__init__(f"{op.name} with tiles {tiles}: {cause}")
         self.work, self.tiles = work, tiles
 
@@ -71,7 +72,39 @@ class Labelling:
     widest: int
 
 
-class Placed:
+@dataclasses.dataclass(kw_only=True)
+class Launch:
+    """One kernel with all of its arguments. A backend adds what starts it, and its model.
+
+    Attributes:
+        op: what it computes.
+        work, tiles: of kernels that multiply matrices.
+        moved, lanes: of the others the bytes that they move and the operations of all lanes, each a guess.
+    """
+
+    op: Op
+    work: Work | None = None
+    tiles: Tiles | None = None
+    moved: int = 0
+    lanes: float = 0
+
+    @property
+    def programs(self) -> int:
+        """Blocks of threads that are started."""
+        raise NotImplementedError
+
+    def predicted(self, device: Device) -> Prediction:
+        """Its time in a graph on such a device, by the model."""
+        if self.work is None:
+            return predict_rest(self.programs, self.moved, self.lanes, device)
+        return self._predicted(device)
+
+    def _predicted(self, device: Device) -> Prediction:
+        """Of a kernel that multiplies matrices."""
+        raise NotImplementedError
+
+
+class Lowered:
     """A plan for one :class:`Request`: its memory, and what runs it once.
 
     A backend calls :meth:`_lower` when it is set up, and implements :meth:`launch` and, each to prepare the
@@ -81,7 +114,7 @@ class Placed:
     Args:
         packed: the weights by op, tensors and lists of them.
         choose: the tiles of a :class:`Work`, with a ``height`` and a ``width`` in pixels.
-        products: dtype of products in :class:`Work`: that of the maps, or "tf32".
+        products: dtype of products in :class:`Work`: the name of the precision, or "tf32".
         apart: each buffer has an allocation of its own, so that a sanitizer sees who reaches beyond one.
         branches: memory is such that the ops of :attr:`branch` may run beside others.
 
@@ -98,19 +131,19 @@ class Placed:
         plan: Plan,
         packed: Mapping[str, SimpleNamespace],
         request: Request,
-        dtype: torch.dtype,
+        precision: Precision,
         device: torch.device,
-        choose: Callable[[Work], Any],
+        choose: Callable[[Work], Tiles],
         products: str | None = None,
         apart: bool = False,
         branches: bool = False,
     ):
         self.plan, self.packed, self.request = plan, packed, request
-        self.dtype, self.device, self.choose = dtype, device, choose
-        self.products = products or str(dtype).removeprefix("torch.")
+        self.precision, self.device, self.choose = precision, device, choose
+        self.products = products or precision.name
         self.branch = branch.find(plan) if branches else None
         lives = branch.beside(plan, self.branch) if self.branch else None
-        arena = layout(plan, request.batch, *request.seen, dtype.itemsize, lives=lives)
+        arena = layout(plan, request.batch, *request.seen, precision.maps.itemsize, lives=lives)
         self.arena = torch.empty(0 if apart else arena.size, dtype=torch.uint8, device=device)
         self.buffers: dict[str, Tensor] = {}
         for name in plan.buffers:
@@ -184,7 +217,7 @@ class Placed:
     # Memory.
 
     def _dtype(self, buffer: str) -> torch.dtype:
-        stores = {"act": self.dtype, "float32": torch.float32, "uint8": torch.uint8}
+        stores = {"act": self.precision.maps, "float32": self.precision.sums, "uint8": torch.uint8}
         return stores[self.plan.buffers[buffer].store]
 
     def _empty(self, buffer: str, height: int, width: int) -> Tensor:

@@ -1,8 +1,7 @@
 """What ``stdc-fast tune`` measured: one JSON file for each backend, device, driver and set of versions.
 
 It lies in STDC_FAST_CACHE, else in the user's cache folder. Entries are by shape and dtype
-(:attr:`stdc_fast.backends.gpu.model.Work.key`). A file that can not be read counts as none. Backends ask with
-``tuned.load(tuned.environment(device, "cuda"))``.
+(:attr:`stdc_fast.backends.gpu.model.Work.key`). A file that can not be read counts as none.
 """
 
 from __future__ import annotations
@@ -14,44 +13,28 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
-from stdc_fast import _native
-from stdc_fast.backends.cuda import tiles as cuda_tiles
-from stdc_fast.backends.gpu.model import dump
-from stdc_fast.backends.triton import tiles, version
+from stdc_fast.backends.gpu import tables
+from stdc_fast.backends.gpu.tables import Tiles
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 from stdc_fast.version import __version__
 
-#: Of whichever backend.
-Tiles: TypeAlias = "tiles.Tiles | cuda_tiles.Tiles"
-
 _log = logging.getLogger("stdc_fast")
 
 
-def environment(device: torch.device, backend: str = "triton") -> dict[str, str]:
-    """What measured times depend on, for a backend with tiles: "triton" or "cuda"."""
+def environment(device: torch.device, backend: str, versions: Mapping[str, str]) -> dict[str, str]:
+    """What measured times depend on, for a backend with tiles whose kernels depend on ``versions``."""
     properties = torch.cuda.get_device_properties(device)
-    about = {
+    return {
         "backend": backend,
         "device": properties.name,
         "processors": str(properties.multi_processor_count),
         "driver": _driver(),
         "stdc_fast": __version__,
-    }
-    if backend == "cuda":
-        built = _native.cuda_info()
-        return about | {
-            "compiler": str(built.get("compiler")),
-            "targets": ",".join(map(str, built.get("targets", ()))) or "none",
-        }
-    return about | {
-        "cuda": str(torch.version.cuda),
-        "torch": torch.__version__,
-        "triton": str(version()),
+        **versions,
     }
 
 
@@ -76,25 +59,21 @@ def folder() -> Path:
         raise UserError("there is no home directory for tuned tiles; set STDC_FAST_CACHE") from None
 
 
-def path(about: Mapping[str, str]) -> Path:
+def path(about: Mapping[str, str], tiles: type[Tiles]) -> Path:
     """The file of an environment."""
     name = re.sub(r"[^a-z0-9]+", "_", about["device"].lower()).strip("_")
     digest = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()[:12]
-    return folder() / f"{'cuda_' if _is_cuda(about) else ''}tiles_{name}_{digest}.json"
+    return folder() / f"{tiles.prefix}tiles_{name}_{digest}.json"
 
 
-def _is_cuda(about: Mapping[str, str]) -> bool:
-    return about.get("backend") == "cuda"
-
-
-def load(about: Mapping[str, str]) -> dict[str, Tiles]:
-    """The tuned tiles of an environment, of its backend; empty if nothing was tuned."""
+def load(about: Mapping[str, str], tiles: type[Tiles]) -> dict[str, Tiles]:
+    """The tuned tiles of an environment; empty if nothing was tuned."""
     try:
-        file = path(about)
+        file = path(about, tiles)
     except UserError:
         return {}
     try:
-        table = (cuda_tiles if _is_cuda(about) else tiles).read(file)
+        table = tables.read(file, tiles)
         if table["environment"] != dict(about):
             raise ValueError("it is of another environment")
         return table["tiles"]
@@ -105,10 +84,10 @@ def load(about: Mapping[str, str]) -> dict[str, Tiles]:
         return {}
 
 
-def save(about: Mapping[str, str], found: Mapping[str, Tiles]) -> Path:
+def save(about: Mapping[str, str], found: Mapping[str, Tiles], tiles: type[Tiles]) -> Path:
     """Adds entries to the environment's file, in place of older ones; UserError if it can not be written."""
-    table = {"environment": dict(about), "tiles": load(about) | dict(found)}
-    file = path(about)
-    text = dump(table)
+    table = {"environment": dict(about), "tiles": load(about, tiles) | dict(found)}
+    file = path(about, tiles)
+    text = tables.dump(table)
     write_atomic(file, lambda p: Path(p).write_text(text))
     return file

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from stdc_fast.plan.ops import Conv, Down, Gate, Stem
 from stdc_fast.plan.plan import Plan
+from stdc_fast.precision import Precision
 
 
-def pack(plan: Plan, dtype: torch.dtype, device: torch.device) -> dict[str, SimpleNamespace]:
+def pack(plan: Plan, precision: Precision, device: torch.device) -> dict[str, SimpleNamespace]:
     """The weights of each op as its kernel reads them: rounded once, biases float32."""
-    source = _Source(plan, dtype)
+    source = _Source(plan, precision)
     packed = {op.name: _PACK[type(op)](source, op) for op in plan.ops if type(op) in _PACK}
     return moved(packed, device)
 
@@ -33,11 +34,11 @@ def moved(packed: dict[str, SimpleNamespace], device: torch.device) -> dict[str,
 
 
 class _Source:
-    def __init__(self, plan: Plan, dtype: torch.dtype):
-        self.plan, self.dtype = plan, dtype
+    def __init__(self, plan: Plan, precision: Precision):
+        self.plan, self.precision = plan, precision
 
     def weight(self, name: str) -> Tensor:
-        return self.plan.weights[name].to(self.dtype)
+        return self.plan.weights[name].to(self.precision.weights)
 
     def wide(self, name: str | None, channels: int) -> Tensor:
         """A bias, or zeros."""

@@ -21,18 +21,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stdc_fast.backends.base import unfit
+from stdc_fast.backends.base import why_not_native
+from stdc_fast.backends.gpu.chooser import Chooser, GpuBackend
 from stdc_fast.backends.gpu.graphs import GraphExecutable, numbered
-from stdc_fast.backends.gpu.model import Work, device_class, power_of_two
+from stdc_fast.backends.gpu.model import Work, device_class
 from stdc_fast.backends.gpu.weights import pack
-from stdc_fast.backends.triton.tiles import Tiles
+from stdc_fast.backends.triton.tiles import TritonModel, TritonTiles
+from stdc_fast.backends.triton.tiles import interpreted as tiles_of_interpreter
 from stdc_fast.plan.plan import Plan
+from stdc_fast.precision import BFLOAT16, FLOAT16, FLOAT32, Like, Precision, precision_of
 
 if TYPE_CHECKING:
     from stdc_fast.backends.gpu.placed import Refused, Request
-    from stdc_fast.backends.triton.launches import Lowered
+    from stdc_fast.backends.triton.launches import TritonLowered
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+PRECISIONS = (FLOAT16, BFLOAT16, FLOAT32)
 OLDEST = (3, 5)  # version of Triton
 TENSOR_CORES = (8, 0)  # capability from which on Triton has them
 
@@ -53,33 +56,65 @@ def version() -> str | None:
     return None
 
 
-def available() -> tuple[bool, str]:
-    """Whether this backend runs in this process, and with what or why not."""
-    if torch.version.hip is not None:
-        return False, "torch was built for ROCm; the kernels are for NVIDIA GPUs"
-    found = version()
-    if found is None:
-        return False, "Triton is not installed; pip install triton"
-    parts = found.split("+")[0].split(".")
-    if tuple(int(p) if p.isdigit() else 0 for p in parts[:2]) < OLDEST:
-        return False, f"Triton {found} is too old; pip install 'triton>={OLDEST[0]}.{OLDEST[1]}'"
-    if importlib.util.find_spec("stdc_fast.kernels") is None:
-        return False, "its kernels are not installed; pip install -e . in the source tree"
-    if interpreted():
-        return True, f"Triton {found}, interpreted on the CPU (TRITON_INTERPRET=1): for tests"
-    if not torch.cuda.is_available():
-        return False, "torch sees no NVIDIA GPU"
-    if torch.version.cuda is None:
-        return False, "torch was not built with CUDA"
-    reasons = [_unfit_device(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
-    if None in reasons:
-        missing = _unbuildable()
-        return missing is None, missing or f"Triton {found}"
-    return False, str(reasons[0])
+class Triton(GpuBackend):
+    """Triton's kernels, on NVIDIA GPUs from sm_80 on; for tests in its interpreter, on the CPU."""
+
+    name = "triton"
+    tiles = TritonTiles
+
+    def why_not_here(self) -> str | None:
+        if torch.version.hip is not None:
+            return "torch was built for ROCm; the kernels are for NVIDIA GPUs"
+        found = version()
+        if found is None:
+            return "Triton is not installed; pip install triton"
+        parts = found.split("+")[0].split(".")
+        if tuple(int(p) if p.isdigit() else 0 for p in parts[:2]) < OLDEST:
+            return f"Triton {found} is too old; pip install 'triton>={OLDEST[0]}.{OLDEST[1]}'"
+        if importlib.util.find_spec("stdc_fast.kernels") is None:
+            return "its kernels are not installed; pip install -e . in the source tree"
+        if interpreted():
+            return None
+        if not torch.cuda.is_available():
+            return "torch sees no NVIDIA GPU"
+        if torch.version.cuda is None:
+            return "torch was not built with CUDA"
+        reasons = [_why_not_device(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
+        return _why_not_built() if None in reasons else reasons[0]
+
+    def about(self) -> str:
+        how = ", interpreted on the CPU (TRITON_INTERPRET=1): for tests" if interpreted() else ""
+        return f"Triton {version()}{how}"
+
+    def why_not_by_default(self) -> str | None:
+        return f"{self.about()}; ask for it by name" if interpreted() else None
+
+    def why_not(self, plan: Plan | None, precision: Precision, device: torch.device) -> str | None:
+        if device.type != ("cpu" if interpreted() else "cuda"):
+            return f"it does not run on {device}"
+        if device.type == "cuda" and (reason := _why_not_device(device)):
+            return reason
+        if precision not in PRECISIONS:
+            return f"it computes in float16, bfloat16 and float32, not {precision}"
+        return None if plan is None else why_not_native(plan)
+
+    def compile(self, plan: Plan, precision: Precision, device: torch.device) -> TritonExecutable:
+        return compile(plan, precision, device)
+
+    def model(self, device: torch.device) -> TritonModel:
+        properties = torch.cuda.get_device_properties(device)
+        capability = properties.major, properties.minor
+        return TritonModel(device_class(capability, properties.multi_processor_count))
+
+    def versions(self) -> dict[str, str]:
+        return {"cuda": str(torch.version.cuda), "torch": torch.__version__, "triton": str(version())}
+
+
+BACKEND = Triton()
 
 
 @functools.cache
-def _unbuildable() -> str | None:
+def _why_not_built() -> str | None:
     """Why Triton can not make its own launcher, which it compiles at first use and keeps; or None."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "clang", "cc")), None)
     header = Path(sysconfig.get_path("include"), "Python.h")
@@ -95,143 +130,76 @@ def _unbuildable() -> str | None:
     return None
 
 
-def _unfit_device(device: torch.device) -> str | None:
+def _why_not_device(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability >= TENSOR_CORES:
         return None
     return f"{device} is sm_{capability[0]}{capability[1]}; Triton has no tensor cores below sm_80"
 
 
-def refusal(device: torch.device | None, dtype: torch.dtype | None, plan: Plan | None) -> str | None:
-    """Why this backend does not run this, or None; what is None is not asked."""
-    if device is not None:
-        if device.type != ("cpu" if interpreted() else "cuda"):
-            return f"it does not run on {device}"
-        if device.type == "cuda" and (reason := _unfit_device(device)):
-            return reason
-    if dtype is not None and dtype not in DTYPES:
-        return f"it computes in float16, bfloat16 and float32, not {str(dtype).removeprefix('torch.')}"
-    return None if plan is None else unfit(plan)
-
-
 def compile(
     plan: Plan,
-    dtype: torch.dtype = torch.float16,
+    precision: Like = FLOAT16,
     device: torch.device | str = "cuda",
     *,
-    tiles: Callable[[Work], Tiles] | None = None,
+    tiles: Callable[[Work], TritonTiles] | None = None,
     poisoned: bool = False,
     graphs: bool = True,
-) -> Executable:
+) -> TritonExecutable:
     """Pack a plan's weights for the kernels.
 
     Args:
         plan: optimised.
-        dtype: float16, bfloat16 or float32: of maps and weights. Sums, biases, vectors and logits are
-            float32. Products of float32 are TF32 only after ``torch.set_float32_matmul_precision("high")``.
+        precision: float16, bfloat16 or float32. Products of float32 are TF32 only after
+            ``torch.set_float32_matmul_precision("high")``.
         tiles: chooses the tiles of each kernel; by default as tuned, shipped or modelled for the device.
         poisoned: fill all memory with NaN before each image, to prove that nothing dead is read.
         graphs: replay CUDA graphs; else launch kernel by kernel.
 
-    Raises ValueError for a plan, dtype or device that it does not run.
+    Raises ValueError for a plan, precision or device that it does not run.
     """
-    device = numbered(device)
-    if reason := refusal(device, dtype, plan):
+    device, precision = numbered(device), precision_of(precision)
+    if reason := BACKEND.why_not(plan, precision, device):
         raise ValueError(f"the Triton backend can not run {plan.name}: {reason}")
-    return Executable(plan, dtype, device, tiles, poisoned, graphs)
+    return TritonExecutable(plan, precision, device, tiles, poisoned, graphs)
 
 
-def products(dtype: torch.dtype) -> str:
-    """What a dtype is multiplied in: its name, or "tf32" where that was asked for."""
+def products(precision: Precision) -> str:
+    """What a precision is multiplied in: its name, or "tf32" where that was asked for."""
     # What set_float32_matmul_precision sets; torch refuses to read that back where somebody used this.
-    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+    if precision == FLOAT32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
-    return str(dtype).removeprefix("torch.")
+    return precision.name
 
 
-class Executable(GraphExecutable):
+class TritonExecutable(GraphExecutable):
     """A plan with weights packed for Triton's kernels."""
 
-    def __init__(self, plan, dtype, device, tiles=None, poisoned=False, graphs=True):
-        from stdc_fast.backends.triton import launches as lowering
-
-        super().__init__(plan, dtype, device, pack(plan, dtype, device), poisoned, graphs)
-        self._lowering = lowering
-        self._tiles = tiles or chooser(device)
+    def __init__(self, plan, precision, device, tiles=None, poisoned=False, graphs=True):
+        super().__init__(plan, precision, device, pack(plan, precision, device), poisoned, graphs)
+        if tiles is None:
+            tiles = BACKEND.chooser(device) if device.type == "cuda" else tiles_of_interpreter
+        self._tiles = tiles
 
     def lower(
         self,
         request: Request,
         variant: str | None = None,
-        tiles: Callable[[Work], Tiles] | None = None,
-    ) -> Lowered:
+        tiles: Callable[[Work], TritonTiles] | None = None,
+    ) -> TritonLowered:
         """The launches of a request, with new memory; ``tiles`` other than its own."""
-        return self._lowering.Lowered(
-            self.plan,
-            self._packed,
-            request,
-            self.dtype,
-            self.device,
-            tiles or self._tiles,
-            variant or self.variant(),
-            self._dependent,
-        )
+        from stdc_fast.backends.triton.launches import TritonLowered  # imports Triton
+
+        return TritonLowered(
+            self.plan, self._packed, request, self.precision, self.device, tiles or self._tiles,
+            variant or self.variant(), self._dependent,
+        )  # fmt: skip
 
     def variant(self) -> str:
-        return products(self.dtype)
+        return products(self.precision)
 
     def refuse(self, error: Refused) -> None:
         if not isinstance(self._tiles, Chooser) or error.work is None:
             raise error
         _log.info("%s; taking the next best", error)
         self._tiles.refuse(error.work, error.tiles)
-
-
-class Chooser:
-    """Picks the tiles of a work on a GPU: as tuned there, as shipped for its class, or by the model."""
-
-    def __init__(self, device: torch.device):
-        from stdc_fast.backends.gpu import tuned
-        from stdc_fast.backends.triton import tiles
-
-        self._tiles = tiles
-        properties = torch.cuda.get_device_properties(device)
-        capability = properties.major, properties.minor
-        self.kind = device_class(capability, properties.multi_processor_count)
-        self.tables = [tuned.load(tuned.environment(device)), tiles.shipped(self.kind.key)]
-        self.refused: dict[str, set[Tiles]] = {}
-
-    def __call__(self, work: Work) -> Tiles:
-        refused = self.refused.get(work.key, ())
-        for table in self.tables:
-            found = table.get(work.key)
-            if found is not None and found not in refused and self._tiles.sane(found):
-                return found
-        if not refused:
-            return self._tiles.modelled(work, self.kind)
-        return next(t for t in self._tiles.ranked(work, self.kind) if t not in refused)
-
-    def refuse(self, work: Work, found: Tiles) -> None:
-        """The compiler or the device did not take these: what they need is only estimated."""
-        self.refused.setdefault(work.key, set()).add(found)
-
-
-def chooser(device: torch.device) -> Callable[[Work], Tiles]:
-    """What picks the tiles of a work on a device."""
-    return Chooser(device) if device.type == "cuda" else interpreted_tiles
-
-
-def interpreted_tiles(work: Work) -> Tiles:
-    """Tiles no larger than they must be: the interpreter's time goes by the programs, then by their size."""
-    shapes = [(n >> i, 1 << i) for n in (16, 32, 64, 128, 256) for i in range(n.bit_length())]
-    height, width = min(
-        shapes,
-        key=lambda s: (
-            -(-work.height // s[0]) * -(-work.width // s[1]),
-            s[0] * s[1],
-            abs(s[0] - s[1]),
-        ),
-    )
-    channels = min(128, power_of_two(max(16, work.outputs)))
-    depth = 32 if work.kind == "stem" else min(128, power_of_two(max(16, *work.inputs)))
-    return Tiles(height, width, channels, depth, stages=1)

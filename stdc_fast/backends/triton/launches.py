@@ -14,33 +14,29 @@ from tqdm import tqdm
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from stdc_fast import kernels
-from stdc_fast.backends.gpu.model import Device, Prediction, Work, power_of_two, predict_rest
-from stdc_fast.backends.gpu.placed import Labelling, Placed, Refused, Request
-from stdc_fast.backends.triton.tiles import Tiles, predict
-from stdc_fast.plan.ops import Add, Conv, Down, Gate, Op, Scale, Stem, Upsample, View
+from stdc_fast.backends.gpu.model import Device, Prediction, Work, power_of_two
+from stdc_fast.backends.gpu.placed import Labelling, Launch, Lowered, Refused, Request
+from stdc_fast.backends.triton.tiles import TritonTiles, predict
+from stdc_fast.plan.ops import Add, Conv, Down, Gate, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
+from stdc_fast.precision import Precision
 
 _log = logging.getLogger("stdc_fast")
 
 
-@dataclasses.dataclass
-class Launch:
-    """One kernel with all of its arguments.
+@dataclasses.dataclass(kw_only=True)
+class TritonLaunch(Launch):
+    """One of Triton's kernels with its grid, arguments and options."""
 
-    ``work`` and ``tiles`` are of those that multiply matrices; of the others there are the bytes that they
-    move and the operations of all lanes, each a guess.
-    """
-
-    op: Op
     kernel: Any
     grid: tuple[int, int, int]
     arguments: dict[str, Any]
     warps: int
     stages: int
-    work: Work | None = None
-    tiles: Tiles | None = None
-    moved: int = 0
-    lanes: float = 0
+
+    @property
+    def programs(self) -> int:
+        return math.prod(self.grid)
 
     def __call__(self) -> None:
         options = {"num_warps": self.warps, "num_stages": self.stages}
@@ -48,18 +44,15 @@ class Launch:
             options["launch_pdl"] = True
         self.kernel[self.grid](**self.arguments, **options)
 
-    def predicted(self, device: Device) -> Prediction:
-        """Its time in a graph on such a device, by the model."""
-        if self.work is not None:
-            return predict(self.work, self.tiles, device)
-        return predict_rest(math.prod(self.grid), self.moved, self.lanes, device)
+    def _predicted(self, device: Device) -> Prediction:
+        return predict(self.work, self.tiles, device)
 
 
-class Lowered(Placed):
+class TritonLowered(Lowered):
     """A plan for one :class:`Request`: its memory, and the launches that run it once.
 
     Args:
-        choose, products: as of :class:`Placed`.
+        choose, products: as of :class:`Lowered`.
         dependent: whether kernels start before the one before them is done; needs sm_90.
 
     Attributes:
@@ -71,22 +64,24 @@ class Lowered(Placed):
         plan: Plan,
         packed: Mapping[str, SimpleNamespace],
         request: Request,
-        dtype: torch.dtype,
+        precision: Precision,
         device: torch.device,
-        choose: Callable[[Work], Tiles],
+        choose: Callable[[Work], TritonTiles],
         products: str | None = None,
         dependent: bool = False,
     ):
-        super().__init__(plan, packed, request, dtype, device, choose, products)
-        self.precision = "tf32" if self.products == "tf32" else "ieee"
+        super().__init__(plan, packed, request, precision, device, choose, products)
+        self.input_precision = "tf32" if self.products == "tf32" else "ieee"
         self.dependent = dependent
-        self.launches: list[Launch] = []
+        self.launches: list[TritonLaunch] = []
         self._lower()
 
     def launch(self, first: bool = False, side: torch.cuda.Stream | None = None) -> None:
         launches = self.launches
         if first and self.device.type == "cuda":
-            _log.info("preparing Triton kernels for %s at %s in %s", self.plan.name, self.request, self.dtype)
+            _log.info(
+                "preparing Triton kernels for %s at %s in %s", self.plan.name, self.request, self.precision
+            )
             # Shown on a terminal only, and only where there was something to compile.
             text = f"stdc_fast: compiling kernels for {self.request}, once"
             launches = tqdm(launches, text, leave=False, disable=None, delay=1)
@@ -99,7 +94,11 @@ class Lowered(Placed):
     def _emit(self, op, kernel, grid, arguments, warps=4, stages=1, **about) -> None:
         grid = (*grid, *(1,) * (3 - len(grid)))
         arguments["DEPENDENT"] = self.dependent
-        self.launches.append(Launch(op, kernel, grid, arguments, warps, stages, **about))
+        self.launches.append(
+            TritonLaunch(
+                op=op, kernel=kernel, grid=grid, arguments=arguments, warps=warps, stages=stages, **about
+            )
+        )
 
     def _prologue_arguments(self, scale: View | None, add: View | None) -> dict[str, Any]:
         added, kind, pitch = self._vector_or_map(add)
@@ -127,7 +126,7 @@ class Lowered(Placed):
             "frame_width": r.given[1], "scale_y": scale_y, "scale_x": scale_x,
             "N": op.output.channels, "NP": packed.weight.shape[-1], "OUT_PITCH": y.shape[3], "ACT": op.act,
             "RESIZE": r.given != r.seen, "TILE_H": t.height, "TILE_W": t.width, "BLOCK_N": t.channels,
-            "PRECISION": self.precision,
+            "PRECISION": self.input_precision,
         }  # fmt: skip
         grid = (work.tiles(t), work.blocks(t))
         self._emit(op, kernels.stem, grid, arguments, t.warps, t.stages, work=work, tiles=t)
@@ -157,7 +156,7 @@ class Lowered(Placed):
             "NP": packed.weight.shape[-1], "OUT_PITCH": y.shape[3],
             "PLANAR": op.output.buffer in self._planar, "ACT": op.act, "SUMS": op.mean is not None,
             "SUMS_PITCH": width, "TILE_H": t.height, "TILE_W": t.width, "BLOCK_N": t.channels,
-            "BLOCK_K": t.depth, "SPLIT": t.split, "PRECISION": self.precision,
+            "BLOCK_K": t.depth, "SPLIT": t.split, "PRECISION": self.input_precision,
             **self._prologue_arguments(op.scale, op.add),
         }  # fmt: skip
         self._emit(
@@ -186,7 +185,7 @@ class Lowered(Placed):
             "NP": packed.weight.shape[-1], "OUT_PITCH": y.shape[3], "POOLED": pooled is not None,
             "POOLED_PITCH": self.buffers[pooled.buffer].shape[3] if pooled else 0,
             "COUNT_PAD": op.count_include_pad, "TILE_H": t.height, "TILE_W": t.width,
-            "BLOCK_N": t.channels, "BLOCK_K": t.depth, "PRECISION": self.precision,
+            "BLOCK_N": t.channels, "BLOCK_K": t.depth, "PRECISION": self.input_precision,
         }  # fmt: skip
         self._emit(
             op,

@@ -7,18 +7,17 @@ device's class says (``stdc_fast/tables/sm_*.json``, shipped), and the least tim
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-import json
 import math
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Hashable, Iterator
+from typing import ClassVar
 
-from stdc_fast.backends.gpu.model import FOLDER, LATENCY, Device, Prediction, Work, power_of_two
+from stdc_fast.backends.gpu.chooser import TileModel
+from stdc_fast.backends.gpu.model import LATENCY, Device, Prediction, Work, power_of_two
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiles:
+class TritonTiles:
     """How one kernel is launched.
 
     Attributes:
@@ -38,6 +37,7 @@ class Tiles:
     split: int = 1
     warps: int = 4
     stages: int = 3
+    prefix: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         numbers = dataclasses.astuple(self)
@@ -56,13 +56,17 @@ class Tiles:
         """As a table has them."""
         return dataclasses.astuple(self)
 
+    @classmethod
+    def of(cls, numbers: list[int]) -> TritonTiles:
+        return cls(*numbers)
+
     def __str__(self) -> str:
         split = f"/{self.split}" if self.split > 1 else ""
         shape = f"{self.height}x{self.width}x{self.channels}{split}"
         return f"{shape} by {self.depth}, {self.warps} warps, {self.stages} stages"
 
 
-def shared_bytes(work: Work, t: Tiles) -> int:
+def shared_bytes(work: Work, t: TritonTiles) -> int:
     """Shared memory that a program needs, at most."""
     step = (t.pixels + t.channels) * t.depth * work.itemsize
     if work.kind == "stem":
@@ -81,7 +85,7 @@ def shared_bytes(work: Work, t: Tiles) -> int:
     return max(t.stages * step * chunks, t.pixels * t.channels * 4)
 
 
-def predict(work: Work, t: Tiles, device: Device) -> Prediction:
+def predict(work: Work, t: TritonTiles, device: Device) -> Prediction:
     """The model: waves of programs, each bound by its products or by what it fetches from L2."""
     programs = work.tiles(t) * work.blocks(t) * t.split
     active = min(programs, device.processors)
@@ -109,7 +113,7 @@ def predict(work: Work, t: Tiles, device: Device) -> Prediction:
     return Prediction(seconds, products, fetch, programs)
 
 
-def _rate(work: Work, t: Tiles, device: Device) -> float:
+def _rate(work: Work, t: TritonTiles, device: Device) -> float:
     """Operations a second of the whole device in tiles of this size."""
     if work.dtype == "float32":
         return device.fma * 0.5
@@ -131,7 +135,7 @@ def shapes(height: int, width: int) -> Iterator[tuple[int, int]]:
         )
 
 
-def candidates(work: Work, device: Device) -> Iterator[Tiles]:
+def candidates(work: Work, device: Device) -> Iterator[TritonTiles]:
     """All choices that fit the device."""
     widest = max(16, min(256, power_of_two(work.outputs)))
     deepest = max(16, power_of_two(max(work.inputs)))
@@ -143,7 +147,7 @@ def candidates(work: Work, device: Device) -> Iterator[Tiles]:
             continue
         if work.kind == "stem":
             if 1024 <= area <= 4096:
-                yield Tiles(height, width, channels, 32, 1, 4, 1)
+                yield TritonTiles(height, width, channels, 32, 1, 4, 1)
             continue
         for warps, depth, stages in itertools.product((4, 8), (16, 32, 64, 128, 256, 512), (1, 2, 3, 4)):
             # Of sums, a thread; more than this leaves too few for the rest.
@@ -164,14 +168,14 @@ def candidates(work: Work, device: Device) -> Iterator[Tiles]:
                     continue
                 if split > 1 and registers > 64:  # the others' sums come to those of one's own
                     continue
-                t = Tiles(height, width, channels, depth, split, warps, stages)
+                t = TritonTiles(height, width, channels, depth, split, warps, stages)
                 if split > 1 and work.steps(t) < 4 * split:
                     continue
                 if shared_bytes(work, t) <= device.shared:
                     yield t
 
 
-def ranked(work: Work, device: Device) -> list[Tiles]:
+def ranked(work: Work, device: Device) -> list[TritonTiles]:
     """All choices, the fastest by the model first."""
     key = lambda t: (predict(work, t, device).seconds, t.split, t.warps, t.stages, -t.depth)  # noqa: E731
     found = sorted(candidates(work, device), key=key)
@@ -180,26 +184,42 @@ def ranked(work: Work, device: Device) -> list[Tiles]:
     return found
 
 
-@functools.lru_cache(maxsize=4096)
-def modelled(work: Work, device: Device) -> Tiles:
-    """The best choice by the model."""
-    return ranked(work, device)[0]
+def interpreted(work: Work) -> TritonTiles:
+    """Tiles no larger than they must be: the interpreter's time goes by the programs, then by their size."""
+    shapes = [(n >> i, 1 << i) for n in (16, 32, 64, 128, 256) for i in range(n.bit_length())]
+    height, width = min(
+        shapes,
+        key=lambda s: (
+            -(-work.height // s[0]) * -(-work.width // s[1]),
+            s[0] * s[1],
+            abs(s[0] - s[1]),
+        ),
+    )
+    channels = min(128, power_of_two(max(16, work.outputs)))
+    depth = 32 if work.kind == "stem" else min(128, power_of_two(max(16, *work.inputs)))
+    return TritonTiles(height, width, channels, depth, stages=1)
 
 
-@functools.cache
-def shipped(key: str) -> dict[str, Tiles]:
-    """The table of a device class, by :attr:`Work.key`; empty if there is none."""
-    path = FOLDER / f"{key}.json"
-    return read(path)["tiles"] if path.is_file() else {}
+@dataclasses.dataclass(frozen=True)
+class TritonModel(TileModel):
+    """The model of Triton's tiles. What the compiler makes of them is only estimated."""
 
+    device: Device
+    tiles = TritonTiles
+    shapes, variants = 6, 4
 
-def read(path: Path) -> dict:
-    """A table from its file, with :class:`Tiles` as its entries."""
-    table = json.loads(path.read_text())
-    table["tiles"] = {key: Tiles(*numbers) for key, numbers in table["tiles"].items()}
-    return table
+    def fits(self, work: Work, tiles: TritonTiles) -> bool:
+        """Triton refuses tensors much larger."""
+        pairs = itertools.combinations((tiles.pixels, tiles.channels, tiles.depth), 2)
+        return max(a * b for a, b in pairs) <= 1 << 17
 
+    def ranked(self, work: Work) -> list[TritonTiles]:
+        return ranked(work, self.device)
 
-def sane(t: Tiles) -> bool:
-    """Whether tiles, from wherever they come, are worth compiling; Triton refuses tensors much larger."""
-    return max(t.pixels * t.channels, t.pixels * t.depth, t.channels * t.depth) <= 1 << 17
+    def shape(self, tiles: TritonTiles) -> Hashable:
+        return tiles.pixels, tiles.channels, tiles.split
+
+    def too_large(self, error: Exception) -> bool:
+        from triton.runtime.errors import OutOfResources, PTXASError
+
+        return isinstance(error, (OutOfResources, PTXASError))
