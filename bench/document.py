@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 
 from bench.measured import (
@@ -145,11 +146,13 @@ def _runs(device: Device) -> Iterator[str]:
     for run in device.runs:
         groups.setdefault(_machine(run), []).append(run.number)
     yield "\n".join(
-        f"- Run{'s' * (len(numbers) > 1)} {listed(numbers)}: {machine}" for machine, numbers in groups.items()
+        f"- Run{'s' * (len(numbers) > 1)} {listed(numbers)}:\n{machine}"
+        for machine, numbers in groups.items()
     )
 
 
 def _machine(run: Run) -> str:
+    """A list of the machine's processor, GPUs and versions."""
     cpu, versions = run.header["cpu"], run.header["versions"]
     features = listed(cpu.get("features") or ["none named"])
     parts = [f"{cpu['model']}, {cpu['machine']}, {cpu['cores']} cores, {cpu['threads']} threads; {features}."]
@@ -158,7 +161,8 @@ def _machine(run: Run) -> str:
         parts.append(listed([gpu["name"], *told]) + ".")
     parts.append(f"Versions: {listed(f'{k} {v}' for k, v in sorted(versions.items()) if v)}.")
     absent = listed(sorted(name for name, version in versions.items() if not version))
-    return text(" ".join([*parts, f"Not installed: {absent}." if absent else ""]))
+    parts += [f"Not installed: {absent}."] if absent else []
+    return "\n".join(textwrap.fill(f"  - {text(part)}", 110, subsequent_indent=4 * " ") for part in parts)
 
 
 def _clock(run: Run) -> str:

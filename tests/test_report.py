@@ -173,7 +173,7 @@ def test_figures_of_a_row(text):
         "| 1 | 2026-01-02 03:04 | latency | abc123 | 2 | 2.60 | 0.10, 0.20, 0.30 | 3 % | - | run0 |" in runs
     )
     assert "AMD EPYC 9R14, x86_64, 2 cores, 2 threads; avx2, avx512bf16." in runs
-    assert "Versions: torch 2.9.0. Not installed: tensorrt." in runs
+    assert "  - Versions: torch 2.9.0.\n  - Not installed: tensorrt.\n" in runs
     assert "| matrix | bfloat16 | 2 | 680 GFLOP/s | 1 | - |" in chapter(document, "### Limits")
 
 
