@@ -3,22 +3,35 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-sanitize lint format clean
+# Processes of the tests; each has one thread, but for tests that ask for more.
+WORKERS ?= logical
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
+
+.PHONY: demo check test test-all test-sanitize sanitize-cpu sanitize-cuda lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stdc-fast predict stdc_fast/assets/street.jpg --out out
 
-test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest
+# Two minutes, and no compiler: the linter, and all tests that need neither the native module nor kernels.
+check: $(VENV)/.check-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(PYTEST) --check
 
-# Every combination of dtypes, sizes and cases; without a GPU this takes long, as kernels are interpreted.
+# Every kind of test, in some of the sizes, dtypes and schedules.
+test: $(VENV)/.test-installed
+	$(PYTEST)
+
+# All of them; without a GPU this takes hours, as kernels are interpreted.
 test-all: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -m "wide or not wide"
+	$(PYTEST) -m "wide or not wide"
 
 # The native engine, and the CUDA kernels on the CPU, under AddressSanitizer and UBSan, the engine under ThreadSanitizer too.
 test-sanitize: $(VENV)/.test-installed
-	$(BIN)/python tests/sanitize.py
-	$(BIN)/python tests/cuda_sanitize.py
+	$(MAKE) --no-print-directory -j 2 --output-sync=target sanitize-cpu sanitize-cuda
+
+sanitize-cpu sanitize-cuda: $(VENV)/.test-installed
+	$(BIN)/python tests/$(if $(filter %-cuda,$@),cuda_)sanitize.py
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -39,6 +52,12 @@ $(VENV)/.installed: $(SOURCES)
 $(VENV)/.test-installed: $(SOURCES)
 	$(INSTALL) -e ".[dev]"
 	touch $(VENV)/.installed $@
+
+# An environment without the native module, unless there is one already: then it is that.
+$(VENV)/.check-installed: pyproject.toml constraints.txt
+	if test -e $(VENV)/.installed; then $(MAKE) $(VENV)/.test-installed; \
+	else export STDC_FAST_NATIVE=0; $(INSTALL) -e ".[test]" ruff; fi
+	touch $@
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json

@@ -2,7 +2,7 @@
 
 python -m bench.ptxas --out docs/results/cuda_ptxas.jsonl
 python -m bench.build_time --out docs/results/cuda_build.json
-python tests/test_cuda_bugs.py --out docs/results/cuda_bugs.jsonl
+python tests/cuda_bugs.py --out docs/results/cuda_bugs.jsonl
 python -m bench.cuda_report
 """
 
@@ -144,7 +144,7 @@ all targets. The module then has {megabytes:.0f} MB.
 
 ## Planted bugs
 
-`tests/test_cuda_bugs.py` plants each bug into a copy of the real kernels, which then run in the emulator.
+`tests/cuda_bugs.py` plants each bug into a copy of the real kernels, which then run in the emulator.
 
 {by_bug}
 

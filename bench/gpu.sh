@@ -206,9 +206,11 @@ if "$PYTHON" -c "import xdist" 2>/dev/null; then
     pytest=(env OMP_NUM_THREADS=2 "${pytest[@]}" -n "$WORKERS")
 fi
 
-both=(tests/test_gpu_backends.py tests/test_gpu_graphs.py) # of CUDA and of Triton
+backends=tests/backends
+engines=($backends/test_ops.py $backends/test_network.py $backends/test_process.py) # of every engine
+both=($backends/gpu/test_on_gpu.py $backends/gpu/test_graphs.py)                    # of CUDA and of Triton
 step build "$SECONDS_BUILD" bash -c build
-step tests "$SECONDS_TESTS" "${pytest[@]}" tests/test_gpu.py
+step tests "$SECONDS_TESTS" "${pytest[@]}" $backends/eager/test_eager_on_gpu.py
 without_cuda=
 for name in cuda memcheck racecheck synccheck repeats; do
     wanted "$name" || continue
@@ -222,7 +224,10 @@ for name in cuda memcheck racecheck synccheck repeats; do
         continue
     fi
     case $name in
-        cuda) step cuda "$SECONDS_CUDA" "${pytest[@]}" tests/test_cuda_gpu.py "${both[@]}" -k "not triton" ;;
+        cuda)
+            step cuda "$SECONDS_CUDA" "${pytest[@]}" $backends/cuda/test_cuda_on_gpu.py "${engines[@]}" "${both[@]}" \
+                -m "gpu and not wide" -k "not triton"
+            ;;
         repeats) step repeats "$SECONDS_REPEATS" "$PYTHON" -m bench.gpu_repeats --times 1000 ;;
         *)
             if command -v compute-sanitizer >/dev/null; then
@@ -234,7 +239,7 @@ for name in cuda memcheck racecheck synccheck repeats; do
     esac
 done
 step triton "$SECONDS_TRITON" "${pytest[@]}" "${both[@]}" -k "not cuda"
-step kernels "$SECONDS_KERNELS" "${pytest[@]}" tests/test_triton_ops.py tests/test_triton_network.py
+step kernels "$SECONDS_KERNELS" "${pytest[@]}" $backends/triton/test_triton_tiles.py "${engines[@]}" -k triton
 # What follows is told to be done before its limit, so that it ends by itself and keeps what it found.
 before() { if [ "$1" -gt "$2" ]; then echo $(($1 - $2)); else echo 1; fi; }
 step tune "$SECONDS_TUNE" env STDC_FAST_CACHE="$OUT/tuned" "$PYTHON" -m stdc_fast tune --size 512x1024 \

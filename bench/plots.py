@@ -32,7 +32,7 @@ from bench.page import (
     set_ticks,
 )
 from bench.words import amount, listed, runs_of, significant
-from stdc_fast.viewer.figure import FIXED
+from stdc_fast.viewer.save import FIXED
 
 _DTYPES = {
     "float32": "#0072b2",

@@ -21,7 +21,7 @@ import torch
 
 from stdc_fast import info
 from stdc_fast.benchmark import records, run, scaling, workloads
-from stdc_fast.cli.benchmark import parse
+from stdc_fast.benchmark.selection import parse
 from stdc_fast.errors import UserError
 
 ALL = ("logits", "labels", "frame")
@@ -36,11 +36,12 @@ class Job:
     """One record.
 
     Attributes:
+        size: (H, W) of the network's input.
         seconds: that it takes at most, unless three rounds take longer.
     """
 
     model: str
-    size: str
+    size: tuple[int, int]
     batch: int = 1
     scopes: tuple[str, ...] = ALL
     peers: str = "all"
@@ -50,58 +51,58 @@ class Job:
     seconds: float = 240.0
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.model} {self.size}, batch {self.batch}"
+        height, width = self.size
+        return f"{self.kind} {self.model} {height}x{width}, batch {self.batch}"
 
 
 CPU_JOBS = (
-    Job("stdc1_camvid", "512x1024", int8=True, seconds=330),
-    Job("stdc1_camvid", "768x1536", peers=FEW, seconds=200),
-    Job("stdc2", "512x1024", peers=FEW, seconds=200),
-    Job("stdc1_camvid", "512x1024", 16, ("logits", "labels"), FEW, "auto", seconds=200),
-    Job("stdc1_camvid", "512x1024", peers="OpenVINO", dtype="auto", kind="scaling", seconds=200),
-    Job("stdc1_camvid", "1024x2048", peers=FEW, seconds=300),
-    Job("stdc1_camvid", "720x960", peers=FEW, seconds=200),
-    Job("stdc2", "768x1536", peers=FEW, seconds=300),
-    Job("stdc2", "720x960", peers=FEW, seconds=200),
-    Job("stdc2", "1024x2048", peers=FEW, seconds=400),
+    Job("stdc1_camvid", (512, 1024), int8=True, seconds=330),
+    Job("stdc1_camvid", (768, 1536), peers=FEW, seconds=200),
+    Job("stdc2", (512, 1024), peers=FEW, seconds=200),
+    Job("stdc1_camvid", (512, 1024), 16, ("logits", "labels"), FEW, "auto", seconds=200),
+    Job("stdc1_camvid", (512, 1024), peers="OpenVINO", dtype="auto", kind="scaling", seconds=200),
+    Job("stdc1_camvid", (1024, 2048), peers=FEW, seconds=300),
+    Job("stdc1_camvid", (720, 960), peers=FEW, seconds=200),
+    Job("stdc2", (768, 1536), peers=FEW, seconds=300),
+    Job("stdc2", (720, 960), peers=FEW, seconds=200),
+    Job("stdc2", (1024, 2048), peers=FEW, seconds=400),
 )
 GPU_JOBS = (
-    Job("stdc1_camvid", "512x1024", peers=GPU, dtype="auto", seconds=150),
+    Job("stdc1_camvid", (512, 1024), peers=GPU, dtype="auto", seconds=150),
     Job(
-        "stdc1_camvid", "512x1024", peers="eager as published,eager,cuDNN graph", dtype="float32", seconds=30
+        "stdc1_camvid", (512, 1024), peers="eager as published,eager,cuDNN graph", dtype="float32", seconds=30
     ),
-    Job("stdc1_camvid", "512x1024", 16, ("logits", "labels"), GPU_FEW, "auto", seconds=30),
-    Job("stdc2", "512x1024", peers=GPU_FEW, dtype="auto", seconds=30),
-    Job("stdc1_camvid", "768x1536", peers=GPU_FEW, dtype="auto", seconds=30),
-    Job("stdc1_camvid", "720x960", peers=GPU_FEW, dtype="auto", seconds=30),
-    Job("stdc1_camvid", "1024x2048", peers=GPU_FEW, dtype="auto", seconds=30),
-    Job("stdc1_camvid", "512x1024", peers="cuDNN graph", dtype="auto", kind="scaling", seconds=60),
-    Job("stdc2", "768x1536", peers=GPU_FEW, dtype="auto", seconds=30),
-    Job("stdc2", "512x1024", 16, ("logits", "labels"), GPU_FEW, "auto", seconds=30),
+    Job("stdc1_camvid", (512, 1024), 16, ("logits", "labels"), GPU_FEW, "auto", seconds=30),
+    Job("stdc2", (512, 1024), peers=GPU_FEW, dtype="auto", seconds=30),
+    Job("stdc1_camvid", (768, 1536), peers=GPU_FEW, dtype="auto", seconds=30),
+    Job("stdc1_camvid", (720, 960), peers=GPU_FEW, dtype="auto", seconds=30),
+    Job("stdc1_camvid", (1024, 2048), peers=GPU_FEW, dtype="auto", seconds=30),
+    Job("stdc1_camvid", (512, 1024), peers="cuDNN graph", dtype="auto", kind="scaling", seconds=60),
+    Job("stdc2", (768, 1536), peers=GPU_FEW, dtype="auto", seconds=30),
+    Job("stdc2", (512, 1024), 16, ("logits", "labels"), GPU_FEW, "auto", seconds=30),
 )
 
 
 def measure(job: Job, device: str, folder: Path, seconds: float) -> dict[str, object]:
-    request = parse(
+    selection = parse(
         dtype=job.dtype,
         scopes=",".join(job.scopes),
         peers=job.peers,
         int8=job.int8,
         device=device,
-        sizes=[job.size],
     )
     weights = workloads.resolve(job.model, folder)
-    workload = workloads.Workload(job.model, weights, *request.sizes[0], job.batch)
+    workload = workloads.Workload(job.model, weights, *job.size, job.batch)
     settings = run.Settings(
-        device=request.device,
-        scopes=request.scopes,
+        device=selection.device,
+        scopes=selection.scopes,
         threads=torch.get_num_threads(),
         rounds=15,
         seconds=seconds,
         say=lambda line: print(f"  {line}", file=sys.stderr, flush=True),
     )
     one = scaling.measure if job.kind == "scaling" else run.measure
-    return one(workload, request.specs, settings, request.dtypes) | {"job": str(job)}
+    return one(workload, selection.specs, settings, selection.dtypes) | {"job": str(job)}
 
 
 def done(path: Path, device: str) -> set[str]:

@@ -11,18 +11,18 @@ import torch
 
 from stdc_fast.benchmark import parity, workloads
 from stdc_fast.benchmark.runners import Missing
+from stdc_fast.benchmark.selection import parse
 from stdc_fast.benchmark.workloads import Workload, ends
-from stdc_fast.cli.benchmark import parse
 
 
 @pytest.fixture(scope="session")
 def place(request, tmp_path_factory):
     """(workload, device) that the options ask for."""
     option = request.config.getoption
-    asked = parse(device=option("--stdc-device"), sizes=[option("--stdc-size")])
+    device = parse(device=option("--stdc-device")).device
     model = option("--stdc-model")
     weights = workloads.resolve(model, Path(tmp_path_factory.mktemp("weights")))
-    return Workload(model, weights, *asked.sizes[0], option("--stdc-batch")), asked.device
+    return Workload(model, weights, *option("--stdc-size"), option("--stdc-batch")), device
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def test_latency(benchmark, spec, scope, place, reference):
     except Missing as error:
         pytest.skip(str(error))
     output = ends(runner.host(call())).numpy()
-    found, broken = parity.gate({scope: output}, spec.dtype, reference(scope))
+    found, broken = parity.check({scope: output}, spec.dtype, reference(scope))
     assert not broken, broken
     benchmark.extra_info.update(
         model=workload.model,

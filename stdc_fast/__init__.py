@@ -5,9 +5,7 @@ model = stdc_fast.load("stdc1_camvid")
 model.predict("street.jpg").overlay().save("overlay.png")
 """
 
-from pathlib import Path
-
-from stdc_fast import library, nn  # library registers torch.ops.stdc_fast
+from stdc_fast import library, nn, source_tree  # library registers torch.ops.stdc_fast
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.segmenter import BatchError, InputSize, Segmentation, Segmenter
@@ -29,9 +27,4 @@ __all__ = [
     "nn",
 ]
 
-# The folder kernels/ is installed as stdc_fast.kernels, and lies beside this package in a source tree: found
-# there, so that the tree also runs by PYTHONPATH, without an installation.
-_tree = Path(__file__).resolve().parent.parent
-if all((_tree / name).is_file() for name in ("setup.py", "kernels/conv.py")):
-    __path__.append(str(_tree))
-del Path
+source_tree.register()

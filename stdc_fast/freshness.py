@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 # What a module's own attributes say of what it computes.
 _SETTINGS = (
@@ -45,6 +46,7 @@ class _Snapshot:
     """A module as it was packed. Made to be compared in some tens of microseconds for a whole network."""
 
     def __init__(self, module: nn.Module):
+        _watch_fused()
         modules = list(module.modules())
         self.module = weakref.ref(module)
         self.children, self.kinds = modules[1:], [type(m) for m in modules[1:]]
@@ -90,15 +92,28 @@ def _numbers(tensors: list[Tensor]) -> tuple[list, ...]:
     return list(versions), list(map(Tensor.data_ptr, tensors)), list(map(Tensor.stride, tensors))
 
 
+_hook: RemovableHandle | None = None
+_hook_lock = threading.Lock()
+
+
+def _watch_fused() -> None:
+    """See to it that steps of fused optimisers are counted, before versions are first read.
+
+    Not at import: the hook concerns every optimiser of the process.
+    """
+    global _hook
+    if _hook is None:
+        with _hook_lock:
+            if _hook is None:
+                _hook = register_optimizer_step_post_hook(_count_fused)
+
+
 def _count_fused(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
     """Fused optimisers do not raise the versions of what they change, as all others do."""
     for group in optimizer.param_groups:
         if group.get("fused"):
             for parameter in group["params"]:
                 torch.autograd.graph.increment_version(parameter)
-
-
-register_optimizer_step_post_hook(_count_fused)
 
 
 class Watched:
@@ -207,6 +222,7 @@ class Cache:
 
     def get(self, key: Hashable, weights: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """``make()`` for these weights, or what it returned before for the same key and unchanged weights."""
+        _watch_fused()
         storages = [w.untyped_storage() for w in weights]
         # While a weak reference to it is held, the address of a storage is given to no other.
         places = tuple(

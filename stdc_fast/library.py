@@ -224,9 +224,10 @@ def _fake_network(
 ) -> Tensor:
     height, width = image.shape[1:3] if image.dtype == torch.uint8 else image.shape[2:]
     dtype = dtype or (weights[0].dtype if image.dtype == torch.uint8 else image.dtype)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
     shape = (image.shape[0], weights[-1].shape[0], (height + 7) // 8, (width + 7) // 8)
-    return torch.empty(shape, dtype=wide, device=image.device, memory_format=torch.channels_last)
+    return torch.empty(
+        shape, dtype=precision_of(dtype).sums, device=image.device, memory_format=torch.channels_last
+    )
 
 
 def _fake_labels(logits: Tensor, size) -> Tensor:

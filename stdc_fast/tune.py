@@ -1,4 +1,4 @@
-"""``stdc-fast tune``: measures which tiles are the fastest on this GPU, for the backends that have tiles."""
+"""Measures which tiles are fastest on this GPU, for the backends that have tiles; ``stdc-fast tune``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import math
 import statistics
 import time
 from collections.abc import Hashable, Iterable
-from typing import Annotated, Any, Optional, Protocol
+from typing import Any, Protocol
 
 import torch
-import typer
 from tqdm import tqdm
 
 from stdc_fast.backends import resolve_device
@@ -227,12 +226,12 @@ def tune_network(
 
     UserError where that backend does not run, or has no tiles.
     """
-    import stdc_fast
+    from stdc_fast import zoo
 
     place = resolve_device(device)
     if place.type != "cuda":
         raise UserError(f"tuning measures a GPU, and there is none to be seen: the device is {place}")
-    loaded = stdc_fast.load(model, device=place, dtype=dtype, backend=backend)
+    loaded = zoo.load(model, device=place, dtype=dtype, backend=backend)
     of = loaded.decision.backend
     if not isinstance(of, GpuBackend):
         raise UserError(f"backend {of.name} has no tiles to tune ({loaded.reason})")
@@ -257,38 +256,3 @@ def check_writable(device: torch.device, backend: GpuBackend) -> dict[str, str]:
     except UserError as error:
         raise UserError(f"{error}; set STDC_FAST_CACHE to a folder for tuned tiles") from None
     return about
-
-
-def tune(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Embedded name or checkpoint file.")
-    ] = "stdc1_camvid",
-    size: Annotated[
-        Optional[list[str]], typer.Option(help="HEIGHTxWIDTH that the network sees; may be repeated.")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cuda or cuda:N.")] = "auto",
-    backend: Annotated[
-        str, typer.Option(help="cuda, triton, or auto: the one that would run this.")
-    ] = "auto",
-    seconds: Annotated[float, typer.Option(min=1, help="Limit for each size.")] = 300,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
-) -> None:
-    """Measure which tiles are fastest on this GPU for the backend; it uses them from then on.
-
-    Example: stdc-fast tune --size 512x1024 --size 768x1536
-    """
-    from stdc_fast.cli import exact_size
-
-    texts = size or ["512x1024"]
-    results = tune_network(
-        model, [exact_size(text) for text in texts], batch, dtype, device, seconds, quiet, backend
-    )
-    for text, result in zip(texts, results, strict=True):
-        ended = "" if result.finished else " (stopped at the limit)"
-        print(
-            f"{result.backend}, {text}, batch {batch}: {result.before * 1e6:.0f} us before, "
-            f"{result.after * 1e6:.0f} us after, {len(result.tiles)} kernels{ended}; "
-            "used where the network sees just this size and batch"
-        )

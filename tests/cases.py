@@ -4,7 +4,7 @@ import functools
 import itertools
 
 import torch
-from engines import Sketch, between, pair, plain, sketched
+from sketch import Sketch, between, pair, plain, sketched
 
 from stdc_fast.plan.ops import View
 
@@ -195,6 +195,14 @@ GATES = {
 }
 
 
+@sketched(6)
+def average_and_map(s, x):
+    """An average beside the map that it is of."""
+    y, mean = s.buffer(36, 1), s.vector(36)
+    s.conv(x, y, 3, mean=mean)
+    return s.scale(y, s.gate(mean, (36,), ("sigmoid+1",)))
+
+
 # Prologues: a convolution's, and as ops of their own.
 
 
@@ -241,6 +249,23 @@ PROLOGUES = {
 }
 
 
+#: Every form of every op, by "kind, what is special"; "odd" ones have odd numbers of channels.
+OPS = {
+    f"{kind}, {name}": make
+    for kind, forms in {
+        "conv": CONVS, "logits": LOGITS, "subpixel": SUBPIXEL, "stem": STEMS, "down": DOWNS, "gate": GATES,
+        "prologue": PROLOGUES,
+    }.items()
+    for name, make in forms.items()
+}  # fmt: skip
+OPS |= {f"odd conv, 5 of 9 to 7, {k}x{k} / {s}": odd_channels(k, s) for k, s in FORMS}
+OPS |= {
+    "odd subpixel, 5 to 7": subpixel(5, 7),
+    "odd down, 5 to 7": down(5, 7, True),
+    "odd down, 5 to 7, without padding": down(5, 7, True, include=False),
+}
+
+
 # Labels.
 
 
@@ -250,6 +275,24 @@ def labelled(classes):
     s = Sketch(3, store="uint8")
     x = s.conv(s.stem(s.inputs[0], 10, OFFSET, bias=False), 10, 3, 2, act="none", bias=False)
     return s.plan(s.labels(s.conv(x, classes, 3, 2, act="none", bias=False, store="float32")))
+
+
+@functools.cache
+def with_ties():
+    """Logits in which class 4 is a copy of 0; 2, 7 and 9 are less that; and all others zero. And all zero."""
+    plan = labelled(11)
+    name = plan.ops[-2].weight
+    one, other = plan.weights[name][[2, 6]]
+    weight = torch.zeros_like(plan.weights[name])
+    weight[[0, 4]], weight[[2, 7, 9]] = one - other, other - one
+    return plan.replace(weights={name: weight}), plan.replace(weights={name: torch.zeros_like(weight)})
+
+
+#: (batch, (height, width), (height, width) of the labels)
+LABELS = (
+    (1, (1, 1), (1, 1)), (3, (1, 9), (4, 3)), (1, (17, 8), (1, 70)), (2, (16, 40), (15, 43)),
+    (1, (34, 130), (90, 41)), (1, (9, 267), (11, 300)),
+)  # fmt: skip
 
 
 # Inputs as people have them.

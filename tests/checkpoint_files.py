@@ -58,7 +58,7 @@ def canonical(state):
     """What reading an in-place official state dict must give: names, values, nothing for training."""
     result = {}
     for key, value in state.items():
-        trained = key.startswith(families.TRAINING_ONLY["official"])
+        trained = key.startswith(families.ROWS["official"].training_only)
         if trained or key.startswith("cp.backbone.x") or key.endswith("num_batches_tracked"):
             continue
         abn = key.removesuffix(".weight") in DECODER_NORMS

@@ -10,21 +10,70 @@ if not torch.cuda.is_available():
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 import signal
 import struct
 import sys
 import traceback
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import stdc_fast
-from stdc_fast import checkpoints, cli
+from stdc_fast import _native, backends, checkpoints, cli
 from stdc_fast.classes import CAMVID
 from stdc_fast.reference.networks import STDCSeg
+
+#: Folders, files and tests that ``make check`` leaves out. They need a compiler, the native module or kernels;
+#: or they build, install or start processes; or they take more than some seconds. All others pass with
+#: ``--check``, where there is neither a compiler nor the module.
+SLOW = (
+    "backends/cpu/", "backends/cuda/", "backends/triton/", "backends/test_ops.py", "backends/test_network.py",
+    "backends/test_process.py", "backends/gpu/test_choice_of_tiles.py", "backends/gpu/test_graphs.py",
+    "backends/gpu/test_on_gpu.py", "backends/gpu/test_placed.py", "backends/eager/test_eager_on_gpu.py",
+    "benchmark/", "checkpoints/test_checkpoints.py::test_logits_are_the_familys",
+    "checkpoints/test_load.py::test_embedded_weights_label_camvid", "cli/test_cli.py::test_as_a_program",
+    "cli/test_cli.py::test_a_reader_that_leaves", "cli/test_video_cli.py", "installation/",
+    "plan/test_arena.py::test_an_overlap_shows", "plan/test_rewrites.py::test_720x960",
+    "plan/test_rewrites.py::test_training_heads", "scripts/", "test_library.py", "test_train.py",
+    "test_tune.py", "test_video.py", "viewer/",
+)  # fmt: skip
+#: Files that take longest, as one process runs all of a file: they are the first ones.
+LONGEST = (
+    "backends/test_network.py", "backends/test_ops.py", "test_train.py", "benchmark/test_peers.py",
+    "installation/test_packaging.py", "backends/triton/", "backends/cuda/test_bugs.py", "test_tune.py",
+    "cli/test_video_cli.py", "plan/test_rewrites.py", "benchmark/", "test_segmenter.py",
+)  # fmt: skip
+
+
+def pytest_addoption(parser):
+    parser.addoption("--check", action="store_true", help="only tests that need no compiler, without one")
+
+
+def pytest_configure(config):
+    if config.getoption("check"):
+        reason = "the native module is hidden by pytest --check"
+        _native._load = functools.cache(lambda: reason)
+        os.environ |= {"CXX": "hidden-by-check", "CUDACXX": "hidden-by-check"}
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # the cores are shared; tests that need more ask for them
+
+
+def pytest_collection_modifyitems(config, items):
+    folder = Path(__file__).parent
+    places = {item: f"{item.path.relative_to(folder).as_posix()}::{item.name}" for item in items}
+    for item, place in places.items():
+        if place.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+    if config.getoption("check"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
+    items.sort(key=lambda item: [places[item].startswith(one) for one in LONGEST], reverse=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,6 +82,15 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def engine(request):
+    """One of engines.ENGINES, where it can run."""
+    why_not = request.param.why_not()
+    if why_not:
+        pytest.skip(why_not)
+    return request.param
 
 
 @pytest.fixture
@@ -154,6 +212,31 @@ def unprivileged():
                 os.seteuid(0)
 
     return context
+
+
+@dataclasses.dataclass
+class Spy:
+    packs: int = 0
+    runs: int = 0
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """Counts what the backend packs and runs."""
+    counts, compile = Spy(), backends.compile
+
+    def counting(*arguments):
+        executable = compile(*arguments)
+        counts.packs += 1
+
+        def run(*inputs):
+            counts.runs += 1
+            return executable(*inputs)
+
+        return run
+
+    monkeypatch.setattr(backends, "compile", counting)
+    return counts
 
 
 @dataclasses.dataclass

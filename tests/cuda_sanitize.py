@@ -18,20 +18,22 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # as conftest.py has it
 os.environ["STDC_FAST_SANITIZE"] = "address,undefined"
 
 import torch
-from engines import HALF, given, plain
 from hosted import READY, ROOT, Hosted, NotBuilt, build, module
+from oracle import HALF, given
+from sketch import plain
 
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:detect_odr_violation=0:"
     "allocator_may_return_null=1",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
 }
+KINDS = ("conv", "logits", "subpixel", "stem", "down", "gate", "prologue", "labels_of_some_sizes")
 # Those in which several warps, tiles and chunks meet the edges of maps; names of tests and cases.
 TESTS = {
-    "tests/test_cuda_ops.py": "conv or logits or subpixel or stem or down or gate or prologue or test_labels",
-    "tests/test_cuda_tiles.py": "core or share or chunks or (order and (random or backward))",
-    "tests/test_cuda_network.py": "small_network",
-    "tests/test_cuda_process.py": "wrong_launches",
+    "tests/backends/test_ops.py": f"emulated_cuda and ({' or '.join(KINDS)})",
+    "tests/backends/test_network.py": "emulated_cuda and small_network",
+    "tests/backends/cuda/test_cuda_tiles.py": "core or share or chunks or (order and (random or backward))",
+    "tests/backends/cuda/test_launches.py": "wrong_launches",
 }
 # What is planted: what of a launch is changed, and what must be reported.
 PLANTED = {

@@ -14,16 +14,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines import answers, check
+from paths import ROOT
 
 from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda.launches import Lowered
-from stdc_fast.backends.cuda.tiles import Tiles
+from stdc_fast.backends.cuda.launches import CudaLowered
+from stdc_fast.backends.cuda.tiles import CudaModel
+from stdc_fast.backends.cuda.tiles import CudaTiles as Tiles
+from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.placed import weights
+from stdc_fast.precision import precision_of
 
-ROOT = Path(__file__).resolve().parents[1]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-#: A module that was built already, as tests/cuda_sanitize.py and tests/test_cuda_bugs.py have one.
+#: A module that was built already, as tests/cuda_sanitize.py and tests/cuda_bugs.py have one.
 READY = "STDC_FAST_HOSTED"
 #: Who runs next, and the seed of what is random.
 SCHEDULES = {
@@ -105,7 +107,12 @@ def scheduled(schedule="forward", **options):
         module().set_options()
 
 
-class Watched(Lowered):
+def chooser(tables=None, **of_model):
+    """What picks tiles from tables, else by the model of ``CudaModel(native, **of_model)``."""
+    return Chooser(CudaModel(module(), **of_model), tables)
+
+
+class Watched(CudaLowered):
     """Tells the emulator what kernels may read and write; ``runs`` of them were."""
 
     runs = 0
@@ -131,18 +138,19 @@ class Watched(Lowered):
         self.native.set_memory([(place, size, place in fixed) for place, size in ranges.items()])
 
 
-class Hosted(cuda.Executable):
+class Hosted(cuda.CudaExecutable):
     """The backend on the emulator."""
 
     def __init__(self, plan, dtype, tiles=None, apart=True):
         native = module()
-        super().__init__(plan, dtype, CPU, native, tiles or cuda.Chooser(native), poisoned=True, graphs=False)
+        precision = precision_of(dtype)
+        super().__init__(plan, precision, CPU, native, tiles or chooser(), poisoned=True, graphs=False)
         self._dependent = True
         self.apart = apart
 
     def lower(self, request, variant=None, tiles=None, apart=None):
         return Watched(
-            self.plan, self._packed, request, self.dtype, self.device, tiles or self._tiles, self._native,
+            self.plan, self._packed, request, self.precision, self.device, tiles or self._tiles, self._native,
             self._dependent, self.apart if apart is None else apart,
         )  # fmt: skip
 
@@ -179,23 +187,6 @@ def spared(executable) -> int:
     return count
 
 
-def agrees(make, dtype, shapes, tiles=None):
-    """The plan's results are those of torch, rounding alike; nothing else is written."""
-    plan = make() if callable(make) else make
-    executable = Hosted(plan, dtype, tiles)
-    for inputs, expected in answers(plan, dtype, shapes):
-        before = [x.clone() for x in inputs]
-        got = executable(*inputs)
-        assert got.dtype == (torch.float32 if executable._logits else dtype)
-        check(got, expected, dtype, list(inputs[0].shape))
-        spared(executable)
-        for name, x, old in zip(plan.inputs, inputs, before, strict=True):
-            assert torch.equal(x, old)
-            given = executable.last.buffers[name]
-            assert torch.equal(given, old if x.dtype == torch.uint8 else old.permute(0, 2, 3, 1).to(given))
-    return executable
-
-
 def counters(executable):
     """The counters of blocks that share a tile, of what ran last."""
     return [x for x in executable.last._beside if x.dtype == torch.int32]
@@ -208,7 +199,7 @@ def cores(kind):
 
 def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv"):
     """The same tiles for every op of a kind that can have them; other kinds have theirs from the model."""
-    usual = cuda.Chooser(module())
+    usual = chooser()
 
     def choose(work):
         if work.kind != kind:
@@ -217,9 +208,3 @@ def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv"):
         return Tiles(core or (64, 16), height, width, chunk, parts)
 
     return choose
-
-
-__all__ = [
-    "CPU", "CUDA", "READY", "ROOT", "SCHEDULES", "Hosted", "NotBuilt", "Tiles", "Watched", "agrees", "beside",
-    "build", "cores", "counters", "every_schedule", "forced", "module", "scheduled", "spared",
-]  # fmt: skip

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from paths import ROOT
 from PIL import Image
 from plans import randomise_norms
 from torch import Tensor
@@ -30,7 +31,6 @@ from stdc_fast.postprocess import resize_argmax
 from stdc_fast.reference import layers
 from stdc_fast.reference.networks import upsample
 
-ROOT = Path(__file__).resolve().parent.parent
 # Kind of sanitizer, instruction sets and further checks, and how a report ends the program.
 RUNS = {
     "address,undefined": (

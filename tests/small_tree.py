@@ -5,9 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from paths import ROOT
+
 SOURCES = {
     "stdc_fast/__init__.py": '__version__ = "0"\n',
     "csrc/core/core.cpp": "int core() { return 1; }\n",

@@ -1,11 +1,10 @@
 """Data set folders and the training augmentation."""
 
-from pathlib import Path
-
 import folders
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 from PIL import Image
 
 from stdc_fast.classes import CAMVID, CITYSCAPES, ClassSet, class_set
@@ -13,7 +12,7 @@ from stdc_fast.data import Augmentation, TrainingStream, open_folder
 from stdc_fast.errors import UserError
 from stdc_fast.images import MEAN, STD, normalise
 
-SHARED_CAMVID = Path(__file__).resolve().parents[2] / "shared" / "data" / "camvid"
+SHARED_CAMVID = ROOT.parent / "shared" / "data" / "camvid"
 
 
 def test_camvid_folder(tmp_path):

@@ -6,8 +6,21 @@ import gc
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
+from blocks import (
+    BLOCKS,
+    FORMATS,
+    OPS,
+    assert_same,
+    call,
+    convolution,
+    every_block,
+    nhwc,
+    norm,
+    pair,
+    some_blocks,
+    weights_of,
+)
 from plans import error, one_thread
-from test_nn import BLOCKS, FORMATS, assert_same, convolution, every_block, nhwc, norm, pair, some_blocks
 from torch import nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vjp, vmap
 
@@ -18,16 +31,6 @@ from stdc_fast.numerics import tolerance
 from stdc_fast.reference.networks import upsample
 
 ops = torch.ops.stdc_fast
-# The op of each block, and what it has between weights and eps.
-OPS = {
-    "conv": ("conv_bn_relu", (1,)),
-    "conv, 1x1, stride 2": ("conv_bn_relu", (2,)),
-    "stdc": ("stdc_module", (1, True)),
-    "stdc, stride 2": ("stdc_module", (2, False)),
-    "attention": ("attention_refinement", ()),
-    "fusion": ("feature_fusion", ()),
-    "head": ("seg_head", ()),
-}
 DYNAMIC = torch.export.Dim.DYNAMIC
 
 
@@ -40,15 +43,6 @@ def threads():
 @pytest.fixture(autouse=True)
 def fresh_dynamo():
     torch._dynamo.reset()
-
-
-def weights_of(module):
-    return [v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")]
-
-
-def call(name, inputs, weights, *eps):
-    op, settings = OPS[name]
-    return getattr(ops, op)(*inputs, weights, *settings, *eps)
 
 
 def smaller(inputs):

@@ -1,7 +1,6 @@
 """Drop-in modules: one plan a block in eval mode, and the eager reference wherever that could differ."""
 
 import copy
-import dataclasses
 import inspect
 import io
 import pickle
@@ -9,91 +8,15 @@ import threading
 
 import pytest
 import torch
-from plans import error, one_thread, randomise_norms
+from blocks import BLOCKS, FORMATS, NHWC, assert_same, every_block, nhwc, norm, pair, some_blocks
+from plans import error, one_thread
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from stdc_fast import backends
 from stdc_fast import nn as fast
 from stdc_fast.numerics import tolerance
 from stdc_fast.reference import layers
-
-NHWC = torch.channels_last
-# Arguments, shapes of the inputs, and the path of the first convolution and of some batch norm.
-BLOCKS = {
-    "conv": ("ConvBNReLU", (5, 7), {}, [(2, 5, 9, 7)], "conv", "bn"),
-    "conv, 1x1, stride 2": (
-        "ConvBNReLU", (5, 7), {"kernel_size": 1, "stride": 2}, [(2, 5, 9, 7)], "conv", "bn",
-    ),
-    "stdc": ("STDCModule", (6, 16), {}, [(2, 6, 9, 7)], "conv_list.0.conv", "conv_list.2.bn"),
-    "stdc, stride 2": (
-        "STDCModule", (6, 16), {"blocks": 3, "stride": 2, "count_include_pad": False}, [(2, 6, 9, 7)],
-        "conv_list.1.conv", "avd_layer.1",
-    ),
-    "attention": ("AttentionRefinement", (6, 8), {}, [(2, 6, 5, 7)], "conv.conv", "bn_atten"),
-    "fusion": ("FeatureFusion", (9, 8), {}, [(2, 4, 5, 7), (2, 5, 5, 7)], "convblk.conv", "convblk.bn"),
-    "head": ("SegHead", (6, 8, 3), {"bias": True}, [(2, 6, 5, 7)], "conv.conv", "conv.bn"),
-}  # fmt: skip
-every_block = pytest.mark.parametrize("name", BLOCKS)
-# Where the kind of block hardly matters.
-some_blocks = pytest.mark.parametrize("name", ["conv", "stdc, stride 2", "fusion"])
-
-
-def pair(name, frozen=True, seed=0):
-    """(drop-in, reference) with the same random weights in eval mode, and inputs."""
-    kind, arguments, options, shapes, *_ = BLOCKS[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        reference = getattr(layers, kind)(*arguments, **options)
-        inputs = [torch.randn(shape) for shape in shapes]
-    randomise_norms(reference, *inputs, seed=seed)
-    module = getattr(fast, kind)(*arguments, **options).eval()
-    module.load_state_dict(reference.state_dict())
-    return module.requires_grad_(not frozen), reference.requires_grad_(not frozen), inputs
-
-
-def convolution(name, module):
-    return module.get_submodule(BLOCKS[name][4])
-
-
-def norm(name, module):
-    return module.get_submodule(BLOCKS[name][5])
-
-
-def nhwc(inputs):
-    return [x.contiguous(memory_format=NHWC) for x in inputs]
-
-
-def assert_same(module, reference, inputs):
-    got, expected = module(*inputs), reference(*inputs)
-    assert got.dtype == expected.dtype
-    assert error(got, expected) < tolerance(got.dtype).op
-
-
-@dataclasses.dataclass
-class Spy:
-    packs: int = 0
-    runs: int = 0
-
-
-@pytest.fixture
-def spy(monkeypatch):
-    """Counts what the backend packs and runs."""
-    counts, compile = Spy(), backends.compile
-
-    def counting(*arguments):
-        executable = compile(*arguments)
-        counts.packs += 1
-
-        def run(*inputs):
-            counts.runs += 1
-            return executable(*inputs)
-
-        return run
-
-    monkeypatch.setattr(backends, "compile", counting)
-    return counts
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -157,22 +80,6 @@ def test_eval_runs_one_packed_plan(name, dtype, spy):
         else:
             assert error(got, exact) < tolerance(dtype).emulation * error(plain, exact)
     assert (spy.packs, spy.runs) == (1, 3)
-
-
-FORMATS = {
-    "nchw": lambda x: x,
-    "nhwc": lambda x: x.contiguous(memory_format=NHWC),
-    "one image, nhwc": lambda x: x[:1].contiguous(memory_format=NHWC),
-    "one pixel": lambda x: x[..., :1, :1],
-    "one row": lambda x: x[:, :, :1].contiguous(memory_format=NHWC),
-    "every second column": lambda x: x[..., ::2],
-    "every second row, nhwc": lambda x: x.contiguous(memory_format=NHWC)[:, :, ::2],
-    "transposed": lambda x: x.transpose(2, 3),
-    "expanded": lambda x: x[:1].expand(3, -1, -1, -1),
-    "expanded rows": lambda x: x[:, :, :1].expand(-1, -1, 4, -1),
-    "cut of more channels": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
-    "no image": lambda x: x[:0],
-}
 
 
 @every_block

@@ -9,13 +9,13 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from blocks import BLOCKS, assert_same, convolution, norm, pair
 from plans import error, one_thread
-from test_nn import BLOCKS, assert_same, convolution, norm, pair, spy  # noqa: F401
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from stdc_fast.freshness import Cache, Packed, weights_of
+from stdc_fast.freshness import Cache, Watched, weights_of
 from stdc_fast.images import normalise
 from stdc_fast.reference import layers
 
@@ -115,7 +115,7 @@ NUMBERS = {
 
 @pytest.mark.parametrize("change", NUMBERS)
 @torch.no_grad()
-def test_changed_numbers_are_packed_again(change, spy):  # noqa: F811
+def test_changed_numbers_are_packed_again(change, spy):
     for name in BLOCKS:
         module, reference, inputs = pair(name)
         before = module(*inputs)
@@ -272,7 +272,7 @@ def test_averaged_models(options):
 
 
 @torch.no_grad()
-def test_only_what_changed_is_packed_again(spy):  # noqa: F811
+def test_only_what_changed_is_packed_again(spy):
     module, _, inputs = pair("attention")
     for _ in range(3):
         module(*inputs)
@@ -313,7 +313,7 @@ def test_weights_are_in_the_order_of_the_state_dict():
 
 def test_packed_has_a_state_of_plain_modules_only():
     module, inputs = layers.AttentionRefinement(3, 4).requires_grad_(False), [torch.randn(1, 3, 4, 4)]
-    packed = Packed(module)
+    packed = Watched(module)
     assert packed.state(module, inputs) is None
     module.eval()
     first = packed.state(module, inputs)

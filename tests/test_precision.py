@@ -1,4 +1,4 @@
-"""Which backend and dtype are chosen and why, what does not fit into fp16, and the limits of each dtype."""
+"""Which precision is chosen and why, what does not fit into fp16, and the limits of each dtype."""
 
 import copy
 import logging
@@ -11,9 +11,8 @@ import torch
 from plans import error, one_thread
 
 import stdc_fast
-from stdc_fast import UserError, backends, checkpoints, hardware, numerics, zoo
-from stdc_fast.backends import precision
-from stdc_fast.backends.eager import rounding
+from stdc_fast import UserError, checkpoints, hardware, numerics, precision, zoo
+from stdc_fast.backends.eager import ranges, rounding
 from stdc_fast.classes import CAMVID
 from stdc_fast.images import normalise
 from stdc_fast.plan import build, optimise
@@ -65,10 +64,10 @@ def machine(monkeypatch):
 def test_auto_on_a_processor(features, onednn, name, reason, machine):
     machine(*features, onednn=onednn)
     for device in ("cpu", torch.device("cpu")):
-        found = precision.choose("auto", device)
-        assert (found.name, found.dtype) == (name, DTYPES[name])
-        assert reason in found.reason and "CPU" in found.reason
-    assert precision.choose() == found
+        found, why = precision.choose("auto", device)
+        assert (found.name, found.maps) == (name, DTYPES[name])
+        assert reason in why and "CPU" in why
+    assert precision.choose() == (found, why)
 
 
 @pytest.mark.parametrize(
@@ -83,18 +82,21 @@ def test_auto_on_a_processor(features, onednn, name, reason, machine):
 def test_auto_on_a_gpu(capability, name, reason, machine):
     machine("amx_bf16", capability=capability)
     for device in ("cuda", "cuda:0", torch.device("cuda", 0)):
-        found = precision.choose("auto", device)
+        found, why = precision.choose("auto", device)
         assert found.name == name
-        assert re.search(reason, found.reason)
-    assert precision.choose("auto", "cpu").name == "bfloat16"
+        assert re.search(reason, why)
+    assert precision.choose("auto", "cpu")[0].name == "bfloat16"
 
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_a_dtype_that_is_asked_for(name, machine):
     machine(capability=(6, 1))
-    for request in (name, DTYPES[name]):
+    for request in (name, DTYPES[name], precision.PRECISIONS[name]):
         for device in ("cpu", "cuda"):
-            assert precision.choose(request, device) == precision.Precision(DTYPES[name], "asked for")
+            found, why = precision.choose(request, device)
+            assert found is precision.PRECISIONS[name] and why == "asked for"
+            assert found.maps == found.weights == DTYPES[name] and found.scales is None
+            assert found.sums == (torch.float64 if name == "float64" else torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -104,57 +106,6 @@ def test_an_unknown_dtype(request_):
     with pytest.raises(UserError, match=r"unknown dtype.*auto.*float32.*bfloat16") as problem:
         precision.choose(request_)
     assert repr(request_) in str(problem.value)
-
-
-# Which backend.
-
-
-@pytest.fixture
-def some_backends(monkeypatch):
-    monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
-    found = [
-        backends.Status("cuda", False, "no nvcc was found"),
-        backends.Status("cpu", True, "AVX2"),
-        backends.Status("eager", True, "plain"),
-    ]
-    monkeypatch.setattr(backends, "statuses", lambda: found)
-
-
-def test_the_best_backend_says_why_none_better(some_backends, monkeypatch):
-    assert backends.choose() == backends.Choice("cpu", "AVX2 (cuda: no nvcc was found)")
-    assert backends.choose("eager") == backends.Choice("eager", "asked for")
-    monkeypatch.setenv(backends.ENVIRONMENT, "eager")
-    assert backends.choose() == backends.Choice("eager", "asked for (from STDC_FAST_BACKEND)")
-    assert backends.choose("cpu") == backends.Choice("cpu", "asked for")
-    for nothing in ("", "auto"):
-        monkeypatch.setenv(backends.ENVIRONMENT, nothing)
-        assert backends.choose().name == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("request_", "message"),
-    [
-        ("cudaa", "unknown backend 'cudaa'.*did you mean cuda"),
-        ("eagr", "unknown backend 'eagr'.*did you mean eager"),
-        ("tensorrt", "unknown backend 'tensorrt'.*available here: cpu, eager"),
-        ("cuda", "cuda.*not available: no nvcc was found; available here: cpu, eager"),
-    ],
-)
-@pytest.mark.parametrize("environment", [False, True])
-def test_backends_that_can_not_be_had(request_, message, environment, some_backends, monkeypatch):
-    if environment:
-        monkeypatch.setenv(backends.ENVIRONMENT, request_)
-    with pytest.raises(UserError, match=message) as problem:
-        backends.choose("auto" if environment else request_)
-    assert ("STDC_FAST_BACKEND" in str(problem.value)) == environment
-
-
-def test_the_backends_of_this_version_have_reasons():
-    assert all(status.name and status.reason for status in backends.statuses())
-    assert backends.statuses()[-1] == backends.Status("eager", True, "plain PyTorch, on any device")
-    chosen = backends.choose("auto")
-    for status in backends.statuses():
-        assert status.available or f"{status.name}: {status.reason}" in chosen.reason
 
 
 # What fits into fp16.
@@ -195,7 +146,7 @@ def test_what_overflows_fp16_runs_in_bfloat16(factor, problem, tiny_network, sav
     x = normalise(frames, torch.float32)
     exact = tiny_network(x)
     assert error(network(x), exact) < 1e-5
-    found = precision.fp16_overflow(optimise(build(network)))
+    found = ranges.fp16_overflow(optimise(build(network)))
     path = saved(network)
     with caplog.at_level(logging.WARNING):
         model = stdc_fast.load(path, device="cpu", dtype="float16")
@@ -218,8 +169,8 @@ def test_what_overflows_fp16_runs_in_bfloat16(factor, problem, tiny_network, sav
 
 
 def test_automatic_fp16_is_checked_too(tiny_network, saved, monkeypatch):
-    choice = precision.Precision(torch.float16, "GPU with tensor cores")
-    monkeypatch.setattr(zoo, "choose_precision", lambda *_: choice)
+    choice = precision.FLOAT16, "GPU with tensor cores"
+    monkeypatch.setattr(zoo, "choose", lambda *_: choice)
     assert stdc_fast.load(saved(scaled(tiny_network, 1e6)), device="cpu").dtype == torch.bfloat16
     assert stdc_fast.load(saved(tiny_network), device="cpu").dtype == torch.float16
 
@@ -243,7 +194,7 @@ def test_single_values_that_do_not_fit(key, value, tiny_network):
     network = copy.deepcopy(tiny_network).requires_grad_(False)
     tensor = network.state_dict()[key]
     tensor[(0,) * tensor.ndim] = value
-    assert precision.fp16_overflow(optimise(build(network))) is not None
+    assert ranges.fp16_overflow(optimise(build(network))) is not None
 
 
 def test_models_with_nan_weights_have_nan_logits(tiny_model, frames):

@@ -6,13 +6,13 @@ import types
 import hosted
 import pytest
 import torch
-from engines import small_network
+from sketch import small_network
 
-import stdc_fast
-from stdc_fast import tune
+from stdc_fast import tune, zoo
 from stdc_fast.backends import cuda, triton
-from stdc_fast.backends.cuda import tiles as cuda_tiles
+from stdc_fast.backends.cuda.tiles import CudaModel, CudaTiles
 from stdc_fast.backends.gpu import tuned
+from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.model import DEVICES
 from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.errors import UserError
@@ -22,7 +22,7 @@ SIZE, DEVICE = (64, 96), DEVICES["sm_90"]
 
 def size(t):
     """(pixels, channels) of a block of either backend."""
-    return t.core if isinstance(t, cuda_tiles.Tiles) else (t.pixels, t.channels)
+    return t.core if isinstance(t, CudaTiles) else (t.pixels, t.channels)
 
 
 class Clock:
@@ -46,13 +46,13 @@ class Clock:
 
 def of_triton():
     if not triton.interpreted():
-        pytest.skip("kernels are compiled here; tests/test_gpu_backends.py tunes them")
+        pytest.skip("kernels are compiled here; those of GPUs tune them")
     return triton.compile(small_network(), torch.float16, "cpu"), tune.OfTriton(DEVICE)
 
 
 def of_cuda():
     native, cpu = hosted.module(), torch.device("cpu")
-    executable = cuda.Executable(small_network(), torch.float16, cpu, native, cuda.Chooser(native))
+    executable = cuda.CudaExecutable(small_network(), torch.float16, cpu, native, Chooser(CudaModel(native)))
     return executable, tune.kind_of(executable, "cuda")
 
 
@@ -87,7 +87,7 @@ def test_cuda_tiles_of_several_forms_are_timed_and_all_can_be_launched():
     works = {launch.work.key: launch.work for launch in lowered.launches if launch.work is not None}
     assert works.keys() == tuner.times.keys() == found.tiles.keys()
     for key, times in tuner.times.items():
-        assert all(isinstance(t, cuda_tiles.Tiles) for t in times)
+        assert all(isinstance(t, CudaTiles) for t in times)
         assert set(times) <= {*kind.ranked(works[key]), executable._tiles(works[key])}
     convs = [times for key, times in tuner.times.items() if key.startswith("conv3")]
     assert all(len({t.core for t in times}) > 1 for times in convs)
@@ -104,7 +104,7 @@ def test_tiles_that_do_not_fit_are_left_aside():
 
 
 def test_cuda_tiles_that_do_not_run_are_an_error():
-    usual = cuda.Chooser(hosted.module())
+    usual = Chooser(CudaModel(hosted.module()))
     executable, kind = of_cuda()
     first = executable.lower(Request(1, SIZE, SIZE, SIZE)).launches
     current = {usual(launch.work) for launch in first if launch.work is not None}
@@ -163,7 +163,7 @@ def gpu(monkeypatch, tmp_path):
         loaded.backend = {"auto": "cuda"}.get(backend, backend)
         return loaded
 
-    monkeypatch.setattr(stdc_fast, "load", load)
+    monkeypatch.setattr(zoo, "load", load)
     return asked
 
 

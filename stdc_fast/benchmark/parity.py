@@ -1,4 +1,4 @@
-"""The parity gate: who computes something else is not timed."""
+"""The parity check: a runner that computes something else is not timed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stdc_fast.benchmark.workloads import Expected, argmax
 from stdc_fast.numerics import label_agreement, relative_error, tolerance
 
 
-def gate(
+def check(
     outputs: dict[str, np.ndarray], dtype: str, want: Expected
 ) -> tuple[dict[str, float | None], list[str]]:
     """Compare a runner's logits and labels with the float64 reference's, on a photo.

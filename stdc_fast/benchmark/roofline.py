@@ -22,7 +22,8 @@ from stdc_fast.errors import UserError
 from stdc_fast.plan import Plan
 from stdc_fast.plan.cost import costs
 from stdc_fast.plan.ops import Conv, Stem
-from stdc_fast.viewer.show import save_figure, short, sort_of
+from stdc_fast.viewer.facts import short, sort_of
+from stdc_fast.viewer.save import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ class Work:
     """What an op of the engine computes and moves in one call.
 
     Attributes:
-        sort: for legends, see :func:`stdc_fast.viewer.show.sort_of`.
+        sort: for legends, see :func:`stdc_fast.viewer.facts.sort_of`.
         bytes: None where that is not known.
     """
 

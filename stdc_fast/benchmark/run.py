@@ -57,7 +57,7 @@ class Entry:
     """One runner on one workload, and what becomes of it.
 
     Attributes:
-        status: "measured", "missing", "refused" (by the parity gate) or "failed", and the reason.
+        status: "measured", "missing", "refused" (by the parity check) or "failed", and the reason.
         frames: of a turn, by scope.
         cold, hot: seconds of each round, by scope.
     """
@@ -112,9 +112,9 @@ class Entry:
         settings.say(f"prepare {' '.join(self.spec.key)}")
         self.worker = Worker(self.threads)
         self.ask("load", self.spec, self.workload, settings.device)
-        # The parity gate looks at the logits of ours in any case.
-        gated = ("logits",) if self.spec.ours and "logits" not in settings.scopes else ()
-        for scope in (*settings.scopes, *gated):
+        # The parity check looks at the logits of ours in any case.
+        extra = ("logits",) if self.spec.ours and "logits" not in settings.scopes else ()
+        for scope in (*settings.scopes, *extra):
             if self.running and (answer := self.ask("prepare", scope)) is not None:
                 self.prepared[scope], seconds, self.outputs[scope] = answer
                 self.frames[scope] = int(min(100, max(1, round(TURN / seconds))))
@@ -195,7 +195,7 @@ def grouped(specs: list[Spec], workload: Workload, settings: Settings) -> list[l
 
 
 def in_turns(entries: list[Entry], settings: Settings, deadline: float, meter: Meter) -> None:
-    """Start all, let the parity gate look at them, and time them in turns.
+    """Start all, let the parity check look at them, and time them in turns.
 
     Those that compile are started two at a time on a CPU, since compilers have one thread. All others start
     one by one: they would wait for each other's cores, and on a GPU some tune themselves by the clock.
@@ -207,7 +207,7 @@ def in_turns(entries: list[Entry], settings: Settings, deadline: float, meter: M
                 entry.start(settings)
         slow = [entry for entry in entries if entry.spec.compiles]
         list(pool.map(lambda entry: entry.start(settings), slow))
-        _gate(entries, settings)
+        _check(entries, settings)
         _rounds(entries, settings, deadline, meter)
         for entry in entries:
             if entry.running:
@@ -219,7 +219,7 @@ def in_turns(entries: list[Entry], settings: Settings, deadline: float, meter: M
                 entry.worker.close()
 
 
-def _gate(entries: list[Entry], settings: Settings) -> None:
+def _check(entries: list[Entry], settings: Settings) -> None:
     settings.say("parity with the reference")
     want: dict[Workload, workloads.Expected] = {}
     for entry in entries:
@@ -227,7 +227,7 @@ def _gate(entries: list[Entry], settings: Settings) -> None:
             spec, workload = entry.spec, entry.workload
             if workload not in want:
                 want[workload] = workloads.expected(workload, list(settings.scopes))
-            entry.parity, broken = parity.gate(entry.outputs, spec.dtype, want[workload])
+            entry.parity, broken = parity.check(entry.outputs, spec.dtype, want[workload])
             if broken:
                 entry.drop("refused", "; ".join(broken))
 

@@ -210,7 +210,7 @@ class _Held:
 
 
 def _select(device: str) -> None:
-    """Make a GPU the current one. Float32 means float32 there: TF32 would not pass the parity gate."""
+    """Make a GPU the current one. Float32 means float32 there: TF32 would not pass the parity check."""
     if device != "cpu":
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

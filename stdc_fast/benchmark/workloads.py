@@ -145,7 +145,7 @@ class Expected:
 
 
 def ends(x: Tensor) -> Tensor:
-    """The first and the last image of a batch: what the parity gate looks at."""
+    """The first and the last image of a batch: what the parity check looks at."""
     return x if len(x) == 1 else x[[0, -1]]
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from stdc_fast.cli.options import exact_size, note
 from stdc_fast.errors import UserError
 
 
@@ -74,8 +75,9 @@ def benchmark(
     from stdc_fast.benchmark import records, run, table, workloads
     from stdc_fast.benchmark import roofline as roofs
     from stdc_fast.benchmark import scaling as scaled
+    from stdc_fast.benchmark.selection import parse
     from stdc_fast.hardware import cpu
-    from stdc_fast.viewer.show import figure_format
+    from stdc_fast.viewer.save import figure_format
 
     if scaling and (size, batch, scopes) != (["512x1024"], [1], "logits,labels"):
         raise UserError(
@@ -95,9 +97,8 @@ def benchmark(
             raise UserError("--plot is of one --roofline; add that, with one --size and one --batch")
         figure_format(plot)
         records.writable(plot)
-    request = parse(
-        dtype=dtype, scopes=scopes, backends=backends, peers=peers, int8=int8, device=device, sizes=size
-    )
+    sizes = [exact_size(text) for text in size]
+    selection = parse(dtype=dtype, scopes=scopes, backends=backends, peers=peers, int8=int8, device=device)
     cores = cpu()["cores"]
     if threads is not None and threads > cores:
         raise UserError(f"--threads {threads}: this machine has {cores} cores for us; use at most that many")
@@ -105,23 +106,23 @@ def benchmark(
     if out is not None:
         records.check(out)
     settings = run.Settings(
-        device=request.device,
-        scopes=request.scopes,
+        device=selection.device,
+        scopes=selection.scopes,
         threads=threads or torch.get_num_threads(),
         rounds=rounds,
         seconds=seconds,
-        say=(lambda line: None) if quiet else _say,
+        say=lambda line: note(line, quiet),
     )
     broken = []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else nobody would tidy up
     with tempfile.TemporaryDirectory() as folder:
         weights = workloads.resolve(model, Path(folder))
-        jobs = [(height, width, n) for height, width in request.sizes for n in batch]
+        jobs = [(height, width, n) for height, width in sizes for n in batch]
         for height, width, n in jobs:
             name = Path(model).stem
             workload = workloads.Workload(name, weights, height, width, n, photo or workloads.PHOTO)
             measure = scaled.measure if scaling else roofs.measure if roofline else run.measure
-            record = measure(workload, request.specs, settings, request.dtypes)
+            record = measure(workload, selection.specs, settings, selection.dtypes)
             if out is not None:
                 records.append(record, out)
             if as_json:
@@ -134,83 +135,10 @@ def benchmark(
                 print("\n".join([*table.header(record), *lines, ""]))
             if plot is not None and any(row["status"] == "measured" for row in record["rows"]):
                 roofs.draw(record, plot)
-                _say(f"{plot}: written")
+                note(f"{plot}: written", quiet=False)
             broken += [row for row in record["rows"] if row["ours"] and row["status"] != "measured"]
     if broken:
         row = broken[0]
         message = f"{row['runner']} {row['dtype']} was {row['status']}: {row['reason']}"
         print(f"stdc-fast: {message}", file=sys.stderr)
         raise typer.Exit(1)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-class Request:
-    """What was asked for, checked.
-
-    Attributes:
-        device: "cpu" or "cuda:N".
-        dtypes: names; the first is what ours is compared in.
-        specs: ours, then the peers.
-        scopes, sizes: as tuples.
-    """
-
-    def __init__(self, device, dtypes, specs, scopes, sizes):
-        self.device, self.dtypes, self.specs, self.scopes, self.sizes = device, dtypes, specs, scopes, sizes
-
-
-def parse(
-    *,
-    dtype: str = "auto,float32",
-    scopes: str = "logits,labels",
-    backends: str = "all",
-    peers: str = "all",
-    int8: bool = False,
-    device: str = "auto",
-    sizes: list[str] | tuple[str, ...] = (),
-) -> Request:
-    """The options' texts as values. UserError, with what is known, for any that is not."""
-    from stdc_fast import backends as available
-    from stdc_fast.benchmark import runners, workloads
-    from stdc_fast.cli import exact_size
-    from stdc_fast.precision import choose
-
-    place = available.resolve_device(device)
-    dtypes = []
-    for text in _split(dtype, "--dtype"):
-        chosen = choose(text, place)[0].name
-        if chosen == "float64":
-            raise UserError("--dtype float64 is what the reference runs in; use float32, bfloat16 or float16")
-        if chosen not in dtypes:
-            dtypes.append(chosen)
-    found = [exact_size(size) for size in sizes]
-    names = None if backends == "all" else _split(backends, "--backends")
-    specs = runners.ours(place.type, dtypes, names)
-    others = runners.peers(place.type, dtypes, int8)
-    if peers != "all":
-        wanted = [] if peers == "none" else _split(peers, "--peers")
-        every = {
-            spec.name.lower(): spec.name for spec in runners.peers(place.type, [*dtypes, "float32"], True)
-        }
-        unknown = [name for name in wanted if name.lower() not in every]
-        if unknown:
-            raise UserError(
-                f"--peers: unknown {unknown[0]!r}; known are all, none, {', '.join(every.values())}"
-            )
-        asked = {name.lower() for name in wanted}
-        others = [spec for spec in others if spec.name.lower() in asked]
-    chosen_scopes = tuple(dict.fromkeys(_split(scopes, "--scopes")))
-    for scope in chosen_scopes:
-        if scope not in workloads.SCOPES:
-            raise UserError(f"--scopes: unknown {scope!r}; known are {', '.join(workloads.SCOPES)}")
-    place_name = "cpu" if place.type == "cpu" else f"cuda:{place.index or 0}"
-    return Request(place_name, dtypes, specs + others, chosen_scopes, tuple(found))
-
-
-def _split(text: str, option: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise UserError(f"{option} is empty; name something, or leave it out for the default")
-    return parts

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 #: Kinds of op that every backend runs; :func:`stdc_fast.plan.optimise` leaves no others for STDC1 and STDC2.
-CORE = frozenset({"stem", "down", "conv", "gate", "upsample"})
+FUSED = frozenset({"stem", "down", "conv", "gate", "upsample"})
 
 # What a field of an op holds; plain settings have no role.
 _READ = {"role": "read"}
@@ -105,7 +105,7 @@ def _names(kind: type[Op], role: str) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(kind) if f.metadata.get("role") == role)
 
 
-# Core kinds.
+# Fused kinds.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,10 +266,4 @@ class Resize(Op):
     output: View = field(metadata=_WRITE)
 
 
-KINDS = {
-    kind.__name__.lower(): kind
-    for kind in (
-        Stem, Down, Conv, Gate, Upsample, Normalise, Norm, Pool, Mean, Concat, Scale, Add, Resize,
-    )
-}  # fmt: skip
 ACTIVATIONS = ("none", "relu", "sigmoid", "sigmoid+1")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from stdc_fast.plan.check import problems
-from stdc_fast.plan.ops import CORE, Buffer, Op, View
+from stdc_fast.plan.ops import FUSED, Buffer, Op, View
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class Plan:
 
     def primitives(self) -> list[str]:
         """Kinds that only plans have which were not rewritten, or which the rewrites do not cover."""
-        return sorted({op.kind for op in self.ops} - CORE)
+        return sorted({op.kind for op in self.ops} - FUSED)
 
     def size(self, buffer: str, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of a buffer for an input of that size."""

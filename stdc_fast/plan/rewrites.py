@@ -75,7 +75,7 @@ def fold_normalisation(plan: Plan) -> Plan:
     """``(x / 255 - mean) / std`` into the first convolution, which becomes a stem.
 
     Padding is zero after normalisation, that is, it equals the pixel ``255 * mean``: the stem subtracts
-    that first (:func:`border_biases` turns it into biases). A normalised image is read as it is.
+    that first. A normalised image is read as it is.
     """
     changes: dict[str, Op | None] = {}
     weights: dict[str, Tensor] = {}
@@ -105,19 +105,6 @@ def fold_normalisation(plan: Plan) -> Plan:
             act=conv.act, offset=offset,
         )  # fmt: skip
     return plan.substitute(changes, weights=weights)
-
-
-def border_biases(weight: Tensor, bias: Tensor, offset: tuple[float, ...]) -> Tensor:
-    """Biases ``[3, 3, out]`` with which a zero-padded convolution of raw pixels is the stem's.
-
-    The first index is the row: the top one, whose first tap is outside, those between, and the last one
-    of an odd height, whose last tap is outside; the second is the column likewise. Pass the weights
-    ``[out, 3, 3, 3]`` as the kernel rounds them: the bias then cancels what rounding did to the mean.
-    """
-    shift = torch.tensor(offset, dtype=weight.dtype, device=weight.device)
-    taps = (weight * shift.view(1, -1, 1, 1)).sum(1)  # [out, 3, 3]
-    inside = torch.tensor([[0, 1, 1], [1, 1, 1], [1, 1, 0]], dtype=weight.dtype, device=weight.device)
-    return bias - torch.einsum("oij,ri,cj->rco", taps, inside, inside)
 
 
 def split_products(plan: Plan) -> Plan:

@@ -14,16 +14,7 @@ from matplotlib.patheffects import Normal, Stroke
 
 from stdc_fast.plan.ops import View
 from stdc_fast.plan.plan import Plan, overlap
-from stdc_fast.viewer.show import Facts, kilo, short, sort_of
-
-#: Settings that must not be the user's.
-FIXED = {
-    "svg.hashsalt": "stdc-fast",
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "text.parse_math": False,  # a file's name may hold dollars
-}
+from stdc_fast.viewer.facts import Facts, kilo, short, sort_of
 
 # Cool colours are work, by kind of op; warm ones are maps, by resolution.
 COLOURS = {
@@ -62,7 +53,7 @@ _LOW = 0.14  # of one with none
 _LANE = 0.075  # from lane to lane
 
 
-class Place(NamedTuple):
+class Box(NamedTuple):
     """Where an op is: its centre and height."""
 
     x: float
@@ -160,14 +151,13 @@ def _stages(plan: Plan) -> list[tuple[int, int, str]]:
 
 
 def _draw_flow(axes: Axes, facts: Facts, rows: dict[int, int]) -> None:
-
     plan = facts.plan
     most = max([cost.macs for cost in facts.costs] + [1])
-    places: dict[int, Place] = {}
+    boxes: dict[int, Box] = {}
     for i, (op, cost) in enumerate(zip(plan.ops, facts.costs, strict=True)):
         y = rows[plan.buffers[op.writes[0].buffer].stride]
         tall = max(_LOW, _TALL * (cost.macs / most) ** 0.5)
-        places[i] = Place(i, y, tall)
+        boxes[i] = Box(i, y, tall)
         corner, colour = (i - _BOX / 2, y - tall / 2), COLOURS[sort_of(op)]
         axes.add_patch(Rectangle(corner, _BOX, tall, fc=colour, ec=_INK, lw=0.5, zorder=4))
         axes.annotate(
@@ -176,10 +166,10 @@ def _draw_flow(axes: Axes, facts: Facts, rows: dict[int, int]) -> None:
         )  # fmt: skip
     for k, name in enumerate(plan.inputs):
         y = rows[plan.buffers[name].stride] + 0.3 * (k - (len(plan.inputs) - 1) / 2)
-        places[-1 - k] = Place(-1, y, 0)
+        boxes[-1 - k] = Box(-1, y, 0)
         axes.text(-1.05, y, name, ha="center", va="center", fontsize=7, zorder=5,
                   bbox={"boxstyle": "round,pad=0.25", "fc": "white", "ec": _INK, "lw": 0.5})  # fmt: skip
-    wires, notes = _wires(plan, rows, places)
+    wires, notes = _wires(plan, rows, boxes)
     for wire in wires:
         _draw_wire(axes, wire)
     for note in notes:
@@ -201,15 +191,15 @@ def _draw_flow(axes: Axes, facts: Facts, rows: dict[int, int]) -> None:
     _frame(axes)
 
 
-def _wires(plan: Plan, rows: dict[int, int], places: dict[int, Place]) -> tuple[list[Wire], list[Note]]:
-    """Lines for all that is read. ``places`` has the ops by number, and the inputs as -1, -2, ...
+def _wires(plan: Plan, rows: dict[int, int], boxes: dict[int, Box]) -> tuple[list[Wire], list[Note]]:
+    """Lines for all that is read. ``boxes`` has the ops by number, and the inputs as -1, -2, ...
 
     A line runs along a row and changes rows between two ops. Where ops are in its way, and for what
     several ops write, it runs in a lane beside the row, to which writers and readers have stubs.
     """
 
     def clear(y: float, after: int, before: int) -> bool:
-        return not any(places[i][1] == y for i in range(after + 1, before))
+        return not any(boxes[i][1] == y for i in range(after + 1, before))
 
     def writers(view: View) -> list[int]:
         if view.buffer in plan.inputs:
@@ -221,7 +211,7 @@ def _wires(plan: Plan, rows: dict[int, int], places: dict[int, Place]) -> tuple[
     for i, op in enumerate(plan.ops):
         for view in dict.fromkeys(op.reads):
             found, stride = writers(view), plan.buffers[view.buffer].stride
-            (x0, y0, _), y1 = places[found[0]], places[i].y
+            (x0, y0, _), y1 = boxes[found[0]], boxes[i].y
             right = x0 + _BOX / 2 if found[0] >= 0 else x0
             if len(found) == 1 and clear(y0, found[0], i):
                 points = [(right, y0), (i - 0.5, y0)]
@@ -239,13 +229,13 @@ def _wires(plan: Plan, rows: dict[int, int], places: dict[int, Place]) -> tuple[
     taken: dict[int, list[float]] = {}  # by stride, where each lane is free from
     for buffer, (sources, readers) in lanes.items():
         stride = plan.buffers[buffer].stride
-        start, stop = places[min(sources)].x + 0.18, readers[-1] - 0.5
+        start, stop = boxes[min(sources)].x + 0.18, readers[-1] - 0.5
         used = taken.setdefault(stride, [])
         slot = next((k for k, end in enumerate(used) if end < start), len(used))
         used[slot : slot + 1] = [stop]
         lane = rows[stride] + (0.39 + _LANE * slot) * (1 if stride else -1)
         wires.append(Wire([(start, lane), (stop, lane)], stride, True))
-        for x, y, tall in (places[source] for source in sources):
+        for x, y, tall in (boxes[source] for source in sources):
             edge = y + (tall / 2 if lane > y else -tall / 2)
             wires.append(Wire([(x + 0.18, edge), (x + 0.18, lane)], stride, True))
         for reader in readers:
@@ -262,7 +252,7 @@ def _wires(plan: Plan, rows: dict[int, int], places: dict[int, Place]) -> tuple[
         notes[k] = note._replace(y=max(beside))
 
     for i, incoming in ends.items():
-        x, y, tall = places[i]
+        x, y, tall = boxes[i]
         incoming.sort(key=lambda wire: wire.points[-1][1])
         above = sum(wire.points[-1][1] < y for wire in incoming)
         apart = min(0.08, 0.8 * tall / len(incoming))
@@ -296,7 +286,6 @@ def _draw_wire(axes: Axes, wire: Wire) -> None:
 
 
 def _draw_arena(axes: Axes, facts: Facts) -> None:
-
     arena, plan, count = facts.arena, facts.plan, len(facts.plan.ops)
     axes.set_ylim(0, max(arena.size, 1) / 1e3 * 1.1)
     alive = [0.0] * count

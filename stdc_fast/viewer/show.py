@@ -7,32 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stdc_fast.errors import UserError
-from stdc_fast.files import write_atomic
-from stdc_fast.plan.arena import Arena, layout
-from stdc_fast.plan.cost import Cost, costs
+from stdc_fast.plan.cost import Cost
 from stdc_fast.plan.ops import Conv, Op, Stem, View
 from stdc_fast.plan.plan import Plan
+from stdc_fast.viewer.facts import COLUMNS, Facts, kilo, short, survey
+from stdc_fast.viewer.save import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-#: Columns that a table has at most.
-COLUMNS = 120
-
-
-def short(name: str) -> str:
-    """Name of an op without what its neighbours have too: ``features.2.conv_list.0``, ``arm32.conv``."""
-    for prefix in ("cp.backbone.", "cp."):
-        name = name.removeprefix(prefix)
-    return name.removesuffix(".conv")
-
-
-def sort_of(op: Op) -> str:
-    """What sort of op it is, for legends: ``conv 3x3``, ``conv 2x2 up``, ``down``."""
-    if not isinstance(op, Conv):
-        return op.kind
-    return "conv depthwise" if op.depthwise else f"conv {op.kernel}x{op.kernel}{' up' * (op.kernel == 2)}"
 
 
 def describe(plan: Plan, op: Op) -> str:
@@ -79,55 +61,6 @@ _WORDS: dict[str, Callable[[Plan, Op], str]] = {
     "add": lambda plan, op: f"map + {_sort(plan, op.other)}",
     "resize": lambda plan, op: "nearest x2",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """A plan at one input size, as all three forms show it. Sizes in bytes."""
-
-    plan: Plan
-    batch: int
-    height: int
-    width: int
-    itemsize: int
-    title: str
-    costs: list[Cost]
-    arena: Arena
-
-    @property
-    def macs(self) -> int:
-        return sum(cost.macs for cost in self.costs)
-
-    @property
-    def bytes(self) -> int:
-        return sum(cost.bytes for cost in self.costs)
-
-    @property
-    def intensity(self) -> float:
-        return 2 * self.macs / self.bytes
-
-    @property
-    def weights(self) -> int:
-        return sum(weight.numel() for weight in self.plan.weights.values())
-
-    @property
-    def unshared(self) -> int:
-        return sum(span.stop - span.start for span in self.arena.spans.values())
-
-    def shape(self, buffer: str) -> list[int]:
-        size = self.plan.size(buffer, self.height, self.width)
-        return [self.batch, *size, self.plan.buffers[buffer].channels]
-
-
-def survey(plan: Plan, batch: int, height: int, width: int, itemsize: int, title: str | None) -> Facts:
-    """Gather them; ``title`` takes the place of the plan's name and the item size in the heading."""
-    # Names of files may hold anything, also what a terminal would obey.
-    title = ascii(title or f"{plan.name}, {8 * itemsize}-bit maps")[1:-1]
-    end = f", {height}x{width}, batch {batch}"
-    return Facts(
-        plan, batch, height, width, itemsize, title[: COLUMNS - len(end)] + end,
-        costs(plan, batch, height, width, itemsize), layout(plan, batch, height, width, itemsize),
-    )  # fmt: skip
 
 
 def to_dict(plan: Plan, batch: int, height: int, width: int, itemsize: int) -> dict[str, object]:
@@ -246,10 +179,6 @@ def _numbers(cost: Cost | Facts) -> list[str]:
     return [f"{cost.macs / 1e6:.1f}", kilo(cost.bytes), f"{cost.intensity:.1f}"]
 
 
-def kilo(size: float) -> str:
-    return f"{size / 1e3:.1f}"
-
-
 def draw(
     plan: Plan,
     path: str | Path,
@@ -283,29 +212,3 @@ def draw(
         return figure(survey(plan, batch, height, width, itemsize, title))
 
     save_figure(path, make)
-
-
-def figure_format(path: str | Path) -> str:
-    """By the suffix, "svg" or "png". UserError for another one, and without matplotlib."""
-    kind = Path(path).suffix.lower()[1:]
-    if kind not in ("svg", "png"):
-        raise UserError(f"{path}: figures are written as .svg or .png; choose such a name")
-    try:
-        import matplotlib.style  # noqa: F401
-    except ImportError:
-        raise UserError(f'{path}: figures need matplotlib; pip install "stdc-fast[plot]"') from None
-    return kind
-
-
-def save_figure(path: str | Path, make: Callable[[], Figure]) -> None:
-    """Write what ``make`` draws, in the library's style. Raises as :func:`draw`."""
-    path, kind = Path(path), figure_format(path)
-    import matplotlib.style
-
-    from stdc_fast.viewer.figure import FIXED
-
-    # Neither the day nor the version: a committed figure changes with what it shows only.
-    metadata = {"Date": None, "Creator": "stdc-fast"} if kind == "svg" else {"Software": "stdc-fast"}
-    with matplotlib.style.context(["default", FIXED]):
-        drawn = make()
-        write_atomic(path, lambda p: drawn.savefig(p, format=kind, dpi=130, metadata=metadata))

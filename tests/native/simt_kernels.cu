@@ -1,5 +1,5 @@
 // Kernels that test csrc/host: one for each primitive, and a matrix product into which bugs can be planted. Built as
-// a library for tests/test_simt.py, and as a program to run all of it with sanitizers.
+// a library for tests/backends/cuda/test_simt.py, and as a program to run all of it with sanitizers.
 #include <stdio.h>
 #include <stdlib.h>
 

@@ -1,0 +1,61 @@
+"""Options that several commands have, how sizes are read, and what goes to stderr."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from stdc_fast.errors import UserError
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Embedded name or checkpoint file.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float64, float16 or bfloat16.")]
+Backend = Annotated[str, typer.Option(help="auto or one that `stdc-fast info` lists.")]
+Scale = Annotated[Optional[float], typer.Option(help="Resize the image by this factor for the network.")]
+Size = Annotated[
+    Optional[str], typer.Option(help="HEIGHTxWIDTH for the network, or native. Default: the weights' own.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def exact_size(text: str) -> tuple[int, int]:
+    """``--size`` as (H, W). UserError unless the network can have an input of that size."""
+    from stdc_fast import images
+
+    if text == "native":
+        raise UserError("--size must be HEIGHTxWIDTH here, for example 512x1024, not 'native'")
+    height, width = parse_size(text)
+    if min(height, width) < images.MIN_SIZE or height * width > images.MAX_PIXELS:
+        raise UserError(
+            f"--size {text}: both sides must be at least {images.MIN_SIZE} and the pixels at most "
+            f"{images.MAX_PIXELS / 1e6:.0f} million; choose another size"
+        )
+    return height, width
+
+
+def parse_size(text: str | None, option: str = "--size") -> str | tuple[int, int] | None:
+    """HEIGHTxWIDTH as (H, W), None as None; ``--size`` may also be "native". UserError otherwise."""
+    if text is None or (text == "native" and option == "--size"):
+        return text
+    height, _, width = text.lower().partition("x")
+    if not (re.fullmatch(r"[0-9]{1,9}", height) and re.fullmatch(r"[0-9]{1,9}", width)):
+        raise UserError(f"{option} must be HEIGHTxWIDTH, for example 512x1024, not {text!r}")
+    return int(height), int(width)
+
+
+def note(text: str, quiet: bool) -> None:
+    """A line on stderr."""
+    if not quiet:
+        print(text, file=sys.stderr)
+
+
+def progress(items, what: str, quiet: bool, show: bool = True):
+    """The items, with a progress bar on stderr."""
+    from tqdm import tqdm
+
+    # A generator, so that the bar appears with the first item: an error before it has its own line.
+    yield from tqdm(items, what, unit="img", disable=quiet or not show)

@@ -1,0 +1,133 @@
+"""``stdc-fast predict``: overlays and labels of images, videos and cameras."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from stdc_fast.cli.options import (
+    Backend,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Quiet,
+    Scale,
+    Size,
+    note,
+    parse_size,
+    progress,
+)
+from stdc_fast.errors import UserError
+
+
+def predict(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SRC...", help="Images, folders, globs, videos, cameras (0).")
+    ],
+    model: Model = "stdc1_camvid",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("out"),
+    scale: Scale = None,
+    size: Size = None,
+    alpha: Annotated[float, typer.Option(help="Weight of the colours in the overlay, 0 to 1.")] = 0.55,
+    legend: Annotated[
+        Optional[bool], typer.Option(help="Name the classes below the overlay. Default: of images only.")
+    ] = None,
+    overlay: Annotated[bool, typer.Option(help="Write NAME_overlay.png, of videos .mp4.")] = True,
+    labels: Annotated[
+        Optional[bool],
+        typer.Option(help="Write NAME_labels.png of images, pixels are class ids."),
+    ] = None,
+    max_frames: Annotated[
+        Optional[int], typer.Option(min=1, help="Of each video or camera, only the first N frames.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Label images: overlay PNG with a legend, and label PNG, for each. Of videos and cameras: overlay video.
+
+    A bad image does not stop the others; failures are listed at the end, with exit code 2. A damaged video is
+    labelled as far as it goes; exit code 1. A camera (0, or /dev/video0) is labelled until Ctrl-C.
+
+    Examples: stdc-fast predict street.jpg photos/ --out out; stdc-fast predict drive.mp4 --legend
+    """
+    import stdc_fast
+    from stdc_fast import images, video
+    from stdc_fast.record import output_names, print_result, record
+    from stdc_fast.segmentation import save_image
+    from stdc_fast.segmenter import check_request
+
+    if not 0 <= alpha <= 1:
+        raise UserError(f"--alpha must lie between 0 and 1, not {alpha}")
+    network_size = parse_size(size)
+    check_request(scale, network_size)
+    files, failures = [], []
+    for source in sources:
+        try:
+            files.extend(images.expand(source)[0])
+        except UserError as error:
+            failures.append((source, str(error)))
+    videos = {file for file in files if video.is_video(file)}
+    if max_frames is not None and files and not videos:
+        raise UserError("--max-frames is about videos and cameras, and there is none; leave it out")
+    if labels and videos:
+        raise UserError(f"{min(videos)}: labels of videos are not written; leave out --labels, or use "
+                        "predict(..., stream=True) in Python")  # fmt: skip
+    segmenter = stdc_fast.load(model, device=device, dtype=dtype, backend=backend)
+    note(segmenter.report, quiet)
+    results = []
+    names = output_names(files)
+    inputs = {os.path.realpath(f) for f in files}
+    kinds = [kind for kind, wanted in (("overlay", overlay), ("labels", labels is not False)) if wanted]
+    for path, name in progress(list(zip(files, names, strict=True)), "predict", quiet, len(files) > 1):
+        try:
+            if path in videos:
+                targets = {"overlay": out / f"{name}_overlay.mp4"} if overlay else {}
+            else:
+                targets = {kind: out / f"{name}_{kind}.png" for kind in kinds}
+            for kind, target in targets.items():
+                if os.path.realpath(target) in inputs:
+                    raise UserError(
+                        f"{path}: its {kind} would overwrite {target}, an input; choose another --out"
+                    )
+            if path in videos:
+                row = record(segmenter, path, targets.get("overlay"), scale=scale, size=network_size,
+                             alpha=alpha, legend=bool(legend), max_frames=max_frames,
+                             progress=not quiet)  # fmt: skip
+            else:
+                result = segmenter.predict(path, scale=scale, size=network_size)
+                row = result.to_dict() | {kind: str(target) for kind, target in targets.items()}
+                if "overlay" in targets:
+                    save_image(result.overlay(alpha, legend is not False), targets["overlay"])
+                if "labels" in targets:
+                    result.save(targets["labels"])
+        except UserError as error:
+            failures.append((str(path), str(error)))
+            continue
+        results.append(row)
+        if not as_json and (len(files) == 1 or path in videos):
+            print_result(row, segmenter.name)
+    if as_json:
+        print(json.dumps({"model": segmenter.name, "results": results,
+                          "failures": [{"name": n, "error": e} for n, e in failures]}, indent=1))  # fmt: skip
+    elif len(files) > 1:
+        seconds = sum(r["seconds"] for r in results)
+        print(f"{len(results)} {'files' if videos else 'images'} labelled in {out} ({seconds:.2f} s)")
+    partial = [row["error"] for row in results if "error" in row]
+    for message in partial + [message for _, message in failures]:
+        print(f"stdc-fast: {message}", file=sys.stderr)
+    if failures:
+        if len(failures) + len(results) > 1:
+            total = len(failures) + len(results)
+            print(f"stdc-fast: {len(failures)} of {total} failed", file=sys.stderr)
+        raise typer.Exit(2)
+    if partial:
+        raise typer.Exit(1)

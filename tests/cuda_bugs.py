@@ -1,0 +1,325 @@
+"""Bugs planted into the CUDA kernels, each of which has to be found, and by what.
+
+``python tests/cuda_bugs.py [--out FILE]`` prints a table, and writes it as JSON lines. Each bug is one
+change of the text of a source: a copy of that is compiled and linked with the other objects of the emulator's
+module, and runs in its own process.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # as conftest.py has it
+
+import torch
+from cases import GATES, STEMS, down, labelled, prologue
+from hosted import READY, ROOT, SCHEDULES, Hosted, build, forced, scheduled, spared
+from oracle import HALF, answers, check, wrong_labels
+from plans import random_frames
+from sketch import between, plain, sketched
+
+from stdc_fast.files import write_atomic
+from stdc_fast.plan.ops import View
+
+WRONG = "wrong numbers"
+
+
+# What runs: plans in which the bugs matter, in tiles of 32 pixels and chunks of 16 channels.
+
+
+@sketched(48)
+def average(s, x):
+    y, mean = s.buffer(36, 1), s.vector(36)
+    s.conv(x, y, 3, mean=mean)
+    return s.scale(y, s.gate(mean, (36,), ("sigmoid+1",)))
+
+
+@sketched(6)
+def unwritten(s, x):
+    """20 of 40 channels, aligned to vectors of 8; the others are NaN."""
+    y = View(s.buffer(40, 1).buffer, 8, 20)
+    s.conv(x, y, 1)
+    return s.conv(y, 40, 3)
+
+
+CASES = {
+    "3x3": (plain(64, 40, 3, 1), {}),
+    "1x1": (plain(160, 40, 1, 1), {}),
+    "views": (between(10, 19, 3, 1), {}),
+    "unwritten": (unwritten, {}),
+    "prologue": (prologue(32, 3, scale=True, add="vector"), {}),
+    "average": (average, {}),
+    "shared": (plain(64, 40, 3, 1), {"split": 4}),
+    "stem": (STEMS["32 of frames"], None),
+    "down": (down(34, 40, True), None),
+    "gate": (GATES["two layers, relu and sigmoid"], None),
+    "wide gate": (GATES["700 channels"], {}),
+    "labels": (functools.partial(labelled, 11), None),
+}
+SHAPES = [(2, 6, 19), (1, 3, 5)]
+
+
+def outcomes(case):
+    """What each schedule finds in a case, with races watched for and without: a message, or nothing."""
+    make, tiles = CASES[case]
+    plan = make()
+    choose = None if tiles is None else forced((64, 64), **tiles)
+    known = answers(plan, HALF, SHAPES)
+    found = {"watched": {}, "unwatched": {}}
+    for schedule in SCHEDULES:
+        for how, options in (("watched", {"block_races": True}), ("unwatched", {"races": False})):
+            with scheduled(schedule, **options):
+                found[how][schedule] = outcome(Hosted(plan, HALF, choose), known, case == "labels")
+    return found
+
+
+def outcome(executable, known, labels):
+    try:
+        for inputs, expected in [*known, known[0]]:
+            check(executable(*inputs), expected, HALF)
+            spared(executable)
+        if labels:
+            frames = random_frames(1, 24, 80)
+            assert wrong_labels(executable.labels(frames), executable(frames)) == 0
+            # All logits the same: the first class.
+            even = executable.plan.ops[-2].name
+            executable._packed[even].weight.zero_()
+            executable._instances.clear()
+            assert not executable.labels(frames).any()
+    except AssertionError as error:
+        return f"{WRONG}: {error}".splitlines()[0]
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+# The bugs.
+
+
+@dataclasses.dataclass(frozen=True)
+class Bug:
+    """In a file of csrc/cuda ``old``, which is there once, becomes ``new``; to be seen in a case.
+
+    Attributes:
+        found: what is found, a pattern, under every schedule with races watched for.
+        source: which source is compiled, if not the file.
+        unwatched: schedules that find something without that, at least.
+    """
+
+    file: str
+    old: str
+    new: str
+    case: str
+    found: str
+    source: str = ""
+    unwatched: int = 0
+
+
+SYNC = "    block_sync();  // all see what the others fetched; nobody reads the stage before any more\n"
+CHANGE = "      change_pixels<T, S>(s, w, now, change);\n"
+ELSE = "    } else {\n      cp_async_wait<kStages - 2>();\n    }\n"
+FENCE = (
+    "  block_sync();\n  if (thread_id() == 0) {\n"
+    "    fence();  // for the whole block, whose writes came before the barrier\n"
+)
+OUTSIDE = "outside of all tensors"
+RACE, EARLY = "race in shared memory", "in flight|race in shared memory"
+conv = functools.partial(Bug, source="conv.cu")
+BUGS = {
+    "the barrier of a step is missing": conv("core.cuh", SYNC, "", "3x3", EARLY, unwatched=1),
+    "the barrier after the products is missing": conv(
+        "core.cuh", "block_sync();  // shared memory may be", "// shared memory may be", "1x1", RACE,
+        unwatched=1,
+    ),
+    "a wait that leaves one group more on its way": conv(
+        "core.cuh", ELSE, ELSE.replace("- 2", "- 1"), "3x3", "in flight",
+        unwatched=6,
+    ),
+    "the halo is one pixel too narrow": conv(
+        "core.cuh", "(t.width - 1) * stride + s.kernel", "(t.width - 1) * stride + s.kernel - 1", "3x3",
+        f"{WRONG}|{EARLY}", unwatched=6,
+    ),
+    "the halo starts one row too low": conv(
+        "conv.cu", "row * a.stride - a.kernel / 2", "row * a.stride - a.kernel / 2 + 1", "3x3", WRONG,
+        unwatched=6,
+    ),
+    "half a warp at ldmatrix": conv(
+        "core.cuh", "++i) ldmatrix_x4(", "++i) if (lane_id() < 16) ldmatrix_x4(", "3x3", "divergent",
+        unwatched=6,
+    ),
+    "half a warp at a shuffle": conv(
+        "epilogue.cuh", "mask *= 2) total[k] +=", "mask *= 2) if (lane_id() < 16) total[k] +=", "average",
+        "divergent", unwatched=6,
+    ),
+    "pixels one too far": conv(
+        "epilogue.cuh", "y + pixel * pitch + channel", "y + (pixel + 1) * pitch + channel", "3x3",
+        f"{OUTSIDE}|race between blocks", unwatched=6,
+    ),
+    "one row too many": conv(
+        "conv.cu", "if (rows - row < place.rows) place.rows = rows - row;",
+        "if (rows - row + 1 < place.rows) place.rows = rows - row + 1;", "3x3",
+        f"{OUTSIDE}|race between blocks", unwatched=6,
+    ),
+    "a channel beyond the view": conv(
+        "core.cuh", "if (i < count) store(", "if (i < count + 1) store(", "views", WRONG, unwatched=6
+    ),
+    "more channels read than there are": conv(
+        "core.cuh", "cp_async(to, base + offset, 2 * count)", "cp_async(to, base + offset, count ? 16 : 0)",
+        "unwritten", WRONG, unwatched=6,
+    ),
+    "no wait for other kernels before pixels": conv(
+        "core.cuh", "  grid_wait();\n  ahead = start;", "  ahead = start;", "3x3", "before grid_wait",
+        unwatched=6,
+    ),
+    "one buffer of pixels too few": conv(
+        "core.cuh", "  return most;\n", "  return most > 1 ? most - 1 : 1;\n", "1x1", EARLY, unwatched=1
+    ),
+    "pixels are changed after the barrier": conv(
+        "core.cuh", CHANGE + ELSE + SYNC,
+        f"      block_sync();\n{CHANGE}{ELSE.removesuffix('    }' + chr(10))}      block_sync();\n    }}\n",
+        "prologue", EARLY, unwatched=1
+    ),
+    "a scale read as if it were a weight": conv(
+        "core.cuh", "? load(scale + i)", "? load_weight(scale + i)", "prologue", "load_weight of data",
+        unwatched=6,
+    ),
+    "a barrier of the average is missing": conv(
+        "epilogue.cuh", "  block_sync();\n  for (int n = thread_id(); n < S::kChannels",
+        "  for (int n = thread_id(); n < S::kChannels", "average", RACE, unwatched=1,
+    ),
+    "sums of other blocks without a fence": conv(
+        "epilogue.cuh", FENCE, "  block_sync();\n  if (thread_id() == 0) {\n", "shared", "race between blocks"
+    ),
+    "a fence of one thread before the others have written": conv(
+        "epilogue.cuh", FENCE,
+        "  if (thread_id() == 0) fence();\n  block_sync();\n  if (thread_id() == 0) {\n",
+        "shared", "race between blocks",
+    ),
+    "counters are not set back": conv(
+        "epilogue.cuh", "store(arrivals + shared, 0);", "", "shared", WRONG, unwatched=6
+    ),
+    "no wait for the weights of the stem": Bug(
+        "stem.cu", "  cp_async_wait<0>();\n", "", "stem", "in flight", unwatched=6
+    ),
+    "the border of down is not zero": Bug(
+        "down.cu", "if (!inside) ", "if (false && !inside) ", "down", WRONG, unwatched=6
+    ),
+    "a barrier of the gate is missing": Bug(
+        "gate.cu", "* 4, sum[k]);\n  }\n  block_sync();", "* 4, sum[k]);\n  }\n", "gate", RACE, unwatched=1
+    ),
+    "only the first rows of averages": Bug(
+        "gate.cu", "row < a.rows; row += p.groups", "row < p.groups; row += p.groups", "wide gate", WRONG,
+        unwatched=6,
+    ),
+    "only the first outputs of a hidden layer": Bug(
+        "gate.cu", "start < last; start += kTogether * kWarps", "start == first + warp_id(); ++start",
+        "wide gate", WRONG, unwatched=6,
+    ),
+    "the last of equal classes": Bug("upsample.cu", "value > best[c]", "value >= best[c]", "labels", WRONG),
+}  # fmt: skip
+BUGS = {"none": conv("conv.cu", "Products.", "Products.", "3x3", "^$"), **BUGS}
+
+
+def plant(bug, folder):
+    """The module with the bug; its sources lie beside it."""
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    sources = folder / "csrc/cuda"
+    text = (sources / bug.file).read_text()
+    assert text.count(bug.old) == 1, f"{bug.file} has {text.count(bug.old)} times {bug.old!r}"
+    (sources / bug.file).write_text(text.replace(bug.old, bug.new))
+    # One core is enough, and one type.
+    shapes = (sources / "shapes.h").read_text()
+    one = re.compile(
+        r"(#define STDC_CONV_SHAPES\(X\)) \\\n(?:.*\n)*?(  X\(.*/\* 64 x 64 \*/) \\\n(?:  X.*\n)*"
+    )
+    assert one.search(shapes)
+    (sources / "shapes.h").write_text(one.sub(r"\1 \\\n\2\n", shapes))
+    objects = ROOT / "build/host"
+    rules = (objects / "build.ninja").read_text()
+    compile_, link = (
+        shlex.split(re.search(rf"rule {name}\n  command = (.*) \$", rules)[1].partition(" $")[0])
+        for name in ("cuda", "link")
+    )
+    source = bug.source or bug.file
+    made = f"{Path(source).stem}{'-f16' if 'STDC_TYPE' in (sources / source).read_text() else ''}.o"
+    define = ["-DSTDC_TYPE=half_t"]
+    new, module = folder / made, folder / "stdc_fast_host.so"
+    call([*compile_, *define, "-O1", "-x", "c++", "-c", str(sources / source), "-o", str(new)], objects)
+    # NOTE: the new object goes first: of inline functions that several have, the linker takes the first.
+    others = [str(o) for o in sorted(objects.glob("*/*.o")) if o != objects / "cuda" / made]
+    assert (objects / "cuda" / made).is_file() and len(others) > 10
+    call([*link[: link.index("-shared") + 1], str(new), *others, "-o", str(module)], objects)
+    return module
+
+
+def call(command, folder=ROOT, **environment):
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def hunt(name):
+    """What each schedule finds, or why that is not known."""
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            module = plant(BUGS[name], Path(temporary))
+            script = [sys.executable, str(Path(__file__).resolve()), "--run", BUGS[name].case]
+            return json.loads(call(script, **{READY: str(module), "OMP_NUM_THREADS": "1"}).splitlines()[-1])
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            return str(error)
+
+
+@functools.cache
+def hunted():
+    """All of them, two at a time."""
+    build()
+    with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2))) as pool:
+        return dict(zip(BUGS, pool.map(hunt, BUGS), strict=True))
+
+
+def summary(found):
+    """How many schedules found a bug with races watched for and without, and what."""
+    counts = {how: sum(map(bool, found[how].values())) for how in ("watched", "unwatched")}
+    texts = {re.sub(r"^kernel \w+, block [\dx]+: (thread .*? at )?|\d+\.\d+e-\d+", "", t)
+             for t in found["watched"].values() if t}  # fmt: skip
+    what = min(texts, key=lambda text: (len(text), text)) if texts else "nothing"
+    return {**counts, "of": len(SCHEDULES), "found": what.replace(": : ", ": ").strip(" :")}
+
+
+def row(name, found):
+    """Of the table that is printed."""
+    if isinstance(found, str):
+        return f"{name:45} could not be planted: {found.splitlines()[0]}"
+    one = summary(found)
+    return f"{name:45} {one['watched']} and {one['unwatched']} of {one['of']}: {one['found'][:110]}"
+
+
+def main():
+    if sys.argv[1:2] == ["--run"]:
+        torch.set_num_threads(1)
+        print(json.dumps(outcomes(sys.argv[2])))
+        return
+    rows = []
+    for name, found in hunted().items():
+        print(row(name, found))
+        if name != "none":
+            rows.append({"bug": name, "file": BUGS[name].file, **summary(found)})
+    if sys.argv[1:2] == ["--out"]:
+        text = "".join(json.dumps(one) + "\n" for one in rows)
+        write_atomic(Path(sys.argv[2]), lambda path: Path(path).write_text(text))
+
+
+if __name__ == "__main__":
+    main()

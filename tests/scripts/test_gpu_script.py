@@ -1,0 +1,363 @@
+"""bench/gpu.sh with a stub for the card and for Python: refusals, limits, steps, the one file of results."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from paths import ROOT
+
+BENCH = ROOT / "bench"
+TOOLS = ("bash", "cat", "date", "dirname", "env", "mkdir", "mktemp", "rm", "sleep", "tail", "timeout")
+pytestmark = pytest.mark.skipif(
+    any(shutil.which(tool) is None for tool in TOOLS), reason=f"one of {', '.join(TOOLS)} is absent"
+)
+
+NVIDIA_SMI = """
+echo "$*" >>"$ROOT/smi"
+case "$*" in
+    -L) echo "GPU 0: a stub" ;;
+    *query-gpu=driver_version*) echo 580.1 ;;
+    *) printf 'name, driver_version, power.draw [W]\\na stub, 580.1, 70.5 W\\n' ;;
+esac
+"""
+# Each case is one call of the script; what the steps do comes from the environment.
+PYTHON = f"""
+case "$*" in
+    "-c import xdist") exit "$NO_XDIST" ;;
+    "-c "*"import cuda"*) eval "$CUDA_RUNS" ;;
+    "-c "*get_device_capability*) echo 90a ;;
+    "-c "*"import nvcc"*) eval "$NVCC" ;;
+    "-c "*) ;;
+    -) cat >/dev/null; echo torch 2.99 ;;
+    "setup.py -q build_ext --inplace") eval "$BUILD" ;;
+    "-m pytest"*" tests/backends/eager/test_eager_on_gpu.py") eval "$TESTS" ;;
+    "-m pytest"*"/test_cuda_on_gpu.py $ENGINES $BOTH -m gpu and not wide -k not triton") eval "$CUDA" ;;
+    "-m bench.gpu_sanitize "*check) TOOL=$3; eval "$SANITIZE" ;;
+    "-m bench.gpu_repeats --times 1000") eval "$REPEATS" ;;
+    "-m pytest"*" $BOTH -k not cuda") eval "$TRITON" ;;
+    "-m pytest"*" tests/backends/triton/test_triton_tiles.py $ENGINES -k triton") eval "$KERNELS" ;;
+    "-m stdc_fast tune --size 512x1024 --backend "*" --seconds "*) eval "$TILES" ;;
+    "-m bench.gpu_kernels --out "*" --constants --seconds "*) FILE=$4; eval "$TIMES" ;;
+    "-m bench.suite --device cuda --seconds "*" --out "*) FILE="${{@: -1}}"; eval "$SUITE" ;;
+    bench/gpu_summary.py*) exec {sys.executable} "$@" ;;
+    *) echo "unexpected: $*"; exit 99 ;;
+esac
+"""
+RECORDS = """for i in 1 2; do echo '{"kind": "latency", "i": '$i'}' >>"$FILE"; done"""
+
+
+class Machine:
+    """A copy of the script in a tree of its own, and the commands that it can see."""
+
+    def __init__(self, folder):
+        self.root, self.bin = folder / "tree", folder / "bin"
+        (self.root / "bench").mkdir(parents=True)
+        self.bin.mkdir()
+        (folder / "temporary").mkdir()
+        for name in ("gpu.sh", "gpu_summary.py"):
+            shutil.copy(BENCH / name, self.root / "bench")
+        for tool in TOOLS:
+            (self.bin / tool).symlink_to(shutil.which(tool))
+        self.environment = {
+            "PATH": str(self.bin),
+            "TMPDIR": str(folder / "temporary"),
+            "ROOT": str(folder),
+            "PYTHON": "stub-python",
+            "NO_XDIST": "1",
+            "NVCC": "exit 1",
+            "BOTH": "tests/backends/gpu/test_on_gpu.py tests/backends/gpu/test_graphs.py",
+            "ENGINES": " ".join(f"tests/backends/test_{name}.py" for name in ("ops", "network", "process")),
+            "BUILD": 'echo "made for $STDC_FAST_CUDA_TARGETS"',
+            "CUDA_RUNS": "exit 0",
+            "TESTS": "echo 3 passed",
+            "CUDA": "echo 6 passed",
+            "SANITIZE": 'echo "$TOOL found nothing"',
+            "REPEATS": "echo 0 differ",
+            "TRITON": "echo 4 passed",
+            "KERNELS": "echo 5 passed",
+            "TILES": 'T="$STDC_FAST_CACHE"; mkdir -p "$T"; echo tiles for "${@: -1}" s >"$T/tiles.json"',
+            "TIMES": """echo '{"kind": "kernels"}' >>"$FILE"; echo 200 us""",
+            "SUITE": RECORDS,
+        }
+        self.folder = folder
+
+    def add(self, name, text):
+        path = self.bin / name
+        path.write_text(f"#!{self.bin}/bash\n{text}")
+        path.chmod(0o755)
+
+    def start(self, **environment):
+        return subprocess.Popen(
+            [self.bin / "bash", self.root / "bench" / "gpu.sh"],
+            env={**self.environment, **environment},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, **environment):
+        with self.start(**environment) as process:
+            out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def written(self):
+        """Files that the script left, in the results and elsewhere, beside what stubs wrote."""
+        known = ("gpu.sh", "gpu_summary.py", "tiles.json")
+        inside = [p for p in self.root.rglob("*") if p.name not in known]
+        return [p for p in (*inside, *(self.folder / "temporary").iterdir()) if p.is_file()]
+
+    def results(self):
+        """The lines of the one file that it left."""
+        (path,) = self.written()
+        assert path.parent == self.root / "bench" / "results"
+        assert path.name.startswith("gpu_2") and path.name.endswith("Z.jsonl")
+        text = path.read_text()
+        assert text.endswith("\n")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def bare(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def machine(bare):
+    bare.add("nvidia-smi", NVIDIA_SMI)
+    bare.add("stub-python", PYTHON)
+    return bare
+
+
+def statuses(summary):
+    return {step["name"]: step["status"] for step in summary["steps"]}
+
+
+# Without a GPU.
+
+REFUSALS = {
+    "no driver": (None, PYTHON, "nvidia-smi was not found"),
+    "a broken driver": ("echo can not talk to the driver; exit 9", PYTHON, "can not talk to the driver"),
+    "no Python": (NVIDIA_SMI, None, "stub-python was not found; set PYTHON"),
+    "no torch": (NVIDIA_SMI, f'exec {sys.executable} -S "$@"', "stub-python can not import torch"),
+    "no card for torch": (NVIDIA_SMI, f'exec {sys.executable} "$@"', r"torch 2"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_without_a_gpu_it_says_what_is_missing(case, bare):
+    smi, python, message = REFUSALS[case]
+    for name, text in (("nvidia-smi", smi), ("stub-python", python)):
+        if text is not None:
+            bare.add(name, text)
+    code, out, err = bare.run(CUDA_VISIBLE_DEVICES="-1")
+    assert code == 3 and out == ""
+    assert err.startswith("gpu.sh: no GPU to use: ") and err.count("\n") == 1
+    assert message in err
+    assert bare.written() == []
+    if case == "no card for torch":
+        assert "sees no GPU" in err or "was built without CUDA" in err
+
+
+# With one.
+
+
+def test_one_file_with_the_summary_and_the_records(machine):
+    code, out, _ = machine.run()
+    summary, *records = machine.results()
+    assert code == 0
+    assert (summary["schema"], summary["kind"], summary["broken_records"]) == (1, "gpu_run", 0)
+    assert summary["time"].endswith("+00:00")
+    assert statuses(summary) == {
+        "build": "passed",
+        "tests": "passed",
+        "cuda": "passed",
+        "memcheck": "skipped",
+        "racecheck": "skipped",
+        "synccheck": "skipped",
+        "repeats": "passed",
+        "triton": "passed",
+        "kernels": "passed",
+        "tune": "passed",
+        "per_kernel": "passed",
+        "benchmarks": "passed",
+    }
+    tails = {step["name"]: step["tail"] for step in summary["steps"]}
+    assert tails["build"].splitlines() == [
+        "nvcc is absent", "driver 580.1", "building for 90a", "made for 90a", "torch 2.99",
+    ]  # fmt: skip
+    names = ("tests", "cuda", "triton", "kernels", "repeats")
+    assert [tails[name] for name in names] == ["3 passed", "6 passed", "4 passed", "5 passed", "0 differ"]
+    assert tails["per_kernel"] == "200 us"
+    assert tails["memcheck"] == "compute-sanitizer was not found"
+    assert summary["nvidia_smi"] == {"name": "a stub", "driver_version": "580.1", "power.draw [W]": "70.5 W"}
+    assert records == [{"kind": "latency", "i": 1}, {"kind": "latency", "i": 2}, {"kind": "kernels"}]
+    last = out.splitlines()[-1]
+    assert last.startswith("3 records: bench/results/gpu_")
+    # Told to end before its limit, and what it found is with the results.
+    tuned = machine.root / "bench" / "results" / "tuned" / "tiles.json"
+    assert tuned.read_text() == "tiles for 60 s\n"
+    # The card is asked, never told.
+    asked = (machine.folder / "smi").read_text().splitlines()
+    assert len(asked) == 3 and all(line == "-L" or "--query-gpu=" in line for line in asked)
+
+
+def test_a_failing_step_does_not_stop_the_next(machine):
+    machine.add("nvidia-smi", "[ $1 = -L ] || { echo no such field; exit 2; }")
+    code, out, _ = machine.run(TESTS="for i in {1..30}; do echo line $i; done; exit 1")
+    summary, *records = machine.results()
+    assert code == 1
+    assert statuses(summary)["tests"] == "failed" and statuses(summary)["benchmarks"] == "passed"
+    assert summary["steps"][1]["tail"].splitlines() == [f"line {i}" for i in range(11, 31)]
+    assert summary["nvidia_smi"] == {"error": "no such field"}
+    assert len(records) == 3
+    assert "line 1\n" in out  # all of it is shown
+
+
+def test_a_step_over_its_limit_is_stopped(machine):
+    code, _, _ = machine.run(TESTS="echo begun; sleep 600", SECONDS_TESTS="1")
+    summary, *records = machine.results()
+    assert code == 1
+    assert statuses(summary)["tests"] == "timed out" and statuses(summary)["benchmarks"] == "passed"
+    assert summary["steps"][1]["tail"].startswith("begun")
+    assert len(records) == 3
+
+
+def test_a_suite_that_is_stopped_leaves_whole_records(machine):
+    code, out, _ = machine.run(
+        SUITE=f"""{RECORDS}; printf '{{"kind": "late' >>"$FILE"; sleep 600""", SECONDS_TOTAL="4"
+    )
+    summary, *records = machine.results()
+    assert code == 1
+    assert statuses(summary)["tests"] == "passed" and statuses(summary)["benchmarks"] == "timed out"
+    assert len(records) == 3 and summary["broken_records"] == 1
+    assert "3 records, 1 broken: " in out
+
+
+def test_the_total_holds_for_all_steps(machine):
+    code, _, _ = machine.run(TESTS="sleep 600", SECONDS_TOTAL="2")
+    summary, *records = machine.results()
+    assert code == 1 and records == []
+    assert statuses(summary)["benchmarks"] == "timed out"
+    assert summary["steps"][-1]["tail"] == "not started: nothing is left of 2 s"
+
+
+def test_the_other_steps_leave_time_to_the_benchmarks(machine):
+    """Never more than a third of the total; nothing where the benchmarks are not wanted."""
+    code, _, _ = machine.run(TRITON="sleep 600", SECONDS_TOTAL="6", SECONDS_BENCHMARKS="3")
+    summary, *records = machine.results()
+    steps = {step["name"]: step for step in summary["steps"]}
+    assert code == 1 and len(records) == 2
+    assert statuses(summary)["triton"] == "timed out" and steps["triton"]["seconds"] <= 5
+    assert statuses(summary)["benchmarks"] == "passed"
+    assert steps["tune"]["tail"] == "not started: nothing is left of 6 s"
+
+
+def test_only_the_wanted_steps_run(machine):
+    code, _, _ = machine.run(STEPS="tune tests", TESTS="exit 1", SECONDS_TUNE="45")
+    summary, *records = machine.results()
+    assert (code, records) == (1, [])
+    assert statuses(summary) == {"tests": "failed", "tune": "passed"}
+    tuned = machine.root / "bench" / "results" / "tuned" / "tiles.json"
+    assert tuned.read_text() == "tiles for 15 s\n"
+
+
+def test_an_unknown_step_is_refused(machine):
+    code, _, err = machine.run(STEPS="tests benchmark", TESTS=': >"$ROOT/ran"')
+    assert code == 2 and "unknown step benchmark in STEPS" in err and " per_kernel benchmarks" in err
+    assert not (machine.folder / "ran").exists() and machine.written() == []
+
+
+def test_tests_run_in_several_processes_where_pytest_can(machine):
+    command = 'echo "$*" with "$OMP_NUM_THREADS"'
+    machine.run(NO_XDIST="0", WORKERS="3", STEPS="tests", TESTS=command, OMP_NUM_THREADS="16")
+    (summary,), (path,) = machine.results(), machine.written()
+    assert summary["steps"][0]["tail"] == "-m pytest -n 3 tests/backends/eager/test_eager_on_gpu.py with 2"
+    path.unlink()
+    machine.run(STEPS="tests", TESTS=command, OMP_NUM_THREADS="16")
+    (summary,) = machine.results()
+    assert summary["steps"][0]["tail"] == "-m pytest tests/backends/eager/test_eager_on_gpu.py with 16"
+
+
+OF_CUDA = ("cuda", "memcheck", "racecheck", "synccheck", "repeats")
+
+
+def test_sanitizers_run_each_tool(machine):
+    machine.add("compute-sanitizer", "exit 1")
+    code, _, _ = machine.run(SANITIZE='echo "$TOOL"; [ "$TOOL" != racecheck ]', STEPS=" ".join(OF_CUDA))
+    (summary,) = machine.results()
+    assert code == 1
+    steps = {step["name"]: (step["status"], step["tail"]) for step in summary["steps"]}
+    assert list(steps) == list(OF_CUDA)
+    assert [steps[name] for name in OF_CUDA[1:4]] == [
+        ("passed", "memcheck"), ("failed", "racecheck"), ("passed", "synccheck"),
+    ]  # fmt: skip
+
+
+def test_without_the_cuda_backend_its_steps_are_skipped_with_the_reason(machine):
+    machine.add("compute-sanitizer", "exit 0")
+    code, _, _ = machine.run(CUDA_RUNS="echo no nvcc at install; exit 1")
+    summary, *_ = machine.results()
+    steps = {step["name"]: (step["status"], step["tail"]) for step in summary["steps"]}
+    assert code == 0
+    assert [steps[name] for name in OF_CUDA] == [("skipped", "no nvcc at install")] * 5
+    assert steps["build"][0] == steps["triton"][0] == "passed"
+
+
+def test_a_warning_of_the_cuda_backend_is_no_reason(machine):
+    code, _, _ = machine.run(CUDA_RUNS="echo something is old", STEPS="cuda")
+    assert code == 0 and statuses(machine.results()[0]) == {"cuda": "passed"}
+
+
+def test_with_nvcc_the_cuda_backend_has_to_run(machine):
+    machine.add("nvcc", "echo nvcc: the; echo release 13.0")
+    machine.environment["NVCC"] = "echo nvcc"
+    code, _, _ = machine.run(CUDA_RUNS="echo it does not run; exit 1", STEPS="build")
+    (summary,), (path,) = machine.results(), machine.written()
+    assert code == 1 and statuses(summary) == {"build": "failed"}
+    assert summary["steps"][0]["tail"].splitlines()[:2] == ["nvcc: the", "release 13.0"]
+    assert summary["steps"][0]["tail"].endswith("it does not run")
+    path.unlink()
+    code, _, _ = machine.run(STEPS="build", STDC_FAST_CUDA_TARGETS="86;90a")
+    assert code == 0 and "made for 86;90a" in machine.results()[0]["steps"][0]["tail"]
+
+
+def test_a_build_that_fails_is_a_step_that_failed(machine):
+    code, _, _ = machine.run(STEPS="build cuda", BUILD="exit 1")
+    (summary,) = machine.results()
+    assert code == 1 and statuses(summary) == {"build": "failed", "cuda": "passed"}
+
+
+def test_what_is_tuned_and_what_was_measured_before_can_be_said(machine):
+    code, _, _ = machine.run(
+        TILES='echo "$*"', SUITE='echo "$*"', STEPS="tune benchmarks", TUNE="triton", BEFORE="a.jsonl b.jsonl"
+    )
+    (summary,) = machine.results()
+    tune, suite = (step["tail"] for step in summary["steps"])
+    assert code == 0
+    assert " --backend triton --seconds " in tune and " --have a.jsonl --have b.jsonl --out " in suite
+
+
+def test_an_unusable_folder_is_found_before_the_work(machine):
+    (machine.folder / "file").touch()
+    code, _, err = machine.run(OUT=str(machine.folder / "file"), TESTS=': >"$ROOT/ran"')
+    assert code == 1 and "set OUT" in err
+    assert not (machine.folder / "ran").exists()
+
+
+def test_stopped_from_outside_it_leaves_nothing(machine):
+    with machine.start(TESTS=': >"$ROOT/begun"; exec sleep 600') as process:
+        deadline = time.monotonic() + 30
+        while not (machine.folder / "begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert machine.written() == []
+    assert not list((machine.folder / "temporary").iterdir())
+    assert os.listdir(machine.root / "bench" / "results") == []

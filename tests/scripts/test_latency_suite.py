@@ -1,0 +1,21 @@
+"""``pytest bench``: the same runners under pytest-benchmark."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from paths import ROOT
+
+
+def test_the_latency_suite(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    path = tmp_path / "latency.json"
+    options = ["--stdc-size", "128x256", "--stdc-peers", "eager", "--stdc-scopes", "logits,labels"]
+    command = [sys.executable, "-m", "pytest", "bench", *options, "--benchmark-json", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+    found = json.loads(path.read_text())["benchmarks"]
+    assert {b["extra_info"]["scope"] for b in found} == {"logits", "labels"}
+    assert {"ours eager float32-labels", "eager float32-labels"} <= {b["param"] for b in found}
+    assert all(b["stats"]["median"] > 0 for b in found)
