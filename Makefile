@@ -43,7 +43,7 @@ format: $(VENV)/.test-installed
 
 # An editable install builds the native module; the environment of make test serves make demo as well.
 INSTALL = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES = pyproject.toml setup.py constraints.txt $(wildcard $(addprefix csrc/,*.py *.cpp */*.cpp */*.h */*.cu */*.cuh))
+SOURCES = pyproject.toml setup.py constraints.txt $(wildcard $(addprefix csrc/,*.py *.cpp */*.cpp */*.h */*/*.cpp */*/*.h */*.cu */*.cuh))
 
 $(VENV)/.installed: $(SOURCES)
 	$(INSTALL) -e .

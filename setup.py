@@ -1,9 +1,9 @@
 """Packaging: what pyproject.toml can not say. csrc/build_native.py builds the native module ``stdc_fast._C``.
 
-``python setup.py core --out DIR`` makes only libstdc_fast.a, for C++ programs; ``host --out DIR`` the module
-stdc_fast_host, in which tests run the CUDA sources on the CPU. The environment: CXX, CXXFLAGS and LDFLAGS;
-STDC_FAST_NATIVE=0 leaves the module out; STDC_FAST_SANITIZE=address,undefined (or thread). For CUDA: CUDACXX,
-or an nvcc in CUDA_HOME, on PATH or in /usr/local/cuda; STDC_FAST_CUDA=0 leaves it out, and
+``python setup.py library --out DIR`` makes only libstdc_fast.a, for C++ programs; ``emulator --out DIR`` the
+module stdc_fast_emulator, in which tests run the CUDA sources on the CPU. The environment: CXX, CXXFLAGS and
+LDFLAGS; STDC_FAST_NATIVE=0 leaves the module out; STDC_FAST_SANITIZE=address,undefined (or thread). For CUDA:
+CUDACXX, or an nvcc in CUDA_HOME, on PATH or in /usr/local/cuda; STDC_FAST_CUDA=0 leaves it out, and
 STDC_FAST_CUDA_TARGETS="80;90a;90+PTX" is what to compile for.
 """
 
@@ -20,7 +20,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "csrc"))  # pip runs this file without its folder
 
-from build_native import MODULE, SANITIZE, Missing, build, build_host  # noqa: E402
+from build_native import MODULE, SANITIZE, Missing, build, build_emulator  # noqa: E402
 
 
 class BuildModule(build_ext):
@@ -48,7 +48,7 @@ class BuildModule(build_ext):
         return {str(Path(self.build_lib, "stdc_fast", n)): str(ROOT / "stdc_fast" / n) for n in names}
 
 
-class BuildCore(Command):
+class BuildLibrary(Command):
     """Makes one file and copies it to where it is wanted, or fails."""
 
     user_options = [("out=", None, "folder to put libstdc_fast.a in")]
@@ -68,11 +68,11 @@ class BuildCore(Command):
         print(shutil.copy2(file, self.out))
 
 
-class BuildHost(BuildCore):
-    user_options = [("out=", None, "folder to put the module stdc_fast_host in")]
+class BuildEmulator(BuildLibrary):
+    user_options = [("out=", None, "folder to put the module stdc_fast_emulator in")]
 
     def make(self):
-        return build_host()
+        return build_emulator()
 
 
 setup(
@@ -81,5 +81,5 @@ setup(
     package_dir={"stdc_fast.kernels": "kernels"},
     package_data={"stdc_fast": ["weights/*.safetensors", "assets/*.jpg", "tables/*.json"]},
     ext_modules=[Extension("stdc_fast._C", sources=[])],
-    cmdclass={"build_ext": BuildModule, "core": BuildCore, "host": BuildHost},
+    cmdclass={"build_ext": BuildModule, "library": BuildLibrary, "emulator": BuildEmulator},
 )

@@ -20,10 +20,15 @@ from stdc_fast.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {
-    "kernels": ("csrc/cuda/*.cu", "csrc/cuda/core.cuh", "csrc/cuda/epilogue.cuh", "csrc/cuda/shapes.h"),
+    "kernels": (
+        "csrc/cuda/*.cu",
+        "csrc/cuda/tile_product.cuh",
+        "csrc/cuda/epilogue.cuh",
+        "csrc/cuda/forms.h",
+    ),
     "primitives": ("csrc/cuda/primitives.cuh",),
     "launches": ("csrc/cuda/launch.cuh", "csrc/include/gpu.h", "csrc/bindings_gpu.cpp"),
-    "emulator": ("csrc/host/*",),
+    "emulator": ("csrc/emulator/*",),
 }
 
 

@@ -61,16 +61,16 @@ def plans() -> Iterator[tuple[Plan, tuple[Request, ...]]]:
 
 
 def choices(executable: cuda.CudaExecutable) -> Iterator[Callable]:
-    """The usual tiles, then each compiled core wherever it can be, every other one with shared tiles."""
+    """The usual tiles, then each compiled form wherever it can be, every other one with shared tiles."""
     usual = executable._tiles
     yield usual
     model = usual.model
-    for i in range(max(map(len, model.forms.cores.values()))):
+    for i in range(max(map(len, model.forms.by_block.values()))):
 
         def choose(work, i=i):
-            cores = list(model.forms.cores[work.kind])
-            core = cores[i % len(cores)]
-            found = [t for t in model.ranked(work) if t.core == core]
+            known = list(model.forms.by_block[work.kind])
+            block = known[i % len(known)]
+            found = [t for t in model.ranked(work) if t.block == block]
             shared = [t for t in found if t.split > 1]
             return next(iter((shared if i % 2 else found) or found), usual(work))
 

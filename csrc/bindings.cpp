@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "core/dtypes.h"
 #include "engine.h"
 
 namespace py = pybind11;
@@ -16,12 +17,8 @@ using Spec = std::tuple<uintptr_t, std::string, std::array<int64_t, 4>, std::arr
 stdc::Tensor tensor(const Spec& spec) {
   const auto& [address, dtype, shape, stride] = spec;
   stdc::Tensor t{reinterpret_cast<void*>(address), stdc::DType::f32, {}, {}};
-  if (dtype == "uint8")
-    t.dtype = stdc::DType::u8;
-  else if (dtype == "bfloat16")
-    t.dtype = stdc::DType::bf16;
-  else if (dtype != "float32")
-    throw std::invalid_argument("dtype " + dtype + "; the engine takes float32, bfloat16 and uint8");
+  if (!stdc::find_dtype(dtype, t.dtype))
+    throw std::invalid_argument("dtype " + dtype + "; the engine takes " + stdc::dtype_names());
   std::copy(shape.begin(), shape.end(), t.shape);
   std::copy(stride.begin(), stride.end(), t.stride);
   return t;

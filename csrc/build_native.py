@@ -1,4 +1,4 @@
-"""The build of the C++ sources by ninja, for setup.py: the module, libstdc_fast.a, the tests' host module.
+"""The build of the C++ sources by ninja, for setup.py: the module, libstdc_fast.a, the tests' emulator.
 
 build.ninja, in a folder of build/, is written anew each time: objects are made again if sources, flags or
 targets changed. CUDA is an addition to the module that may be missing, never an error.
@@ -19,7 +19,7 @@ from setuptools.errors import BaseError
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZE = [kind for kind in os.environ.get("STDC_FAST_SANITIZE", "").split(",") if kind]
 MODULE = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
-HOST_MODULE = "stdc_fast_host" + sysconfig.get_config_var("EXT_SUFFIX")
+EMULATOR_MODULE = "stdc_fast_emulator" + sysconfig.get_config_var("EXT_SUFFIX")
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math "
 FLAGS += "-Wall -Wextra -pthread -I../../csrc/include"
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512"
@@ -261,7 +261,7 @@ def _build(ninja: Ninja, module: bool, cuda: Cuda | None = None) -> tuple[Path, 
         else:
             have[name] = f"-DSTDC_HAVE_{name}=1"
             objects += ninja.compile(name, [*own.split(), f"-DSTDC_ISA={name}"], f"cpu/{pattern}")
-    objects += ninja.compile("core", list(have.values()), "core/*.cpp")
+    objects += ninja.compile("core", list(have.values()), "core/**/*.cpp")
     target = MODULE if module else "libstdc_fast.a"
     if module:
         flags, files = [*have.values(), *python_include()], ["bindings.cpp"]
@@ -277,9 +277,9 @@ def _build(ninja: Ninja, module: bool, cuda: Cuda | None = None) -> tuple[Path, 
     return ninja.folder / target, info
 
 
-def build_host() -> Path:
+def build_emulator() -> Path:
     """Makes the tests' module, in which the CUDA sources run on the CPU."""
-    ninja, flags = Ninja("host"), [] if SANITIZE else ["-O2"]
+    ninja, flags = Ninja("emulator"), [] if SANITIZE else ["-O2"]
     try:
         ninja.probe("-march=native")
         flags.append("-march=native")
@@ -287,8 +287,8 @@ def build_host() -> Path:
         pass
     ninja.rule("cuda", ninja.flags + flags, "$define -MMD -MF $out.d -x c++ -c $in -o $out" + DEPENDENCIES)
     objects = ninja.compile_cuda("cuda", sources("CUDA", "cuda/*.cu"))
-    objects += ninja.compile("host", flags, "host/*.cpp")
-    objects += ninja.compile("bindings", [*flags, *python_include(), "-DSTDC_HOST=1"], "bindings_gpu.cpp")
-    ninja.link(HOST_MODULE, objects)
-    ninja.run(HOST_MODULE)
-    return ninja.folder / HOST_MODULE
+    objects += ninja.compile("emulator", flags, "emulator/*.cpp")
+    objects += ninja.compile("bindings", [*flags, *python_include(), "-DSTDC_EMULATOR=1"], "bindings_gpu.cpp")
+    ninja.link(EMULATOR_MODULE, objects)
+    ninja.run(EMULATOR_MODULE)
+    return ninja.folder / EMULATOR_MODULE

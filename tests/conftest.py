@@ -28,9 +28,9 @@ from stdc_fast import _native, backends, checkpoints, cli
 from stdc_fast.classes import CAMVID
 from stdc_fast.reference.networks import STDCSeg
 
-#: Folders, files and tests that ``make check`` leaves out. They need a compiler, the native module or kernels;
-#: or they build, install or start processes; or they take more than some seconds. All others pass with
-#: ``--check``, where there is neither a compiler nor the module.
+#: Folders, files and tests that ``make check`` leaves out. They need a compiler, the native module or
+#: kernels; or they build, install or start processes; or they take more than some seconds. All others pass
+#: with ``--check``, where there is neither a compiler nor the module.
 SLOW = (
     "backends/cpu/", "backends/cuda/", "backends/triton/", "backends/test_ops.py", "backends/test_network.py",
     "backends/test_process.py", "backends/gpu/test_choice_of_tiles.py", "backends/gpu/test_graphs.py",

@@ -66,6 +66,7 @@ CASES = {
     "wide gate": (GATES["700 channels"], {}),
     "labels": (functools.partial(labelled, 11), None),
 }
+PRODUCT = "tile_product.cuh"
 SHAPES = [(2, 6, 19), (1, 3, 5)]
 
 
@@ -126,7 +127,7 @@ class Bug:
 
 
 SYNC = "    block_sync();  // all see what the others fetched; nobody reads the stage before any more\n"
-CHANGE = "      change_pixels<T, S>(s, w, now, change);\n"
+CHANGE = "      change_pixels<T, F>(s, w, now, change);\n"
 ELSE = "    } else {\n      cp_async_wait<kStages - 2>();\n    }\n"
 FENCE = (
     "  block_sync();\n  if (thread_id() == 0) {\n"
@@ -136,17 +137,17 @@ OUTSIDE = "outside of all tensors"
 RACE, EARLY = "race in shared memory", "in flight|race in shared memory"
 conv = functools.partial(Bug, source="conv.cu")
 BUGS = {
-    "the barrier of a step is missing": conv("core.cuh", SYNC, "", "3x3", EARLY, unwatched=1),
+    "the barrier of a step is missing": conv(PRODUCT, SYNC, "", "3x3", EARLY, unwatched=1),
     "the barrier after the products is missing": conv(
-        "core.cuh", "block_sync();  // shared memory may be", "// shared memory may be", "1x1", RACE,
+        PRODUCT, "block_sync();  // shared memory may be", "// shared memory may be", "1x1", RACE,
         unwatched=1,
     ),
     "a wait that leaves one group more on its way": conv(
-        "core.cuh", ELSE, ELSE.replace("- 2", "- 1"), "3x3", "in flight",
+        PRODUCT, ELSE, ELSE.replace("- 2", "- 1"), "3x3", "in flight",
         unwatched=6,
     ),
     "the halo is one pixel too narrow": conv(
-        "core.cuh", "(t.width - 1) * stride + s.kernel", "(t.width - 1) * stride + s.kernel - 1", "3x3",
+        PRODUCT, "(t.width - 1) * stride + s.kernel", "(t.width - 1) * stride + s.kernel - 1", "3x3",
         f"{WRONG}|{EARLY}", unwatched=6,
     ),
     "the halo starts one row too low": conv(
@@ -154,7 +155,7 @@ BUGS = {
         unwatched=6,
     ),
     "half a warp at ldmatrix": conv(
-        "core.cuh", "++i) ldmatrix_x4(", "++i) if (lane_id() < 16) ldmatrix_x4(", "3x3", "divergent",
+        PRODUCT, "++i) ldmatrix_x4(", "++i) if (lane_id() < 16) ldmatrix_x4(", "3x3", "divergent",
         unwatched=6,
     ),
     "half a warp at a shuffle": conv(
@@ -171,31 +172,31 @@ BUGS = {
         f"{OUTSIDE}|race between blocks", unwatched=6,
     ),
     "a channel beyond the view": conv(
-        "core.cuh", "if (i < count) store(", "if (i < count + 1) store(", "views", WRONG, unwatched=6
+        PRODUCT, "if (i < count) store(", "if (i < count + 1) store(", "views", WRONG, unwatched=6
     ),
     "more channels read than there are": conv(
-        "core.cuh", "cp_async(to, base + offset, 2 * count)", "cp_async(to, base + offset, count ? 16 : 0)",
+        PRODUCT, "cp_async(to, base + offset, 2 * count)", "cp_async(to, base + offset, count ? 16 : 0)",
         "unwritten", WRONG, unwatched=6,
     ),
     "no wait for other kernels before pixels": conv(
-        "core.cuh", "  grid_wait();\n  ahead = start;", "  ahead = start;", "3x3", "before grid_wait",
+        PRODUCT, "  grid_wait();\n  ahead = start;", "  ahead = start;", "3x3", "before grid_wait",
         unwatched=6,
     ),
     "one buffer of pixels too few": conv(
-        "core.cuh", "  return most;\n", "  return most > 1 ? most - 1 : 1;\n", "1x1", EARLY, unwatched=1
+        PRODUCT, "  return most;\n", "  return most > 1 ? most - 1 : 1;\n", "1x1", EARLY, unwatched=1
     ),
     "pixels are changed after the barrier": conv(
-        "core.cuh", CHANGE + ELSE + SYNC,
+        PRODUCT, CHANGE + ELSE + SYNC,
         f"      block_sync();\n{CHANGE}{ELSE.removesuffix('    }' + chr(10))}      block_sync();\n    }}\n",
         "prologue", EARLY, unwatched=1
     ),
     "a scale read as if it were a weight": conv(
-        "core.cuh", "? load(scale + i)", "? load_weight(scale + i)", "prologue", "load_weight of data",
+        PRODUCT, "? load(scale + i)", "? load_weight(scale + i)", "prologue", "load_weight of data",
         unwatched=6,
     ),
     "a barrier of the average is missing": conv(
-        "epilogue.cuh", "  block_sync();\n  for (int n = thread_id(); n < S::kChannels",
-        "  for (int n = thread_id(); n < S::kChannels", "average", RACE, unwatched=1,
+        "epilogue.cuh", "  block_sync();\n  for (int n = thread_id(); n < F::kChannels",
+        "  for (int n = thread_id(); n < F::kChannels", "average", RACE, unwatched=1,
     ),
     "sums of other blocks without a fence": conv(
         "epilogue.cuh", FENCE, "  block_sync();\n  if (thread_id() == 0) {\n", "shared", "race between blocks"
@@ -238,13 +239,13 @@ def plant(bug, folder):
     assert text.count(bug.old) == 1, f"{bug.file} has {text.count(bug.old)} times {bug.old!r}"
     (sources / bug.file).write_text(text.replace(bug.old, bug.new))
     # One core is enough, and one type.
-    shapes = (sources / "shapes.h").read_text()
+    forms = (sources / "forms.h").read_text()
     one = re.compile(
-        r"(#define STDC_CONV_SHAPES\(X\)) \\\n(?:.*\n)*?(  X\(.*/\* 64 x 64 \*/) \\\n(?:  X.*\n)*"
+        r"(#define STDC_CONV_FORMS\(X\)) \\\n(?:.*\n)*?(  X\(.*/\* 64 x 64 \*/) \\\n(?:  X.*\n)*"
     )
-    assert one.search(shapes)
-    (sources / "shapes.h").write_text(one.sub(r"\1 \\\n\2\n", shapes))
-    objects = ROOT / "build/host"
+    assert one.search(forms)
+    (sources / "forms.h").write_text(one.sub(r"\1 \\\n\2\n", forms))
+    objects = ROOT / "build/emulator"
     rules = (objects / "build.ninja").read_text()
     compile_, link = (
         shlex.split(re.search(rf"rule {name}\n  command = (.*) \$", rules)[1].partition(" $")[0])
@@ -253,7 +254,7 @@ def plant(bug, folder):
     source = bug.source or bug.file
     made = f"{Path(source).stem}{'-f16' if 'STDC_TYPE' in (sources / source).read_text() else ''}.o"
     define = ["-DSTDC_TYPE=half_t"]
-    new, module = folder / made, folder / "stdc_fast_host.so"
+    new, module = folder / made, folder / "stdc_fast_emulator.so"
     call([*compile_, *define, "-O1", "-x", "c++", "-c", str(sources / source), "-o", str(new)], objects)
     # NOTE: the new object goes first: of inline functions that several have, the linker takes the first.
     others = [str(o) for o in sorted(objects.glob("*/*.o")) if o != objects / "cuda" / made]

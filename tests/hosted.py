@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: their own sources in csrc/host's emulator, as a backend that tests can run.
+"""The CUDA kernels on the CPU: their own sources in csrc/emulator, as a backend that tests can run.
 
 Also where there is a GPU. Every buffer has an allocation of its own, all memory is NaN before each run, all
 kernels are dependent launches, and the emulator knows which memory they may use.
@@ -53,9 +53,9 @@ def _alone(path):
 
 
 def build() -> Path:
-    """Makes the module in build/hosted of the source tree; objects stay in build/host and are made once."""
-    if not (ROOT / "setup.py").is_file() or not (ROOT / "csrc/host").is_dir():
-        raise NotBuilt("no source tree: csrc/host is missing")
+    """Makes the module in build/hosted of the source tree; objects stay in build/emulator."""
+    if not (ROOT / "setup.py").is_file() or not (ROOT / "csrc/emulator").is_dir():
+        raise NotBuilt("no source tree: csrc/emulator is missing")
     for name in ("pybind11", "setuptools"):
         if importlib.util.find_spec(name) is None:
             raise NotBuilt(f"{name} is not installed; pip install {name}")
@@ -63,11 +63,11 @@ def build() -> Path:
     folder = ROOT / "build" / "-".join(["hosted", *filter(None, kind)])
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / "lock"):
-        command = [sys.executable, "setup.py", "-q", "host", "--out", str(folder / "new")]
+        command = [sys.executable, "setup.py", "-q", "emulator", "--out", str(folder / "new")]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines()
-            first = next((line for line in lines if "error" in line), "setup.py host failed")
+            first = next((line for line in lines if "error" in line), "setup.py emulator failed")
             if "does not run" in first or "not found" in first:  # no compiler, no ninja
                 raise NotBuilt(first)
             raise AssertionError("\n".join(lines[-40:]))
@@ -81,7 +81,7 @@ def _load():
         path = os.environ.get(READY) or build()
     except NotBuilt as error:
         return str(error)
-    spec = importlib.util.spec_from_file_location("stdc_fast_host", path)
+    spec = importlib.util.spec_from_file_location("stdc_fast_emulator", path)
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
     found.set_options()
@@ -194,7 +194,7 @@ def counters(executable):
 
 def cores(kind):
     """(pixels, channels) of the compiled forms of an op."""
-    return [(wm * m * 16, wn * n * 8) for wm, wn, m, n in module().cores()[kind]]
+    return [(wm * m * 16, wn * n * 8) for wm, wn, m, n in module().forms()[kind]]
 
 
 def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv"):

@@ -1,6 +1,6 @@
 """``python tests/sanitize.py``: the engine under AddressSanitizer, UBSan and ThreadSanitizer.
 
-Writes plans, inputs and what the eager backend makes of them in float64; builds the core with sanitizers
+Writes plans, inputs and what the eager backend makes of them in float64; builds the library with sanitizers
 and tests/native/sanitize.cpp; runs that. Exit code 1 for any report, mismatch or hang.
 """
 
@@ -164,8 +164,8 @@ def build_program(kind: str, folder: Path) -> Path:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("STDC_FAST_")}
     environment["STDC_FAST_SANITIZE"] = kind
     folder.mkdir()
-    core = [sys.executable, "setup.py", "-q", "core", "--out", str(folder)]
-    subprocess.run(core, cwd=ROOT, env=environment, check=True)
+    library = [sys.executable, "setup.py", "-q", "library", "--out", str(folder)]
+    subprocess.run(library, cwd=ROOT, env=environment, check=True)
     cxx = shlex.split(os.environ.get("CXX") or next(filter(shutil.which, ["g++", "c++", "clang++"]), "g++"))
     flags = [
         "-std=c++17",

@@ -9,7 +9,8 @@ import sys
 from paths import ROOT
 
 SOURCES = {
-    "stdc_fast/__init__.py": '__version__ = "0"\n',
+    "stdc_fast/__init__.py": "",
+    "stdc_fast/version.py": '__version__ = "0"\n',
     "csrc/core/core.cpp": "int core() { return 1; }\n",
     "csrc/cpu/conv.cpp": "namespace STDC_ISA { int conv() { return 2; } }\n",
     "csrc/cpu/down.cpp": "namespace STDC_ISA { int down() { return 3; } }\n",

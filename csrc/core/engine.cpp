@@ -11,12 +11,14 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "state.h"
+#include "bytes.h"
+#include "pool.h"
+#include "views.h"
 
 namespace stdc {
 namespace {
 
-constexpr size_t kShapes = 8;  // sizes whose layout is kept
+constexpr size_t kLayouts = 8;  // of the last sizes, that are kept
 constexpr int64_t kMaxSide = 1 << 16;
 constexpr int kMaxThreads = 256;
 
@@ -28,16 +30,16 @@ std::string text(const int64_t* shape) {
   return s.str();
 }
 
-const char* name_of(DType dtype) {
-  return dtype == DType::f32 ? "float32" : dtype == DType::bf16 ? "bfloat16" : "uint8";
-}
+const char* name_of(DType dtype) { return traits(dtype).name; }
 
 void expect(const Tensor& t, const char* what, int64_t n, int64_t h, int64_t w, int64_t c) {
   const int64_t shape[4] = {n, h, w, c};
   if (!std::equal(shape, shape + 4, t.shape)) refuse(std::string(what) + ": shape " + text(t.shape) + ", not " + text(shape));
   if (!t.data) refuse(std::string(what) + ": no data");
-  if (reinterpret_cast<uintptr_t>(t.data) % item(t.dtype))
-    refuse(std::string(what) + ": address is no multiple of the " + std::to_string(item(t.dtype)) + " bytes of " + name_of(t.dtype));
+  const int64_t bytes = traits(t.dtype).bytes;
+  if (reinterpret_cast<uintptr_t>(t.data) % bytes)
+    refuse(std::string(what) + ": address is no multiple of the " + std::to_string(bytes) + " bytes of " +
+           name_of(t.dtype));
 }
 
 // A mutex that a child process finds free: who held it is gone.
@@ -67,34 +69,25 @@ class Mutex {
 
 struct Engine::Impl {
   Impl(const void* plan, size_t bytes, const std::string& isa)
-      : program(parse(plan, bytes)), set(kernels(best_isa(isa))), packed(pack(program, set)),
-        nanoseconds(program.ops.size()) {
+      : set(kernel_set(best_isa(isa))), program(parse(plan, bytes, set)), nanoseconds(program.ops.size()) {
+    for (const auto& op : program.ops) weights += op->pack(program, set);
     for (Weight& w : program.weights) w.data = nullptr;  // the caller's; they are packed
-    for (const Packed& p : packed) {
-      weights += p.weights.size() + p.bias.size() + p.depthwise.size();
-      for (const Bytes& b : p.layers) weights += b.size();
-      for (const Bytes& b : p.biases) weights += b.size();
-    }
   }
 
-  const Shape& shape(const Key& key) {
-    for (auto it = shapes.begin(); it != shapes.end(); ++it)
+  const Layout& layout(const Key& key) {
+    for (auto it = layouts.begin(); it != layouts.end(); ++it)
       if (it->key == key) {
-        shapes.splice(shapes.begin(), shapes, it);
-        return shapes.front();
+        layouts.splice(layouts.begin(), layouts, it);
+        return layouts.front();
       }
-    shapes.push_front(lay_out(program, set, key));
-    if (shapes.size() > kShapes) shapes.pop_back();
-    return shapes.front();
+    layouts.push_front(lay_out(program, set, key));
+    if (layouts.size() > kLayouts) layouts.pop_back();
+    return layouts.front();
   }
 
   // What a size needs beyond its layout. Asked for in every call: without memory, the one before may have failed.
-  void provide(const Shape& made) {
-    for (size_t o = 0; o < packed.size(); o++)
-      if (made.tiles[o] && !packed[o].winograd.size()) {
-        packed[o].winograd = winograd_weights(packed[o], program, set, program.ops[o]);
-        weights += packed[o].winograd.size();
-      }
+  void provide(const Layout& made) {
+    for (size_t o = 0; o < program.ops.size(); o++) weights += program.ops[o]->pack_for(made.ops[o], program, set);
     const size_t needed = made.arena + made.scratch * made.key.threads;
     if (needed > arena.size()) {
       arena = Bytes();
@@ -106,11 +99,10 @@ struct Engine::Impl {
     }
   }
 
+  const KernelSet& set;
   Program program;
-  const Kernels& set;
-  std::vector<Packed> packed;
   size_t weights = 0;
-  std::list<Shape> shapes;
+  std::list<Layout> layouts;
   Bytes arena;
   std::unique_ptr<std::atomic<int>[]> counters;
   int counter_count = 0;
@@ -155,7 +147,7 @@ void Engine::run(const Tensor* inputs, int count, const Tensor& output, int64_t 
       expect(in, "frames", batch, in.shape[1], in.shape[2], 3);
       if (in.stride[3] != 1 || in.stride[2] != 3) refuse("frames: pixels of strides " + text(in.stride));
     } else {
-      if (in.dtype == DType::u8) refuse("expected a float input, got uint8");
+      if (!e.set.copy[in.dtype][p.dtype]) refuse(std::string("expected a float input, got ") + name_of(in.dtype));
       expect(in, "input", batch, p.rows(p.inputs[i], height), p.columns(p.inputs[i], width), buffer.channels);
     }
   }
@@ -176,24 +168,26 @@ void Engine::run(const Tensor* inputs, int count, const Tensor& output, int64_t 
          output.stride[1] != columns * channels))
       refuse(std::string("logits are dense float32 [N, h, w, C], not ") + name_of(output.dtype) + " of strides " +
              text(output.stride));
+    if (p.buffers[out].store == Store::image && !e.set.copy[p.dtype][output.dtype])
+      refuse(std::string("expected a float output, got ") + name_of(output.dtype));
   }
 
   std::lock_guard<Mutex> lock(e.mutex);
-  const Shape& shape = e.shape(key);
-  e.provide(shape);
+  const Layout& layout = e.layout(key);
+  e.provide(layout);
   for (int64_t n = 0; n < batch; n++) {
     Tensor image[kMostInputs];
     for (int i = 0; i < count; i++) {
       Tensor& t = image[i] = inputs[i];
-      t.data = static_cast<char*>(t.data) + n * t.stride[0] * static_cast<int64_t>(item(t.dtype));
+      t.data = static_cast<char*>(t.data) + n * t.stride[0] * traits(t.dtype).bytes;
       t.shape[0] = 1;
     }
     Tensor result = output;
-    result.data = static_cast<char*>(output.data) + n * output.stride[0] * static_cast<int64_t>(item(output.dtype));
+    result.data = static_cast<char*>(output.data) + n * output.stride[0] * traits(output.dtype).bytes;
     result.shape[0] = 1;
     if (e.poisoned) std::memset(e.arena.data(), 0xff, e.arena.size());
-    for (int c = 0; c < shape.counters; c++) e.counters[c].store(0, std::memory_order_relaxed);
-    Frame frame{p, e.set, e.packed, shape, e.arena.data(), e.arena.data() + shape.arena, image, result,
+    for (int c = 0; c < layout.counters; c++) e.counters[c].store(0, std::memory_order_relaxed);
+    Frame frame{layout, e.arena.data(), e.arena.data() + layout.arena, image, result,
                 e.counters.get(), {0}, e.profiling ? e.nanoseconds.data() : nullptr};
     parallel(threads, [](void* f, int thread) { work(*static_cast<Frame*>(f), thread); }, &frame);
     e.images += e.profiling;
@@ -222,12 +216,11 @@ void Engine::profile(bool on) {
 }
 
 std::vector<OpProfile> Engine::profiled() const {
-  static const char* kinds[] = {"frame", "import", "export", "conv", "down", "gate", "prologue", "upsample"};
   std::lock_guard<Mutex> lock(impl_->mutex);
   std::vector<OpProfile> found;
   for (size_t o = 0; o < impl_->program.ops.size(); o++) {
-    const Op& op = impl_->program.ops[o];
-    found.push_back({op.name, kinds[static_cast<int>(op.kind)], impl_->nanoseconds[o] * 1e-9, impl_->images});
+    const Op& op = *impl_->program.ops[o];
+    found.push_back({op.name, op.kind, impl_->nanoseconds[o] * 1e-9, impl_->images});
   }
   return found;
 }

@@ -1,8 +1,9 @@
-// Which instruction sets were built, which this processor has, and their tables of kernels.
+// Which instruction sets were built, which this processor has, and their row kernels.
 #include <cstdlib>
 #include <stdexcept>
 
-#include "state.h"
+#include "engine.h"
+#include "kernel_set.h"
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -10,32 +11,35 @@
 
 namespace stdc {
 
-#define STDC_DECLARE_CONV(isa)              \
-  void conv_f32_##isa(const ConvRow&);      \
-  void conv_bf16_##isa(const ConvRow&);     \
-  extern const int block_##isa;
-#define STDC_DECLARE(isa)                                                                  \
-  STDC_DECLARE_CONV(isa)                                                                   \
-  void winograd_in_f32_##isa(const WinogradIn&);                                           \
-  void winograd_in_bf16_##isa(const WinogradIn&);                                          \
-  void winograd_out_f32_##isa(const WinogradOut&);                                         \
-  void winograd_out_bf16_##isa(const WinogradOut&);                                        \
-  void down_f32_##isa(const DownRow&);                                                     \
-  void down_bf16_##isa(const DownRow&);                                                    \
-  void prologue_f32_##isa(const PrologueRow&);                                             \
-  void prologue_bf16_##isa(const PrologueRow&);                                            \
-  void gate_##isa(const GateLayer&);                                                       \
-  void frame_f32_##isa(const FrameRow&);                                                   \
-  void frame_bf16_##isa(const FrameRow&);                                                  \
-  void best_##isa(const float*, ptrdiff_t, int, int64_t, uint8_t*);                        \
-  void labels_##isa(const LabelRow&);                                                      \
-  void copy_##isa(const CopyRow&);
-// Convolutions of one set, everything else of another.
-#define STDC_TABLE(isa, conv, finish, bf16)                                                                     \
-  Kernels{#conv, block_##conv, conv_f32_##conv, conv_bf16_##conv, finish, bf16, finish == nullptr,            \
-          winograd_in_f32_##isa, winograd_in_bf16_##isa, winograd_out_f32_##isa, winograd_out_bf16_##isa, down_f32_##isa, down_bf16_##isa,     \
-          prologue_f32_##isa, prologue_bf16_##isa, gate_##isa, frame_f32_##isa, frame_bf16_##isa, best_##isa,  \
-          labels_##isa, copy_##isa}
+// What csrc/cpu defines, which is compiled once for each set.
+#define STDC_DECLARE_ROW(set, name, arguments, dtype) void name##_##dtype##_##set(const arguments&);
+#define STDC_DECLARE_KERNEL(set, name, arguments, dtypes) dtypes(STDC_DECLARE_ROW, set, name, arguments)
+#define STDC_DECLARE_COPY(set, from, to) void copy_##from##_##to##_##set(const CopyRow&);
+#define STDC_DECLARE_PRODUCTS(set)                      \
+  STDC_PRODUCT_KERNELS(STDC_DECLARE_KERNEL, set)        \
+  extern const int block_##set;
+#define STDC_DECLARE(set)                        \
+  STDC_DECLARE_PRODUCTS(set)                     \
+  STDC_OTHER_KERNELS(STDC_DECLARE_KERNEL, set)   \
+  STDC_COPIES(STDC_DECLARE_COPY, set)
+
+#define STDC_FILL_ROW(set, name, arguments, dtype) kernels.name[DType::dtype] = name##_##dtype##_##set;
+#define STDC_FILL_KERNEL(set, name, arguments, dtypes) dtypes(STDC_FILL_ROW, set, name, arguments)
+#define STDC_FILL_COPY(set, from, to) kernels.copy[DType::from][DType::to] = copy_##from##_##to##_##set;
+// Products of one set, everything else of another.
+#define STDC_SET(set, products, finish_tiles, winograd_bf16)       \
+  [] {                                                             \
+    KernelSet kernels{};                                           \
+    kernels.name = #products;                                      \
+    kernels.block = block_##products;                              \
+    kernels.finish = finish_tiles;                                 \
+    kernels.winograd[DType::f32] = Winograd::most;                 \
+    kernels.winograd[DType::bf16] = winograd_bf16;                 \
+    STDC_PRODUCT_KERNELS(STDC_FILL_KERNEL, products)               \
+    STDC_OTHER_KERNELS(STDC_FILL_KERNEL, set)                      \
+    STDC_COPIES(STDC_FILL_COPY, set)                               \
+    return kernels;                                                \
+  }()
 
 STDC_DECLARE(portable)
 #if defined(STDC_HAVE_avx2)
@@ -48,11 +52,11 @@ STDC_DECLARE(avx512)
 STDC_DECLARE(avx512_bf16)
 #endif
 #if defined(STDC_HAVE_amx_bf16)
-STDC_DECLARE_CONV(amx_bf16)
+STDC_DECLARE_PRODUCTS(amx_bf16)
 void finish_amx_bf16();
 #endif
 #if defined(STDC_HAVE_amx_emulated)
-STDC_DECLARE_CONV(amx_emulated)
+STDC_DECLARE_PRODUCTS(amx_emulated)
 void finish_amx_emulated();
 #endif
 
@@ -82,27 +86,28 @@ bool amx_bf16() {
 #endif
 #endif
 
-const std::vector<Kernels>& tables() {
-  static const std::vector<Kernels> found = [] {
-    std::vector<Kernels> all;
+const std::vector<KernelSet>& sets() {
+  static const std::vector<KernelSet> found = [] {
+    std::vector<KernelSet> all;
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #if defined(STDC_HAVE_amx_bf16) && defined(STDC_HAVE_avx512_bf16)
-    if (amx_bf16()) all.push_back(STDC_TABLE(avx512_bf16, amx_bf16, finish_amx_bf16, true));
+    if (amx_bf16()) all.push_back(STDC_SET(avx512_bf16, amx_bf16, finish_amx_bf16, Winograd::none));
 #endif
 #if defined(STDC_HAVE_avx512_bf16)
-    if (avx512_bf16()) all.push_back(STDC_TABLE(avx512_bf16, avx512_bf16, nullptr, true));
+    if (avx512_bf16()) all.push_back(STDC_SET(avx512_bf16, avx512_bf16, nullptr, Winograd::large));
 #endif
 #if defined(STDC_HAVE_avx512)
-    if (avx512()) all.push_back(STDC_TABLE(avx512, avx512, nullptr, false));
+    if (avx512()) all.push_back(STDC_SET(avx512, avx512, nullptr, Winograd::most));
 #endif
 #if defined(STDC_HAVE_avx2)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(STDC_TABLE(avx2, avx2, nullptr, false));
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+      all.push_back(STDC_SET(avx2, avx2, nullptr, Winograd::most));
 #endif
 #endif
-    all.push_back(STDC_TABLE(portable, portable, nullptr, false));
+    all.push_back(STDC_SET(portable, portable, nullptr, Winograd::most));
 #if defined(STDC_HAVE_amx_emulated)
-    all.push_back(STDC_TABLE(portable, amx_emulated, finish_amx_emulated, true));
+    all.push_back(STDC_SET(portable, amx_emulated, finish_amx_emulated, Winograd::none));
 #endif
     return all;
   }();
@@ -113,7 +118,7 @@ const std::vector<Kernels>& tables() {
 
 std::vector<std::string> isas() {
   std::vector<std::string> names;
-  for (const Kernels& k : tables()) names.push_back(k.name);
+  for (const KernelSet& k : sets()) names.push_back(k.name);
   return names;
 }
 
@@ -121,20 +126,20 @@ std::string best_isa(const std::string& wanted) {
   std::string name = wanted, origin;
   if (name.empty()) {
     const char* forced = std::getenv("STDC_FAST_CPU_ISA");
-    if (!forced || !*forced) return tables().front().name;
+    if (!forced || !*forced) return sets().front().name;
     for (const char* c = forced; *c; c++) name += static_cast<char>(*c >= 'A' && *c <= 'Z' ? *c - 'A' + 'a' : *c);
     origin = " (from STDC_FAST_CPU_ISA)";
   }
   std::string here;
-  for (const Kernels& k : tables()) {
+  for (const KernelSet& k : sets()) {
     if (name == k.name) return name;
-    if (name != k.name && std::string(k.name) != "amx_emulated") here += (here.empty() ? "" : ", ") + std::string(k.name);
+    if (std::string(k.name) != "amx_emulated") here += (here.empty() ? "" : ", ") + std::string(k.name);
   }
   throw std::runtime_error("instruction set " + name + origin + " was not built or this processor lacks it; use " + here);
 }
 
-const Kernels& kernels(const std::string& isa) {
-  for (const Kernels& k : tables())
+const KernelSet& kernel_set(const std::string& isa) {
+  for (const KernelSet& k : sets())
     if (isa == k.name) return k;
   throw std::runtime_error("no instruction set " + isa);
 }

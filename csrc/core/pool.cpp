@@ -8,7 +8,7 @@
 #include <mutex>
 #include <thread>
 
-#include "state.h"
+#include "pool.h"
 
 namespace stdc {
 namespace {

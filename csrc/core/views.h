@@ -1,50 +1,90 @@
-// Pixels and vectors of one image's buffers, for what executes tasks.
+// One image's run, and what a task of it sees: its op's layout, pixels and vectors of buffers.
 #pragma once
 
+#include <atomic>
 #include <cstring>
 
-#include "state.h"
+#include "dtypes.h"
+#include "engine.h"
+#include "layout.h"
+#include "op.h"
 
 namespace stdc {
 
+struct Frame {
+  const Layout& layout;
+  char* arena;
+  char* scratch;         // layout.scratch bytes a thread
+  const Tensor* inputs;  // of this image: shape[0] is 1
+  Tensor output;
+  std::atomic<int>* counters;
+  std::atomic<int> next{0};
+  std::atomic<int64_t>* nanoseconds;  // by op, or null
+};
+
+// Takes tasks until none is left.
+void work(Frame& frame, int thread);
+
 class Views {
  public:
-  Views(Frame& frame, const Task& task)
-      : f_(frame), t_(task), op_(frame.program.ops[task.op]), packed_(frame.packed[task.op]),
-        size_(item(frame.program.dtype)), bf16_(frame.program.dtype == DType::bf16) {}
+  Views(const Frame& f, const Task& t, char* s)
+      : frame(f), task(t), layout(f.layout), own(f.layout.ops[t.op]), program(f.layout.program),
+        kernels(f.layout.kernels), scratch(s), dtype(program.dtype), size(traits(dtype).bytes) {}
 
- protected:
-  const Place& place(const View& v) const { return f_.shape.places[v.buffer]; }
-  Store store(const View& v) const { return f_.program.buffers[v.buffer].store; }
+  const Frame& frame;
+  const Task& task;
+  const Layout& layout;
+  const OpLayout& own;
+  const Program& program;
+  const KernelSet& kernels;
+  char* const scratch;
+  const DType dtype;   // of maps
+  const size_t size;   // bytes of an element
+
+  const BufferPlace& place(const View& v) const { return layout.place(v); }
+  Store store(const View& v) const { return program.buffer(v).store; }
 
   // Pixel (y, x) of a map's view; -1 and the size are the border.
   char* at(const View& v, int64_t y, int64_t x) const {
-    const Place& p = place(v);
-    return f_.arena + p.offset + ((y + 1) * p.pitch + (x + 1) * p.channels + v.offset) * size_;
+    const BufferPlace& p = place(v);
+    return frame.arena + p.offset + ((y + 1) * p.pitch + (x + 1) * p.channels + v.offset) * size;
   }
-  float* vector(const View& v) const { return reinterpret_cast<float*>(f_.arena + place(v).offset) + v.offset; }
+  float* vector(const View& v) const { return reinterpret_cast<float*>(frame.arena + place(v).offset) + v.offset; }
 
-  // The border around the rows that were just written, for some channels of a view.
+  // Logits lie densely, in the arena or at the caller's.
+  float* logits(int64_t y) const {
+    const BufferPlace& p = place(program.output);
+    char* base = layout.key.label_height ? frame.arena + p.offset : static_cast<char*>(frame.output.data);
+    return reinterpret_cast<float*>(base) + y * p.pitch;
+  }
+  // The best class of each pixel of a row of them, where labels are wanted.
+  uint8_t* best(int64_t y) const {
+    return reinterpret_cast<uint8_t*>(frame.arena + layout.best) + y * place(program.output).columns;
+  }
+  // The row sums of an op whose output is averaged.
+  float* sums(size_t op, int64_t y) const {
+    return reinterpret_cast<float*>(frame.arena + layout.ops[op].sums) + y * program.ops[op]->output.channels;
+  }
+
+  // Zeros around the rows that were just written, for some channels of a view.
   void border(const View& v, int first, int count) const {
-    const Place& p = place(v);
-    const size_t bytes = count * size_;
+    const BufferPlace& p = place(v);
+    const size_t bytes = count * size;
     const View part{v.buffer, v.offset + first, count};
-    for (int64_t y = t_.rows[0]; y < t_.rows[1]; y++) {
-      std::memset(at(part, y, -1), 0, bytes);
-      std::memset(at(part, y, p.columns), 0, bytes);
-    }
-    if (t_.rows[0] == 0)
-      for (int64_t x = -1; x <= p.columns; x++) std::memset(at(part, -1, x), 0, bytes);
-    if (t_.rows[1] == p.rows)
-      for (int64_t x = -1; x <= p.columns; x++) std::memset(at(part, p.rows, x), 0, bytes);
+    each_of_border(p, [&](int64_t y, int64_t x) { std::memset(at(part, y, x), 0, bytes); });
   }
-
-  Frame& f_;
-  const Task& t_;
-  const Op& op_;
-  const Packed& packed_;
-  const size_t size_;
-  const bool bf16_;
+  // Calls f(y, x) for the pixels around the rows of a map that this task writes.
+  template <class F>
+  void each_of_border(const BufferPlace& p, F f) const {
+    for (int64_t y = task.rows[0]; y < task.rows[1]; y++) {
+      f(y, -1);
+      f(y, p.columns);
+    }
+    if (task.rows[0] == 0)
+      for (int64_t x = -1; x <= p.columns; x++) f(-1, x);
+    if (task.rows[1] == p.rows)
+      for (int64_t x = -1; x <= p.columns; x++) f(p.rows, x);
+  }
 };
 
 }  // namespace stdc

@@ -21,7 +21,7 @@ STDC_INLINE float activate(float x, int act) {
 
 }  // namespace
 
-void STDC_FN(gate)(const GateLayer& a) {
+void STDC_FN(gate_f32)(const GateLayer& a) {
   for (int o = 0; o < a.outputs; o++) {
     const float* w = a.weights + static_cast<ptrdiff_t>(o) * a.inputs;
     V acc[2] = {};

@@ -45,7 +45,7 @@ STDC_INLINE bool uniform(const LabelRow& a, int64_t column, int taps) {
 
 }  // namespace
 
-void STDC_FN(labels)(const LabelRow& a) {
+void STDC_FN(labels_f32)(const LabelRow& a) {
   if (!a.same_rows)
     for (int r = 0; r < a.run_count; r++) a.uniform[r] = uniform(a, a.columns[a.runs[r]], a.taps[r]);
   for (int r = 0; r < a.run_count; r++) {
@@ -71,17 +71,16 @@ void STDC_FN(labels)(const LabelRow& a) {
   }
 }
 
-// Best class of each pixel, the lowest of a tie.
-void STDC_FN(best)(const float* logits, ptrdiff_t step, int classes, int64_t pixels, uint8_t* out) {
-  for (int64_t x = 0; x < pixels; x++) {
-    const float* p = logits + x * step;
+void STDC_FN(best_f32)(const BestRow& a) {
+  for (int64_t x = 0; x < a.pixels; x++) {
+    const float* p = a.logits + x * a.step;
     float best = p[0];
     int found = 0;
-    for (int c = 1; c < classes; c++) {
+    for (int c = 1; c < a.classes; c++) {
       found = p[c] > best ? c : found;
       best = p[c] > best ? p[c] : best;
     }
-    out[x] = static_cast<uint8_t>(found);
+    a.out[x] = static_cast<uint8_t>(found);
   }
 }
 

@@ -2,7 +2,7 @@
 // epilogues. Compiled once a type, STDC_TYPE.
 #include "epilogue.cuh"
 #include "launch.cuh"
-#include "shapes.h"
+#include "forms.h"
 
 namespace stdc {
 namespace gpu {
@@ -17,8 +17,8 @@ struct Params {
   float share;                       // of a pixel in an average
 };
 
-template <class T, class S>
-STDC_KERNEL(S::kThreads, 1)
+template <class T, class F>
+STDC_KERNEL(F::kThreads, 1)
 conv_kernel(const STDC_CONSTANT Params p) {
   launch_dependents();
   const ConvArgs& a = p.a;
@@ -33,11 +33,11 @@ conv_kernel(const STDC_CONSTANT Params p) {
   const int row = tile_y * a.tiling.height, column = tile_x * a.tiling.width;
   Where w;
   w.image = image;
-  w.block = block.y * (S::kChannels / 16);
+  w.block = block.y * (F::kChannels / 16);
   w.first = p.s.chunks * block.z / a.tiling.split;
   w.last = p.s.chunks * (block.z + 1) / a.tiling.split;
   w.set = 0;
-  Place place{image, row, column, 1, a.tiling.height, a.tiling.width, -1, -1};
+  TilePlace place{image, row, column, 1, a.tiling.height, a.tiling.width, -1, -1};
   int rows = a.out_height, columns = a.out_width;  // of the map that tiles cover
   if (a.kernel == 2) {
     rows = a.height;
@@ -75,17 +75,17 @@ conv_kernel(const STDC_CONSTANT Params p) {
   }
 
   // Products.
-  uint32_t pixel[S::kM];
+  uint32_t pixel[F::kM];
   const int step = a.stride * p.s.pixel;
-  lane_pixels<S>(pixel, a.tiling.height * a.tiling.width, p.width, p.s.halo_width * step, step);
-  Sums<S> sums;
-  products<T, S>(p.s, w, pixel, sums);
+  lane_pixels<F>(pixel, a.tiling.height * a.tiling.width, p.width, p.s.halo_width * step, step);
+  Sums<F> sums;
+  products<T, F>(p.s, w, pixel, sums);
 
   // Epilogue.
   if (a.tiling.split > 1 &&
       !add_up(sums, a.workspace, a.arrivals, block.x * grid_size().y + block.y, a.tiling.split, block.z))
     return;
-  const int first = block.y * S::kChannels;
+  const int first = block.y * F::kChannels;
   finish(sums, a.bias, first, a.outputs, a.act);
   if (a.sums != nullptr)
     average(sums, place, p.width, a.sums + (w.image * a.sums_rows + inner) * a.sums_pitch + first, a.outputs - first,
@@ -96,7 +96,7 @@ conv_kernel(const STDC_CONSTANT Params p) {
   } else {
     stage_tile<T>(sums);
     block_sync();
-    store_tile<T, S>(static_cast<T*>(a.y), place, p.width, area, a.out_width, a.out_pitch, first, a.outputs,
+    store_tile<T, F>(static_cast<T*>(a.y), place, p.width, area, a.out_width, a.out_pitch, first, a.outputs,
                      p.aligned);
   }
 }
@@ -131,9 +131,9 @@ Params params(const ConvArgs& a) {
   return p;
 }
 
-template <class T, class S>
-void launch_core(const ConvArgs& a, const Stream& stream) {
-  check<S>("conv", a.tiling);
+template <class T, class F>
+void launch_form(const ConvArgs& a, const Stream& stream) {
+  check<F>("conv", a.tiling);
   if (a.other_channels && (a.scale != nullptr || a.add_kind != kNothing || a.kernel == 2))
     throw std::runtime_error("conv: two inputs with a prologue or up-sampling");
   const Params p = params(a);
@@ -141,40 +141,40 @@ void launch_core(const ConvArgs& a, const Stream& stream) {
   if (split > p.s.chunks)
     throw std::runtime_error("conv: " + std::to_string(p.s.chunks) + " chunks do not split into " +
                              std::to_string(split));
-  const Index grid{a.images * p.tiles * p.sets, rounded_up(a.outputs, S::kChannels), split};
-  launch(conv_kernel<T, S>, "conv", grid, S::kThreads, bytes<S>(p.s), p, stream);
+  const Index grid{a.images * p.tiles * p.sets, rounded_up(a.outputs, F::kChannels), split};
+  launch(conv_kernel<T, F>, "conv", grid, F::kThreads, bytes<F>(p.s), p, stream);
 }
 
-template <class S>
+template <class F>
 int bytes_of(const ConvArgs& a) {
-  check<S>("conv", a.tiling);
-  return bytes<S>(params(a).s);
+  check<F>("conv", a.tiling);
+  return bytes<F>(params(a).s);
 }
 
 }  // namespace
 
 #define STDC_CASE(index, ...) \
   case index:                 \
-    return launch_core<STDC_TYPE, Shape<__VA_ARGS__>>(a, stream);
+    return launch_form<STDC_TYPE, CompiledForm<__VA_ARGS__>>(a, stream);
 
 template <>
 void conv_of<STDC_TYPE>(const ConvArgs& a, const Stream& stream) {
-  switch (a.tiling.core) {
-    STDC_CONV_SHAPES(STDC_CASE)
+  switch (a.tiling.form) {
+    STDC_CONV_FORMS(STDC_CASE)
     default:
-      throw std::runtime_error("conv: no core " + std::to_string(a.tiling.core));
+      throw std::runtime_error("conv: no form " + std::to_string(a.tiling.form));
   }
 }
 #undef STDC_CASE
 
 #define STDC_CASE(index, ...) \
   case index:                 \
-    return bytes_of<Shape<__VA_ARGS__>>(a);
+    return bytes_of<CompiledForm<__VA_ARGS__>>(a);
 
 template <>
 int conv_bytes_of<STDC_TYPE>(const ConvArgs& a) {
-  switch (a.tiling.core) {
-    STDC_CONV_SHAPES(STDC_CASE)
+  switch (a.tiling.form) {
+    STDC_CONV_FORMS(STDC_CASE)
     default:
       return 0;
   }

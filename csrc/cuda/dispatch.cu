@@ -1,13 +1,26 @@
 // From an op's arguments to the objects of its type, and what forms there are.
 #include "launch.cuh"
-#include "shapes.h"
+#include "forms.h"
 
 namespace stdc {
 namespace gpu {
 
-void conv(const ConvArgs& a, const Stream& s) { a.type == kHalf ? conv_of<half_t>(a, s) : conv_of<bf16_t>(a, s); }
-void stem(const StemArgs& a, const Stream& s) { a.type == kHalf ? stem_of<half_t>(a, s) : stem_of<bf16_t>(a, s); }
-void down(const DownArgs& a, const Stream& s) { a.type == kHalf ? down_of<half_t>(a, s) : down_of<bf16_t>(a, s); }
+// By Type.
+template <class Args>
+using Launchers = void (*[kTypes])(const Args&, const Stream&);
+
+void conv(const ConvArgs& a, const Stream& s) {
+  static constexpr Launchers<ConvArgs> of = {conv_of<half_t>, conv_of<bf16_t>};
+  of[a.type](a, s);
+}
+void stem(const StemArgs& a, const Stream& s) {
+  static constexpr Launchers<StemArgs> of = {stem_of<half_t>, stem_of<bf16_t>};
+  of[a.type](a, s);
+}
+void down(const DownArgs& a, const Stream& s) {
+  static constexpr Launchers<DownArgs> of = {down_of<half_t>, down_of<bf16_t>};
+  of[a.type](a, s);
+}
 
 void run(const std::vector<Step>& steps, const Stream& stream, int device) {
   const DeviceGuard guard(device);
@@ -39,10 +52,10 @@ int shared_bytes(const ConvArgs& a) { return conv_bytes_of<half_t>(a); }
 int shared_bytes(const StemArgs& a) { return stem_bytes_of<half_t>(a); }
 int shared_bytes(const DownArgs& a) { return down_bytes_of<half_t>(a); }
 
-#define STDC_CORE(index, wm, wn, mi, ni) {wm, wn, mi, ni},
-std::vector<Core> conv_cores() { return {STDC_CONV_SHAPES(STDC_CORE)}; }
-std::vector<Core> stem_cores() { return {STDC_STEM_SHAPES(STDC_CORE)}; }
-std::vector<Core> down_cores() { return {STDC_DOWN_SHAPES(STDC_CORE)}; }
+#define STDC_FORM(index, wm, wn, mi, ni) {wm, wn, mi, ni},
+std::vector<Form> conv_forms() { return {STDC_CONV_FORMS(STDC_FORM)}; }
+std::vector<Form> stem_forms() { return {STDC_STEM_FORMS(STDC_FORM)}; }
+std::vector<Form> down_forms() { return {STDC_DOWN_FORMS(STDC_FORM)}; }
 
 }  // namespace gpu
 }  // namespace stdc

@@ -3,7 +3,7 @@
 // Compiled once a type.
 #include "epilogue.cuh"
 #include "launch.cuh"
-#include "shapes.h"
+#include "forms.h"
 
 namespace stdc {
 namespace gpu {
@@ -18,7 +18,7 @@ struct Params {
 };
 
 // Depthwise convolution and average of what is in shared memory, for eight channels of one output.
-template <class T, class S>
+template <class T, class F>
 STDC_DEVICE void taps(const Params& p, int at, int channel, float (&sum)[8], float (&average)[8]) {
   const Vec* weights = static_cast<const Vec*>(p.a.depthwise) + channel / 8;
   const Vec* bias = reinterpret_cast<const Vec*>(p.a.depthwise_bias) + channel / 4;
@@ -35,7 +35,7 @@ STDC_DEVICE void taps(const Params& p, int at, int channel, float (&sum)[8], flo
   for (int row = 0; row < 3; ++row) {
     STDC_UNROLL
     for (int column = 0; column < 3; ++column) {
-      const Vec v = shared_load<Vec>(at + (row * p.width.by + column) * kRowBytes<S>);
+      const Vec v = shared_load<Vec>(at + (row * p.width.by + column) * kRowBytes<F>);
       const Vec w = load_weight(weights + (row * 3 + column) * p.vectors);
       STDC_UNROLL
       for (int i = 0; i < 4; ++i) {
@@ -49,8 +49,8 @@ STDC_DEVICE void taps(const Params& p, int at, int channel, float (&sum)[8], flo
   }
 }
 
-template <class T, class S>
-STDC_KERNEL(S::kThreads, S::kThreads <= 192 ? 2 : 1)
+template <class T, class F>
+STDC_KERNEL(F::kThreads, F::kThreads <= 192 ? 2 : 1)
 down_kernel(const STDC_CONSTANT Params p) {
   launch_dependents();
   const DownArgs& a = p.a;
@@ -65,25 +65,25 @@ down_kernel(const STDC_CONSTANT Params p) {
   w.column = 2 * out_column - 1;
   w.first = 0;
   w.last = p.s.chunks;
-  w.block = block.y * (S::kChannels / 16);
+  w.block = block.y * (F::kChannels / 16);
   w.set = 0;
 
-  uint32_t pixel[S::kM];
-  lane_pixels<S>(pixel, a.tiling.height * a.tiling.width, p.width, p.width.by * p.s.pixel, p.s.pixel);
-  Sums<S> sums;
-  products<T, S>(p.s, w, pixel, sums);
+  uint32_t pixel[F::kM];
+  lane_pixels<F>(pixel, a.tiling.height * a.tiling.width, p.width, p.width.by * p.s.pixel, p.s.pixel);
+  Sums<F> sums;
+  products<T, F>(p.s, w, pixel, sums);
 
   // As it would be stored, with zeros outside of the image.
-  const int first = block.y * S::kChannels;
+  const int first = block.y * F::kChannels;
   finish(sums, a.bias, first, a.outputs, kRelu);
   STDC_UNROLL
-  for (int i = 0; i < S::kM; ++i)
+  for (int i = 0; i < F::kM; ++i)
     STDC_UNROLL
     for (int h = 0; h < 2; ++h) {
-      const int m = pixel_of<S>(i, h), y = divide(m, p.width), x = m - y * p.width.by;
+      const int m = pixel_of<F>(i, h), y = divide(m, p.width), x = m - y * p.width.by;
       const bool inside = w.row + y >= 0 && w.row + y < a.height && w.column + x >= 0 && w.column + x < a.width;
       STDC_UNROLL
-      for (int j = 0; j < S::kN; ++j)
+      for (int j = 0; j < F::kN; ++j)
         STDC_UNROLL
         for (int k = 0; k < 2; ++k)
           if (!inside) sums.c[i][j][2 * h + k] = 0;
@@ -91,16 +91,16 @@ down_kernel(const STDC_CONSTANT Params p) {
   stage_tile<T>(sums);
   block_sync();
 
-  constexpr int kVectors = S::kChannels / 8;
+  constexpr int kVectors = F::kChannels / 8;
   const int64_t base = image * a.out_height * a.out_width;
   STDC_ROLLED
-  for (int v = thread_id(); v < out_height * p.out_width.by * kVectors; v += S::kThreads) {
+  for (int v = thread_id(); v < out_height * p.out_width.by * kVectors; v += F::kThreads) {
     const int m = v / kVectors, channel = first + v % kVectors * 8;
     const int y = divide(m, p.out_width), x = m - y * p.out_width.by;
     const int row = out_row + y, column = out_column + x, count = a.outputs - channel;
     if (row >= a.out_height || column >= a.out_width || count <= 0) continue;
     float sum[8], average[8];
-    taps<T, S>(p, (2 * y * p.width.by + 2 * x) * kRowBytes<S> + v % kVectors * 16, channel, sum, average);
+    taps<T, F>(p, (2 * y * p.width.by + 2 * x) * kRowBytes<F> + v % kVectors * 16, channel, sum, average);
     Vec out;
     STDC_UNROLL
     for (int i = 0; i < 4; ++i) out.word[i] = pack<T>(sum[2 * i], sum[2 * i + 1]);
@@ -142,52 +142,52 @@ Params params(const DownArgs& a) {
   return p;
 }
 
-template <class S>
+template <class F>
 void check_odd(const Tiling& t) {
-  check<S>("down", t);
+  check<F>("down", t);
   if (t.height < 3 || t.width < 3 || t.height % 2 == 0 || t.width % 2 == 0)
     throw std::runtime_error("down: tiles of " + std::to_string(t.height) + "x" + std::to_string(t.width) +
                              " inputs; both must be odd and at least 3");
 }
 
-template <class T, class S>
-void launch_core(const DownArgs& a, const Stream& stream) {
-  check_odd<S>(a.tiling);
+template <class T, class F>
+void launch_form(const DownArgs& a, const Stream& stream) {
+  check_odd<F>(a.tiling);
   const Params p = params(a);
-  const Index grid{a.images * p.tiles, rounded_up(a.outputs, S::kChannels), 1};
-  launch(down_kernel<T, S>, "down", grid, S::kThreads, bytes<S>(p.s), p, stream);
+  const Index grid{a.images * p.tiles, rounded_up(a.outputs, F::kChannels), 1};
+  launch(down_kernel<T, F>, "down", grid, F::kThreads, bytes<F>(p.s), p, stream);
 }
 
-template <class S>
+template <class F>
 int bytes_of(const DownArgs& a) {
-  check_odd<S>(a.tiling);
-  return bytes<S>(params(a).s);
+  check_odd<F>(a.tiling);
+  return bytes<F>(params(a).s);
 }
 
 }  // namespace
 
 #define STDC_CASE(index, ...) \
   case index:                 \
-    return launch_core<STDC_TYPE, Shape<__VA_ARGS__>>(a, stream);
+    return launch_form<STDC_TYPE, CompiledForm<__VA_ARGS__>>(a, stream);
 
 template <>
 void down_of<STDC_TYPE>(const DownArgs& a, const Stream& stream) {
-  switch (a.tiling.core) {
-    STDC_DOWN_SHAPES(STDC_CASE)
+  switch (a.tiling.form) {
+    STDC_DOWN_FORMS(STDC_CASE)
     default:
-      throw std::runtime_error("down: no core " + std::to_string(a.tiling.core));
+      throw std::runtime_error("down: no form " + std::to_string(a.tiling.form));
   }
 }
 #undef STDC_CASE
 
 #define STDC_CASE(index, ...) \
   case index:                 \
-    return bytes_of<Shape<__VA_ARGS__>>(a);
+    return bytes_of<CompiledForm<__VA_ARGS__>>(a);
 
 template <>
 int down_bytes_of<STDC_TYPE>(const DownArgs& a) {
-  switch (a.tiling.core) {
-    STDC_DOWN_SHAPES(STDC_CASE)
+  switch (a.tiling.form) {
+    STDC_DOWN_FORMS(STDC_CASE)
     default:
       return 0;
   }

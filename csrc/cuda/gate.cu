@@ -1,7 +1,7 @@
 // Matrix-vector products of averages: attention, feature fusion, global context.
 #include <algorithm>
 
-#include "core.cuh"
+#include "tile_product.cuh"
 #include "launch.cuh"
 
 namespace stdc {
@@ -129,7 +129,8 @@ void gate(const GateArgs& a, const Stream& stream) {
   p.aligned = reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && a.pitch % 4 == 0 && a.channels % 4 == 0;
   const Index grid{rounded_up(a.outputs, kOutputs), a.images, 1};
   const int shared = ((1 + p.groups) * a.channels + a.hidden) * 4;
-  launch(a.type == kHalf ? gate_kernel<half_t> : gate_kernel<bf16_t>, "gate", grid, kThreads, shared, p, stream);
+  const Kernel<Params> of[kTypes] = {gate_kernel<half_t>, gate_kernel<bf16_t>};
+  launch(of[a.type], "gate", grid, kThreads, shared, p, stream);
 }
 
 }  // namespace gpu

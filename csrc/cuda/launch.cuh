@@ -86,7 +86,7 @@ template <class Args>
 void launch(Kernel<Args> kernel, const char* name, Index grid, int threads, int shared, const Args& args,
             const Stream& stream) {
   // NOTE: each thread has the struct by value, as on the device.
-  host::run([&] { kernel(args); }, name, grid, threads, shared, stream.dependent);
+  emulator::run([&] { kernel(args); }, name, grid, threads, shared, stream.dependent);
 }
 
 #endif

@@ -1,5 +1,5 @@
 // All that kernels may use of the hardware: the only file with PTX, built-ins and intrinsics. Each has a body for the
-// device and one for the host, where csrc/host runs the same kernels on the CPU.
+// device and one for the host, where csrc/emulator runs the same kernels on the CPU.
 //
 // Kernels index threads in one dimension; blocks have 32 * n threads. Shared memory is one dynamic allocation,
 // addressed by 32-bit offsets in bytes from its start, so that the host can watch every access.
@@ -60,7 +60,7 @@ struct is_half<half_t> {
 }  // namespace stdc
 
 #if !defined(__CUDACC__)
-#include "../host/simt.h"
+#include "../emulator/simt.h"
 #endif
 
 namespace stdc {

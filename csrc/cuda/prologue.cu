@@ -1,5 +1,5 @@
 // A map times a vector plus a vector or a map, where no convolution reads the result: the ends of blocks.
-#include "core.cuh"
+#include "tile_product.cuh"
 #include "launch.cuh"
 
 namespace stdc {
@@ -58,8 +58,8 @@ void prologue(const PrologueArgs& a, const Stream& stream) {
                  aligned(a.y, a.out_pitch)};
   const int64_t vectors = static_cast<int64_t>(a.area) * p.vectors;
   const Index grid{static_cast<int>((vectors + kThreads - 1) / kThreads), a.images, 1};
-  launch(a.type == kHalf ? prologue_kernel<half_t> : prologue_kernel<bf16_t>, "prologue", grid, kThreads, 0, p,
-         stream);
+  const Kernel<Params> of[kTypes] = {prologue_kernel<half_t>, prologue_kernel<bf16_t>};
+  launch(of[a.type], "prologue", grid, kThreads, 0, p, stream);
 }
 
 }  // namespace gpu

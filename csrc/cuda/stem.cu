@@ -1,7 +1,7 @@
 // The first convolution, 3x3 stride 2, from raw frames of any size or from normalised images. Compiled once a type.
 #include "epilogue.cuh"
 #include "launch.cuh"
-#include "shapes.h"
+#include "forms.h"
 
 namespace stdc {
 namespace gpu {
@@ -41,18 +41,18 @@ STDC_DEVICE void read_pixel(const StemArgs& a, const Number* image, int y, int x
 }
 
 // The tile's pixels and those around, of four colours, the last zero.
-template <class T, class S, class Number>
+template <class T, class F, class Number>
 STDC_DEVICE void read_patch(const Params& p, int64_t image, int row, int column, uint32_t at) {
   const StemArgs& a = p.a;
   const Number* from = static_cast<const Number*>(a.image) + image * a.frame_height * a.frame_width * 3;
   const int pixels = (2 * a.tiling.height + 1) * p.patch_width.by;
   constexpr int kTogether = 4;  // pixels of a thread that are on their way at once
   STDC_ROLLED
-  for (int first = thread_id(); first < pixels; first += kTogether * S::kThreads) {
+  for (int first = thread_id(); first < pixels; first += kTogether * F::kThreads) {
     float rgb[kTogether][3];
     STDC_UNROLL
     for (int k = 0; k < kTogether; ++k) {
-      const int i = first + k * S::kThreads, py = divide(i, p.patch_width), y = row + py;
+      const int i = first + k * F::kThreads, py = divide(i, p.patch_width), y = row + py;
       const int x = column + i - py * p.patch_width.by;
       STDC_UNROLL
       for (int c = 0; c < 3; ++c) rgb[k][c] = a.outside[c];
@@ -60,7 +60,7 @@ STDC_DEVICE void read_patch(const Params& p, int64_t image, int row, int column,
     }
     STDC_UNROLL
     for (int k = 0; k < kTogether; ++k) {
-      const int i = first + k * S::kThreads;
+      const int i = first + k * F::kThreads;
       if (i >= pixels) continue;
       shared_store(at + i * 8, pack<T>(rgb[k][0], rgb[k][1]));
       shared_store(at + i * 8 + 4, pack<T>(rgb[k][2], 0));
@@ -68,8 +68,8 @@ STDC_DEVICE void read_patch(const Params& p, int64_t image, int row, int column,
   }
 }
 
-template <class T, class S>
-STDC_KERNEL(S::kThreads, 1)
+template <class T, class F>
+STDC_KERNEL(F::kThreads, 1)
 stem_kernel(const STDC_CONSTANT Params p) {
   launch_dependents();
   const StemArgs& a = p.a;
@@ -78,16 +78,16 @@ stem_kernel(const STDC_CONSTANT Params p) {
   const int spot = block.x - static_cast<int>(image) * p.tiles;
   const int tile_y = spot / p.tiles_x, tile_x = spot - tile_y * p.tiles_x;
   const int row = tile_y * a.tiling.height, column = tile_x * a.tiling.width;
-  Place place{image, row, column, 1, a.tiling.height, a.tiling.width, -1, -1};
+  TilePlace place{image, row, column, 1, a.tiling.height, a.tiling.width, -1, -1};
   if (a.out_height - row < place.rows) place.rows = a.out_height - row;
   if (a.out_width - column < place.columns) place.columns = a.out_width - column;
 
   // All weights, which depend on no other kernel.
-  constexpr int kVectors = S::kChannels * 2;
-  const int first_block = block.y * (S::kChannels / 16);
+  constexpr int kVectors = F::kChannels * 2;
+  const int first_block = block.y * (F::kChannels / 16);
   const char* weight = static_cast<const char*>(a.weight);
   STDC_ROLLED
-  for (int v = thread_id(); v < kRows * kVectors; v += S::kThreads) {
+  for (int v = thread_id(); v < kRows * kVectors; v += F::kThreads) {
     const int unit = v / kVectors, of_block = first_block + v % kVectors / 32;
     const bool exists = of_block < p.blocks;
     const char* from = weight + (unit * p.blocks + of_block) * kUnitBytes + v % 32 * 16;
@@ -97,30 +97,30 @@ stem_kernel(const STDC_CONSTANT Params p) {
   grid_wait();
   const uint32_t patch = kRows * kVectors * 16;
   if (a.is_float)
-    read_patch<T, S, float>(p, image, 2 * row - 1, 2 * column - 1, patch);
+    read_patch<T, F, float>(p, image, 2 * row - 1, 2 * column - 1, patch);
   else
-    read_patch<T, S, uint8_t>(p, image, 2 * row - 1, 2 * column - 1, patch);
+    read_patch<T, F, uint8_t>(p, image, 2 * row - 1, 2 * column - 1, patch);
   cp_async_wait<0>();
   block_sync();
 
-  uint32_t pixel[S::kM];
-  lane_pixels<S>(pixel, a.tiling.height * a.tiling.width, p.width, p.patch_width.by * 16, 16);
-  Sums<S> sums;
+  uint32_t pixel[F::kM];
+  lane_pixels<F>(pixel, a.tiling.height * a.tiling.width, p.width, p.patch_width.by * 16, 16);
+  Sums<F> sums;
   clear(sums);
   // NOTE: the fourth pixel of a row of taps has zero weights; what is no number there reaches one pixel too far.
   STDC_UNROLL
   for (int i = 0; i < kRows; ++i) {
-    Fragments<S> f;
-    read(f, pixel, patch + i * p.patch_width.by * 8, true, i * kVectors * 16 + lane_weights<S>());
+    Fragments<F> f;
+    read(f, pixel, patch + i * p.patch_width.by * 8, true, i * kVectors * 16 + lane_weights<F>());
     multiply<T>(sums, f);
   }
 
-  const int first = block.y * S::kChannels;
+  const int first = block.y * F::kChannels;
   finish(sums, a.bias, first, a.outputs, a.act);
   block_sync();
   stage_tile<T>(sums);
   block_sync();
-  store_tile<T, S>(static_cast<T*>(a.y), place, p.width, static_cast<int64_t>(a.out_height) * a.out_width, a.out_width,
+  store_tile<T, F>(static_cast<T*>(a.y), place, p.width, static_cast<int64_t>(a.out_height) * a.out_width, a.out_width,
                    a.out_pitch, first, a.outputs, p.aligned);
 }
 
@@ -137,46 +137,46 @@ Params params(const StemArgs& a) {
   return p;
 }
 
-template <class S>
+template <class F>
 int bytes_of(const StemArgs& a) {
-  check<S>("stem", a.tiling);
-  const int loop = kRows * S::kChannels * 32 + (2 * a.tiling.height + 1) * (2 * a.tiling.width + 2) * 8;
-  const int tile = S::kPixels * kRowBytes<S>;
+  check<F>("stem", a.tiling);
+  const int loop = kRows * F::kChannels * 32 + (2 * a.tiling.height + 1) * (2 * a.tiling.width + 2) * 8;
+  const int tile = F::kPixels * kRowBytes<F>;
   return loop > tile ? loop : tile;
 }
 
-template <class T, class S>
-void launch_core(const StemArgs& a, const Stream& stream) {
-  const int shared = bytes_of<S>(a);
+template <class T, class F>
+void launch_form(const StemArgs& a, const Stream& stream) {
+  const int shared = bytes_of<F>(a);
   const Params p = params(a);
-  const Index grid{a.images * p.tiles, rounded_up(a.outputs, S::kChannels), 1};
-  launch(stem_kernel<T, S>, "stem", grid, S::kThreads, shared, p, stream);
+  const Index grid{a.images * p.tiles, rounded_up(a.outputs, F::kChannels), 1};
+  launch(stem_kernel<T, F>, "stem", grid, F::kThreads, shared, p, stream);
 }
 
 }  // namespace
 
 #define STDC_CASE(index, ...) \
   case index:                 \
-    return launch_core<STDC_TYPE, Shape<__VA_ARGS__>>(a, stream);
+    return launch_form<STDC_TYPE, CompiledForm<__VA_ARGS__>>(a, stream);
 
 template <>
 void stem_of<STDC_TYPE>(const StemArgs& a, const Stream& stream) {
-  switch (a.tiling.core) {
-    STDC_STEM_SHAPES(STDC_CASE)
+  switch (a.tiling.form) {
+    STDC_STEM_FORMS(STDC_CASE)
     default:
-      throw std::runtime_error("stem: no core " + std::to_string(a.tiling.core));
+      throw std::runtime_error("stem: no form " + std::to_string(a.tiling.form));
   }
 }
 #undef STDC_CASE
 
 #define STDC_CASE(index, ...) \
   case index:                 \
-    return bytes_of<Shape<__VA_ARGS__>>(a);
+    return bytes_of<CompiledForm<__VA_ARGS__>>(a);
 
 template <>
 int stem_bytes_of<STDC_TYPE>(const StemArgs& a) {
-  switch (a.tiling.core) {
-    STDC_STEM_SHAPES(STDC_CASE)
+  switch (a.tiling.form) {
+    STDC_STEM_FORMS(STDC_CASE)
     default:
       return 0;
   }

@@ -12,6 +12,7 @@ namespace stdc {
 namespace gpu {
 
 enum Type : int { kHalf = 0, kBfloat = 1 };
+constexpr int kTypes = 2;
 enum Act : int { kNone = 0, kRelu = 1, kSigmoid = 2, kSigmoidPlus1 = 3 };
 enum Add : int { kNothing = 0, kVector = 1, kMap = 2 };
 
@@ -21,102 +22,133 @@ struct Stream {
 };
 
 // A compiled form: warps along pixels and along channels, and the blocks of 16 pixels and of 8 channels that each has.
-struct Core {
+struct Form {
   int warps_m, warps_n, m, n;
 };
 
-// How one kernel is cut: tile_h * tile_w is at most the core's pixels. Fields are sizes in pixels and channels.
+// How one kernel is cut: tile_h * tile_w is at most the form's pixels. Fields are sizes in pixels and channels.
 struct Tiling {
-  int core;    // index into conv_cores(), stem_cores() or down_cores()
+  int form;    // index into conv_forms(), stem_forms() or down_forms()
   int height, width;
   int chunk;   // input channels whose pixels are in shared memory at once; a multiple of 16
   int split;   // blocks that share a tile, each with some of the chunks
 };
 
+// The fields of each op's arguments, named once: FIELD(type, name), POINTER(what it points to, name), and TRIPLE(name)
+// of three floats. The structs below and their bindings to Python are made of these lists.
+
 // y = act(conv(x * scale + add) + bias), of one or two inputs as if concatenated.
-struct ConvArgs {
-  Type type;
-  Tiling tiling;
-  const void* x;          // [images, height, width, channels of pitch]
-  const void* other;      // second input, or null
-  const void* weight;     // fragments, see stdc_fast/backends/fragments.py
-  const float* bias;      // [outputs]
-  void* y;                // [images, out_height, out_width, outputs of out_pitch], or float32 planes
-                          // [images, out_pitch, out_height, out_width] if `planar`
-  const float* scale;     // [images, channels of scale_pitch], or null
-  const void* add;        // kVector: float32 [images, channels of add_pitch]; kMap: like x
-  float* sums;            // [images, sums_rows, outputs of sums_pitch], what each tile adds to the image's average, or
-                          // null
-  float* workspace;       // split > 1: [tiles, blocks, split, pixels, channels] of the core
-  int* arrivals;          // split > 1: [tiles, blocks], zero before and after
-  int images, height, width, out_height, out_width;
-  int kernel, stride;     // kernel 2 is the sub-pixel form of a doubled map and 3x3
-  int channels, pitch, other_channels, other_pitch, outputs, out_pitch;
-  int act, planar, scale_pitch, add_kind, add_pitch, sums_rows, sums_pitch;
-};
+#define STDC_CONV_FIELDS(FIELD, POINTER, TRIPLE)                                                                    \
+  FIELD(Type, type)                                                                                                 \
+  FIELD(Tiling, tiling)                                                                                             \
+  POINTER(const void, x)       /* [images, height, width, channels of pitch] */                                     \
+  POINTER(const void, other)   /* second input, or null */                                                          \
+  POINTER(const void, weight)  /* fragments, see stdc_fast/backends/cuda/fragments.py */                            \
+  POINTER(const float, bias)   /* [outputs] */                                                                      \
+  POINTER(void, y)             /* [images, out_height, out_width, outputs of out_pitch]; if `planar`, float32 */    \
+                               /* planes [images, out_pitch, out_height, out_width] */                              \
+  POINTER(const float, scale)  /* [images, channels of scale_pitch], or null */                                     \
+  POINTER(const void, add)     /* kVector: float32 [images, channels of add_pitch]; kMap: like x */                 \
+  POINTER(float, sums)         /* [images, sums_rows, outputs of sums_pitch], what each tile adds to the image's */ \
+                               /* average, or null */                                                               \
+  POINTER(float, workspace)    /* split > 1: [tiles, blocks, split, pixels, channels] of the form */                \
+  POINTER(int, arrivals)       /* split > 1: [tiles, blocks], zero before and after */                              \
+  FIELD(int, images) FIELD(int, height) FIELD(int, width) FIELD(int, out_height) FIELD(int, out_width)              \
+  FIELD(int, kernel)           /* 2 is the sub-pixel form of a doubled map and 3x3 */                               \
+  FIELD(int, stride)                                                                                                \
+  FIELD(int, channels) FIELD(int, pitch) FIELD(int, other_channels) FIELD(int, other_pitch)                         \
+  FIELD(int, outputs) FIELD(int, out_pitch)                                                                         \
+  FIELD(int, act) FIELD(int, planar) FIELD(int, scale_pitch) FIELD(int, add_kind) FIELD(int, add_pitch)             \
+  FIELD(int, sums_rows) FIELD(int, sums_pitch)
 
 // First convolution, 3x3 stride 2: y = act(conv(image - offset) + bias), zero-padded after subtracting.
-struct StemArgs {
-  Type type;
-  Tiling tiling;      // of chunk and split only the least values are checked
-  const void* image;  // uint8 or float32 [images, frame_height, frame_width, 3], seen as height x width (bilinear)
-  int is_float;
-  const void* weight;  // fragments: of each row of taps four pixels of four colours, of which the last are zero
-  const float* bias;
-  float offset[3];    // subtracted from pixels
-  float outside[3];   // what stands for pixels outside of the image
-  void* y;
-  int images, frame_height, frame_width, height, width, out_height, out_width, outputs, out_pitch, act;
-  float scale_y, scale_x;  // (source - 1) / (seen - 1)
-};
+#define STDC_STEM_FIELDS(FIELD, POINTER, TRIPLE)                                                                   \
+  FIELD(Type, type)                                                                                                \
+  FIELD(Tiling, tiling)        /* of chunk and split only the least values are checked */                          \
+  POINTER(const void, image)   /* uint8 or float32 [images, frame_height, frame_width, 3], seen as height x */     \
+                               /* width (bilinear) */                                                              \
+  FIELD(int, is_float)                                                                                             \
+  POINTER(const void, weight)  /* fragments: of each row of taps four pixels of four colours, of which the last */ \
+                               /* are zero */                                                                      \
+  POINTER(const float, bias)                                                                                       \
+  TRIPLE(offset)               /* subtracted from pixels */                                                        \
+  TRIPLE(outside)              /* what stands for pixels outside of the image */                                   \
+  POINTER(void, y)                                                                                                 \
+  FIELD(int, images) FIELD(int, frame_height) FIELD(int, frame_width) FIELD(int, height) FIELD(int, width)         \
+  FIELD(int, out_height) FIELD(int, out_width) FIELD(int, outputs) FIELD(int, out_pitch) FIELD(int, act)           \
+  FIELD(float, scale_y) FIELD(float, scale_x)  /* (source - 1) / (seen - 1) */
 
 // 1x1 convolution and ReLU, then depthwise 3x3 stride 2 to y and average pool 3x3 stride 2 to pooled.
-struct DownArgs {
-  Type type;
-  Tiling tiling;                // height and width of the tile at the input's resolution: 2 n + 1
-  const void* x;
-  const void* weight;
-  const float* bias;            // [outputs]
-  const void* depthwise;        // [9, outputs rounded up to 8]
-  const float* depthwise_bias;  // [outputs rounded up to 8]
-  void* y;
-  void* pooled;                 // or null
-  int images, height, width, out_height, out_width, channels, pitch, outputs, out_pitch, pooled_pitch;
-  int count_pad;                // the average divides by nine everywhere, else by the pixels inside of the image
-};
+#define STDC_DOWN_FIELDS(FIELD, POINTER, TRIPLE)                                                              \
+  FIELD(Type, type)                                                                                           \
+  FIELD(Tiling, tiling)                 /* height and width of the tile at the input's resolution: 2 n + 1 */ \
+  POINTER(const void, x)                                                                                      \
+  POINTER(const void, weight)                                                                                 \
+  POINTER(const float, bias)            /* [outputs] */                                                       \
+  POINTER(const void, depthwise)        /* [9, outputs rounded up to 8] */                                    \
+  POINTER(const float, depthwise_bias)  /* [outputs rounded up to 8] */                                       \
+  POINTER(void, y)                                                                                            \
+  POINTER(void, pooled)                 /* or null */                                                         \
+  FIELD(int, images) FIELD(int, height) FIELD(int, width) FIELD(int, out_height) FIELD(int, out_width)        \
+  FIELD(int, channels) FIELD(int, pitch) FIELD(int, outputs) FIELD(int, out_pitch) FIELD(int, pooled_pitch)   \
+  FIELD(int, count_pad)                 /* the average divides by nine everywhere, else by the pixels inside */
 
 // One or two dense layers on what `rows` rows of partial averages add up to.
-struct GateArgs {
-  Type type;  // of the weights
-  const float* x;        // [images, rows, channels of pitch]
-  const void* weight;    // [hidden or outputs, channels]
-  const float* bias;
-  const void* weight2;   // [outputs, hidden]
-  const float* bias2;
-  float* y;              // [images, outputs of out_pitch]
-  int images, rows, channels, pitch, hidden, outputs, out_pitch, act, act2;  // hidden 0: one layer, with act
-};
+#define STDC_GATE_FIELDS(FIELD, POINTER, TRIPLE)                             \
+  FIELD(Type, type)             /* of the weights */                         \
+  POINTER(const float, x)       /* [images, rows, channels of pitch] */      \
+  POINTER(const void, weight)   /* [hidden or outputs, channels] */          \
+  POINTER(const float, bias)                                                 \
+  POINTER(const void, weight2)  /* [outputs, hidden] */                      \
+  POINTER(const float, bias2)                                                \
+  POINTER(float, y)             /* [images, outputs of out_pitch] */         \
+  FIELD(int, images) FIELD(int, rows) FIELD(int, channels) FIELD(int, pitch) \
+  FIELD(int, hidden)            /* 0: one layer, with act */                 \
+  FIELD(int, outputs) FIELD(int, out_pitch) FIELD(int, act) FIELD(int, act2)
 
 // y = x * scale + add, where no convolution reads the result.
-struct PrologueArgs {
-  Type type;
-  const void* x;
-  const float* scale;  // or null
-  const void* add;
-  void* y;
-  int images, area, channels, pitch, out_pitch, scale_pitch, add_kind, add_pitch;
-};
+#define STDC_PROLOGUE_FIELDS(FIELD, POINTER, TRIPLE)                                               \
+  FIELD(Type, type)                                                                                \
+  POINTER(const void, x)                                                                           \
+  POINTER(const float, scale)  /* or null */                                                       \
+  POINTER(const void, add)                                                                         \
+  POINTER(void, y)                                                                                 \
+  FIELD(int, images) FIELD(int, area) FIELD(int, channels) FIELD(int, pitch) FIELD(int, out_pitch) \
+  FIELD(int, scale_pitch) FIELD(int, add_kind) FIELD(int, add_pitch)
 
 // Labels from logits: interpolation by tables, then the best class, the lowest of equals.
-struct UpsampleArgs {
-  const float* logits;         // [images, classes, height, width]
-  const int* row_base;         // [out_height], first of the rows that a row of labels reads
-  const float* row_weight;     // [out_height, taps]
-  const int* column_start;     // [width + 1], first column of labels of each cell between columns of the logits
-  const float* column_weight;  // [out_width, taps]
-  uint8_t* labels;             // [images, out_height, out_width]
-  int images, classes, height, width, out_height, out_width, taps;
-};
+#define STDC_UPSAMPLE_FIELDS(FIELD, POINTER, TRIPLE)                                                             \
+  POINTER(const float, logits)         /* [images, classes, height, width] */                                    \
+  POINTER(const int, row_base)         /* [out_height], first of the rows that a row of labels reads */          \
+  POINTER(const float, row_weight)     /* [out_height, taps] */                                                  \
+  POINTER(const int, column_start)     /* [width + 1], first column of labels of each cell between columns of */ \
+                                       /* the logits */                                                          \
+  POINTER(const float, column_weight)  /* [out_width, taps] */                                                   \
+  POINTER(uint8_t, labels)             /* [images, out_height, out_width] */                                     \
+  FIELD(int, images) FIELD(int, classes) FIELD(int, height) FIELD(int, width)                                    \
+  FIELD(int, out_height) FIELD(int, out_width) FIELD(int, taps)
+
+// All structs, with their fields.
+#define STDC_ARGS(ARGS)                    \
+  ARGS(ConvArgs, STDC_CONV_FIELDS)         \
+  ARGS(StemArgs, STDC_STEM_FIELDS)         \
+  ARGS(DownArgs, STDC_DOWN_FIELDS)         \
+  ARGS(GateArgs, STDC_GATE_FIELDS)         \
+  ARGS(PrologueArgs, STDC_PROLOGUE_FIELDS) \
+  ARGS(UpsampleArgs, STDC_UPSAMPLE_FIELDS)
+
+#define STDC_FIELD(type, name) type name;
+#define STDC_POINTER(type, name) type* name;
+#define STDC_TRIPLE(name) float name[3];
+#define STDC_STRUCT(name, fields)                 \
+  struct name {                                   \
+    fields(STDC_FIELD, STDC_POINTER, STDC_TRIPLE) \
+  };
+STDC_ARGS(STDC_STRUCT)
+#undef STDC_STRUCT
+#undef STDC_TRIPLE
+#undef STDC_POINTER
+#undef STDC_FIELD
 
 void conv(const ConvArgs&, const Stream&);
 void stem(const StemArgs&, const Stream&);
@@ -133,9 +165,9 @@ void run(const std::vector<Step>& steps, const Stream& stream, int device);
 int driver_version();
 int runtime_version();
 
-std::vector<Core> conv_cores();
-std::vector<Core> stem_cores();
-std::vector<Core> down_cores();
+std::vector<Form> conv_forms();
+std::vector<Form> stem_forms();
+std::vector<Form> down_forms();
 // Bytes of shared memory that a launch needs.
 int shared_bytes(const ConvArgs&);
 int shared_bytes(const StemArgs&);

@@ -1,4 +1,4 @@
-// Arguments of the row kernels, one struct an op, and the table of kernels of one instruction set.
+// Arguments of the row kernels, one struct an op, and the list of all row kernels.
 //
 // No STL here: this header is part of the objects that are compiled once an instruction set, where an inline
 // function would be a weak symbol that the linker may take for all sets. Strides are in elements.
@@ -10,6 +10,7 @@
 namespace stdc {
 
 enum class DType : int { f32 = 0, bf16 = 1, u8 = 2 };
+constexpr int kDTypes = 3;
 
 // A run of consecutive elements that each output pixel reads: a tap, or several that lie side by side.
 struct Step {
@@ -91,6 +92,15 @@ struct FrameRow {
   int64_t pixels;
 };
 
+// The best class of each pixel of a row of logits, the lowest of a tie.
+struct BestRow {
+  const float* logits;
+  ptrdiff_t step;  // from pixel to pixel
+  int classes;
+  int64_t pixels;
+  uint8_t* out;
+};
+
 // One row of labels from logits that are interpolated between rows and columns.
 struct LabelRow {
   const float* rows[3];    // logits [width][step] of the rows that take part
@@ -147,40 +157,35 @@ struct WinogradOut {
 struct CopyRow {
   const void* in;
   ptrdiff_t in_pixel, in_channel;
-  DType in_type;
   void* out;
   ptrdiff_t out_pixel, out_channel;
-  DType out_type;
   int64_t pixels;
   int channels;
   int spare;  // zeros after each pixel's channels
 };
 
-struct Kernels {
-  const char* name;
-  int block;  // output channels that a row of a convolution computes at once
-  void (*conv_f32)(const ConvRow&);
-  void (*conv_bf16)(const ConvRow&);
-  void (*finish)();  // gives back the tile registers; null where there are none
-  bool bf16_products;  // whether there are instructions for them
-  bool winograd_bf16;  // whether Winograd's tiles in float32 can be faster than those
-  void (*winograd_in_f32)(const WinogradIn&);
-  void (*winograd_in_bf16)(const WinogradIn&);
-  void (*winograd_out_f32)(const WinogradOut&);
-  void (*winograd_out_bf16)(const WinogradOut&);
-  void (*down_f32)(const DownRow&);
-  void (*down_bf16)(const DownRow&);
-  void (*prologue_f32)(const PrologueRow&);
-  void (*prologue_bf16)(const PrologueRow&);
-  void (*gate)(const GateLayer&);
-  void (*frame_f32)(const FrameRow&);
-  void (*frame_bf16)(const FrameRow&);
-  void (*best)(const float* logits, ptrdiff_t step, int classes, int64_t pixels, uint8_t* out);
-  void (*labels)(const LabelRow&);
-  void (*copy)(const CopyRow&);
-};
-
 }  // namespace stdc
+
+// Every row kernel, named once: KERNEL(set, name, arguments, dtypes) stands for the functions name_dtype_set. The dtype
+// is that of the maps; kernels of vectors and logits have STDC_F32, since those are float32 in every plan. A set with
+// tile registers has product kernels of its own and takes the others from another set.
+#define STDC_F32(EACH, set, name, arguments) EACH(set, name, arguments, f32)
+#define STDC_FLOATS(EACH, set, name, arguments) EACH(set, name, arguments, f32) EACH(set, name, arguments, bf16)
+
+#define STDC_PRODUCT_KERNELS(KERNEL, set) KERNEL(set, conv, ConvRow, STDC_FLOATS)
+
+#define STDC_OTHER_KERNELS(KERNEL, set)                    \
+  KERNEL(set, winograd_in, WinogradIn, STDC_FLOATS)        \
+  KERNEL(set, winograd_out, WinogradOut, STDC_FLOATS)      \
+  KERNEL(set, down, DownRow, STDC_FLOATS)                  \
+  KERNEL(set, prologue, PrologueRow, STDC_FLOATS)          \
+  KERNEL(set, gate, GateLayer, STDC_F32)                   \
+  KERNEL(set, frame, FrameRow, STDC_FLOATS)                \
+  KERNEL(set, best, BestRow, STDC_F32)                     \
+  KERNEL(set, labels, LabelRow, STDC_F32)
+
+// Between the caller's tensors and maps, named once as well: COPY(set, from, to) is copy_from_to_set, of a CopyRow.
+#define STDC_COPIES(COPY, set) COPY(set, f32, f32) COPY(set, f32, bf16) COPY(set, bf16, f32) COPY(set, bf16, bf16)
 
 // Names of one set's functions: STDC_FN(conv_f32) is conv_f32_avx2.
 #define STDC_JOIN2(a, b) a##_##b

@@ -1,4 +1,4 @@
-"""The CUDA part of the build: found, compiled, or left out with a reason; and the tests' host module."""
+"""The CUDA part of the build: found, compiled, or left out with a reason; and the tests' emulator module."""
 
 import ctypes
 import json
@@ -247,33 +247,33 @@ def test_what_is_said_of_cuda(tmp_path, monkeypatch):
     assert _native.cuda_info()["targets"] == ["80"]
 
 
-# ---------------------------------------------------------------- the host module
+# ---------------------------------------------------------------- the emulator module
 
 
-HOST = {
-    "csrc/host/simt.cpp": "int simt() { return 8; }\n",
-    "csrc/bindings_gpu.cpp": "#if STDC_HOST\nint bindings_host() { return 9; }\n#endif\n",
+EMULATOR = {
+    "csrc/emulator/simt.cpp": "int simt() { return 8; }\n",
+    "csrc/bindings_gpu.cpp": "#if STDC_EMULATOR\nint bindings_emulator() { return 9; }\n#endif\n",
 }
 
 
-def make_host(tree, **environment):
-    command = (sys.executable, "setup.py", "-q", "host", "--out", tree / "made")
+def make_emulator(tree, **environment):
+    command = (sys.executable, "setup.py", "-q", "emulator", "--out", tree / "made")
     run(*command, cwd=tree, CUDACXX="/nonexistent/nvcc", **environment)
-    return tree / "made" / f"stdc_fast_host{EXTENSION_SUFFIXES[0]}"
+    return tree / "made" / f"stdc_fast_emulator{EXTENSION_SUFFIXES[0]}"
 
 
-def test_the_host_module(small):
-    write(small, HOST)
-    names = run("nm", "--demangle", make_host(small))
-    for name in ("gate()", "conv(half_t)", "conv(bf16_t)", "simt()", "bindings_host()"):
+def test_the_emulator_module(small):
+    write(small, EMULATOR)
+    names = run("nm", "--demangle", make_emulator(small))
+    for name in ("gate()", "conv(half_t)", "conv(bf16_t)", "simt()", "bindings_emulator()"):
         assert f" {name}\n" in names
-    assert "__asan" in run("nm", make_host(small, STDC_FAST_SANITIZE="address,undefined"))
-    assert {f.name for f in (small / "build").glob("host*")} == {"host", "host-address-undefined"}
+    assert "__asan" in run("nm", make_emulator(small, STDC_FAST_SANITIZE="address,undefined"))
+    assert {f.name for f in (small / "build").glob("emulator*")} == {"emulator", "emulator-address-undefined"}
 
 
-def test_a_host_module_that_does_not_compile(small):
-    write(small, HOST | {"csrc/cuda/gate.cu": "int gate() { return x_y; }\n"})
-    command = [sys.executable, "setup.py", "-q", "host", "--out", str(small)]
+def test_an_emulator_module_that_does_not_compile(small):
+    write(small, EMULATOR | {"csrc/cuda/gate.cu": "int gate() { return x_y; }\n"})
+    command = [sys.executable, "setup.py", "-q", "emulator", "--out", str(small)]
     done = subprocess.run(command, cwd=small, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1
     assert re.search(r"^error: \S*cuda/gate.cu:1:\S* error: .*x_y", done.stderr, re.M)

@@ -101,6 +101,24 @@ def test_mistakes_are_one_line(folder, label_frame):
         assert result.stderr.startswith("label_frame: ") and message in result.stderr
 
 
+def test_a_plan_without_a_row_kernel_is_refused_when_it_is_read(folder):
+    """A dtype that an instruction set has only some kernels for: a sentence, not a call of null."""
+    program = folder / "missing_kernel"
+    sources = f"tests/native/missing_kernel.cpp {folder}/libstdc_fast.a"
+    done = execute(f"c++ -std=c++17 -O1 -Icsrc -Icsrc/include {sources} -pthread -o {program}", folder)
+    assert done.returncode == 0, done.stderr
+    done = execute(f"{program} {folder}/stdc1.plan", folder)
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert said.pop("of another dtype") == "nothing"
+    for what, sentence in said.items():
+        kind = "frame" if what == "border" else what
+        assert re.fullmatch(
+            rf"not a usable saved plan: op \S+: instruction set reduced has no {kind} of float32", sentence
+        )
+    assert set(said) == {"conv", "down", "prologue", "frame", "border"}
+
+
 def test_export_names_the_values_it_takes(run_cli, tmp_path):
     done = run_cli("export", "stdc1_camvid", "--out", tmp_path / "a.plan", "--dtype", "float16")
     assert done.code == 2 and done.messages == [

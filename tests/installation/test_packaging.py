@@ -57,7 +57,7 @@ def test_the_sdist_holds_what_a_build_needs(built):
     files = [file.relative_to(ROOT) for file in ROOT.glob("csrc/**/*") if file.is_file()]
     sources = [file for file in files if file.suffix != ".pyc"]
     assert {file.suffix for file in sources} >= {".cpp", ".h", ".cu", ".cuh", ".py"}
-    assert {str(file.parent) for file in sources} >= {"csrc/cuda", "csrc/host"}
+    assert {str(file.parent) for file in sources} >= {"csrc/cuda", "csrc/emulator"}
     assert set(sources) <= set(built.names)
     unwanted = re.compile(r"\.(so|o|a|pyc)$|_build_info\.json$")
     assert [name for name in built.names if unwanted.search(str(name))] == []
@@ -167,8 +167,8 @@ def test_instruction_sets_share_no_code(built):
     assert any(re.match(r"[0-9a-f]+ [WwVvu] std::", line) for line in symbols)
 
 
-def test_the_core_alone(built, tmp_path):
-    run(sys.executable, "setup.py", "-q", "core", "--out", tmp_path, cwd=built.tree)
+def test_the_library_alone(built, tmp_path):
+    run(sys.executable, "setup.py", "-q", "library", "--out", tmp_path, cwd=built.tree)
     objects = run("ar", "t", tmp_path / "libstdc_fast.a").split()
     assert {"engine.o", "conv.o"} <= set(objects)
     assert "bindings.o" not in objects

@@ -1,4 +1,4 @@
-// Kernels that test csrc/host: one for each primitive, and a matrix product into which bugs can be planted. Built as
+// Kernels that test csrc/emulator: one for each primitive, and a matrix product into which bugs can be planted. Built as
 // a library for tests/backends/cuda/test_simt.py, and as a program to run all of it with sanitizers.
 #include <stdio.h>
 #include <stdlib.h>
@@ -273,14 +273,14 @@ extern "C" {
 // Runs a case; 0, or 1 with why it failed in the message.
 int simt_case(const char* name, const void* in, void* out, const Settings* s, char* message, size_t bytes) {
   try {
-    gpu::host::set_schedule(static_cast<gpu::host::Schedule>(s->schedule), s->seed);
-    gpu::host::options().races = s->races;
-    gpu::host::options().poison = s->poison;
-    gpu::host::options().block_races = s->block_races;
-    std::vector<gpu::host::Range> ranges;
-    const auto kind = s->in_is_data ? gpu::host::Memory::data : gpu::host::Memory::weight;
-    if (s->in_bytes) ranges = {{in, s->in_bytes, kind}, {out, s->out_bytes, gpu::host::Memory::data}};
-    gpu::host::set_memory(ranges);
+    gpu::emulator::set_schedule(static_cast<gpu::emulator::Schedule>(s->schedule), s->seed);
+    gpu::emulator::options().races = s->races;
+    gpu::emulator::options().poison = s->poison;
+    gpu::emulator::options().block_races = s->block_races;
+    std::vector<gpu::emulator::Range> ranges;
+    const auto kind = s->in_is_data ? gpu::emulator::Memory::data : gpu::emulator::Memory::weight;
+    if (s->in_bytes) ranges = {{in, s->in_bytes, kind}, {out, s->out_bytes, gpu::emulator::Memory::data}};
+    gpu::emulator::set_memory(ranges);
     gpu::run_case(name, {in, out, s->bug}, s->dependent);
     return 0;
   } catch (const std::exception& e) {
@@ -290,10 +290,10 @@ int simt_case(const char* name, const void* in, void* out, const Settings* s, ch
 }
 
 void simt_statistics(int64_t (&to)[7]) {
-  const gpu::host::Statistics& s = gpu::host::statistics();
+  const gpu::emulator::Statistics& s = gpu::emulator::statistics();
   const int64_t all[] = {s.launches, s.blocks, s.mma, s.ldmatrix, s.barriers, s.switches, s.copied_bytes};
   memcpy(to, all, sizeof(all));
-  gpu::host::reset_statistics();
+  gpu::emulator::reset_statistics();
 }
 
 // Numbers of 16 bits to float32 and back.
@@ -306,8 +306,8 @@ void simt_round(const float* x, uint16_t* y, size_t n, int half) {
 }
 // As on CPUs without conversions.
 void simt_plain(const uint16_t* x, float* y, const float* z, uint16_t* w, size_t n, size_t m) {
-  for (size_t i = 0; i < n; ++i) y[i] = gpu::host::float_of_half(x[i]);
-  for (size_t i = 0; i < m; ++i) w[i] = gpu::host::half_of_float(z[i]);
+  for (size_t i = 0; i < n; ++i) y[i] = gpu::emulator::float_of_half(x[i]);
+  for (size_t i = 0; i < m; ++i) w[i] = gpu::emulator::half_of_float(z[i]);
 }
 
 }  // extern "C"

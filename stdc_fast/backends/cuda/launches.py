@@ -165,8 +165,8 @@ class CudaLowered(Lowered):
         }  # fmt: skip
         workspace = arrivals = self._none
         if t.split > 1:
-            shared = self.request.batch * self._tiles_of_image(op) * -(-op.output.channels // t.core[1])
-            workspace = self._extra(shared * t.split * t.core[0] * t.core[1])
+            shared = self.request.batch * self._tiles_of_image(op) * -(-op.output.channels // t.block[1])
+            workspace = self._extra(shared * t.split * t.block[0] * t.block[1])
             arrivals = self._extra(shared, dtype=torch.int32, zero=True)
         sums, rows, pitch = self._sums(op.mean)
         self._emit(

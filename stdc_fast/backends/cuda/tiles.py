@@ -1,7 +1,7 @@
 """How the CUDA kernels cut their work: the choices there are, a model of their time, and tables.
 
 The choice for an op is what the table of the device's class says (``stdc_fast/tables/cuda_sm_*.json``), else
-the least time by the model. Both are for the cores that were compiled: ``csrc/cuda/shapes.h``.
+the least time by the model. Both are for the forms that were compiled: ``csrc/cuda/forms.h``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from stdc_fast.backends.gpu.chooser import TileModel
 from stdc_fast.backends.gpu.model import DEVICES, LATENCY, Device, Prediction, Work
 
 ADDS = {"none": 0, "vector": 1, "map": 2}  # as in csrc/include/gpu.h
-SHAPES = 6  # of tiles that are looked at for each core
+SHAPES = 6  # of tiles that are looked at for each block
 UNIT = 16  # input channels of one product
 UNITS = 4  # of a step
 CLOCK = 1.7e9  # hertz, for what shared memory gives: 128 bytes a cycle
 STEP = 30e-9  # seconds that a step's barrier costs
 EXTRA = 0.25e-6  # seconds for a pass over the pixels in shared memory
 REGISTERS = 65536  # of a processor
-#: Registers that a thread of each core takes at most, in eights; ``bench.ptxas`` holds the compiler to them.
+#: Registers that a thread of each form takes at most, in eights; ``bench.ptxas`` holds the compiler to them.
 THREAD = {
     "conv": {
         (128, 128): 168, (128, 64): 168, (128, 32): 120, (128, 16): 128, (64, 64): 120,
@@ -40,7 +40,7 @@ class CudaTiles:
     """How one kernel is launched.
 
     Attributes:
-        core: (pixels, channels) of a block.
+        block: (pixels, channels) of a block of threads.
         height, width: pixels of its tile, of the output; in the sub-pixel form of the small map.
         chunk: input channels whose pixels are in shared memory at once.
         split: blocks that share a tile, each with some of the chunks.
@@ -48,7 +48,7 @@ class CudaTiles:
     ValueError for what no kernel can have.
     """
 
-    core: tuple[int, int]
+    block: tuple[int, int]
     height: int
     width: int
     chunk: int = 16
@@ -62,7 +62,7 @@ class CudaTiles:
     @property
     def numbers(self) -> tuple[int, ...]:
         """As a table has them."""
-        return (*self.core, self.height, self.width, self.chunk, self.split)
+        return (*self.block, self.height, self.width, self.chunk, self.split)
 
     @classmethod
     def of(cls, numbers: list[int]) -> CudaTiles:
@@ -71,13 +71,13 @@ class CudaTiles:
 
     def __str__(self) -> str:
         split = f"/{self.split}" if self.split > 1 else ""
-        pixels, channels = self.core
+        pixels, channels = self.block
         return f"{self.height}x{self.width}x{channels}{split} in {pixels}x{channels}, chunks of {self.chunk}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Of a core: warps along pixels and channels, blocks of 16 pixels and of 8 channels that each has, and
+    """Of a kernel: warps along pixels and channels, blocks of 16 pixels and of 8 channels that each has, and
     the bytes of shared memory that a block takes.
     """
 
@@ -99,15 +99,15 @@ class CompiledForms:
     def __init__(self, native: ModuleType, shared: int = 1 << 30):
         self.native, self.shared = native, shared
         #: By kind and (pixels, channels): index, and what of a :class:`Form` is known.
-        self.cores = {
+        self.by_block = {
             kind: {(wm * m * 16, wn * n * 8): (i, wm, wn, m, n) for i, (wm, wn, m, n) in enumerate(found)}
-            for kind, found in native.cores().items()
+            for kind, found in native.forms().items()
         }
 
     def form(self, work: Work, t: CudaTiles) -> Form | None:
         """What a block is, or None if there is no such kernel or not the memory for it."""
         chunks = sum(-(-c // t.chunk) for c in work.inputs) if work.kind == "conv" else 1
-        if t.core not in self.cores[work.kind] or t.split > chunks:
+        if t.block not in self.by_block[work.kind] or t.split > chunks:
             return None
         made = getattr(self.native, f"{work.kind.capitalize()}Args")()
         for name, value in self.sized(work, t).items():
@@ -116,12 +116,12 @@ class CompiledForms:
             shared = self.native.shared_bytes(made)
         except RuntimeError:
             return None
-        return Form(*self.cores[work.kind][t.core][1:], shared) if shared <= self.shared else None
+        return Form(*self.by_block[work.kind][t.block][1:], shared) if shared <= self.shared else None
 
     def sized(self, work: Work, t: CudaTiles) -> dict[str, Any]:
         """The fields of a kernel's arguments that follow from sizes and tiles."""
         height, width = tile_of_input(work, t)
-        index = self.cores[work.kind][t.core][0]
+        index = self.by_block[work.kind][t.block][0]
         found = {
             "tiling": self.native.Tiling(index, height, width, t.chunk, t.split), "images": work.images,
             "outputs": work.outputs, "out_height": work.height, "out_width": work.width,
@@ -157,7 +157,7 @@ def _steps(work: Work, t: CudaTiles) -> int:
 def blocks(work: Work, t: CudaTiles) -> int:
     """Number of blocks of a launch."""
     tiles = work.images * work.sets * -(-work.height // t.height) * -(-work.width // t.width)
-    return tiles * -(-work.outputs // t.core[1]) * t.split
+    return tiles * -(-work.outputs // t.block[1]) * t.split
 
 
 def _fetched(work: Work, t: CudaTiles) -> tuple[int, int, int]:
@@ -186,12 +186,12 @@ def conflicts(height: int, width: int, row: int, step: int) -> float:
 
 def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     """The model: blocks of one processor share its tensor cores, its shared memory and its way to L2."""
-    pixels, channels = t.core
+    pixels, channels = t.block
     warps = form.warps_m * form.warps_n
     number = blocks(work, t)
     busy = min(number, device.processors)
     rounds = -(-number // device.processors)  # blocks that a processor runs in all
-    room = device.shared // (form.shared + 1024), REGISTERS // (warps * 32 * THREAD[work.kind][t.core])
+    room = device.shared // (form.shared + 1024), REGISTERS // (warps * 32 * THREAD[work.kind][t.block])
     together = max(1, min(rounds, *room))
     units = -(-_units(work) // t.split)
     steps = -(-_steps(work, t) // t.split)
@@ -218,13 +218,13 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     return Prediction(seconds, rounds * one, rounds * fetch, number)
 
 
-def _shapes(work: Work, core: tuple[int, int]) -> list[tuple[int, int]]:
+def _shapes(work: Work, block: tuple[int, int]) -> list[tuple[int, int]]:
     """(height, width) of tiles that a block's pixels are enough for: the best of each number of rows."""
     found = {}
     for rows in range(1, 33):
-        one = CudaTiles(core, min(rows, work.height), 1)
+        one = CudaTiles(block, min(rows, work.height), 1)
         high, _ = tile_of_input(work, one)
-        width = core[0] // high
+        width = block[0] // high
         if work.kind == "down":
             width = (width - 1) // 2
         if width < 1:
@@ -242,18 +242,18 @@ def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Fo
     """All choices that fit."""
     deepest = -(-max(work.inputs) // UNIT) * UNIT
     chunks = [16] if work.kind == "stem" else sorted({min(c, deepest) for c in (32, 64, 128, 256, 512)})
-    for core in forms.cores[work.kind]:
+    for block in forms.by_block[work.kind]:
         widest = max(16, 1 << (work.outputs - 1).bit_length())
-        if core[1] > widest and core[1] != min(c for _, c in forms.cores[work.kind]):
+        if block[1] > widest and block[1] != min(c for _, c in forms.by_block[work.kind]):
             continue
-        for height, width in _shapes(work, core):
+        for height, width in _shapes(work, block):
             for chunk in chunks:
                 total = sum(-(-c // chunk) for c in work.inputs)
                 splits = [s for s in (1, 2, 4, 8) if s <= total] if work.kind == "conv" else [1]
                 if work.kernel == 2:
                     splits = [1]
                 for split in splits:
-                    t = CudaTiles(core, height, width, chunk, split)
+                    t = CudaTiles(block, height, width, chunk, split)
                     if (form := forms.form(work, t)) is not None:
                         yield t, form
 
@@ -264,7 +264,7 @@ def ranked(work: Work, device: Device, forms: CompiledForms) -> list[CudaTiles]:
     def order(choice: tuple[CudaTiles, Form]):
         t, form = choice
         nanoseconds = round(predict(work, t, device, form).seconds * 1e9)
-        return nanoseconds, t.split, -t.chunk, abs(math.log2(t.height / t.width)), t.core, t.height
+        return nanoseconds, t.split, -t.chunk, abs(math.log2(t.height / t.width)), t.block, t.height
 
     found = sorted(candidates(work, forms), key=order)
     if not found:
@@ -295,4 +295,4 @@ class CudaModel(TileModel):
         return ranked(work, self.device, self.forms)
 
     def shape(self, tiles: CudaTiles) -> Hashable:
-        return tiles.core, tiles.split
+        return tiles.block, tiles.split

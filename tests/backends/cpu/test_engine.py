@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines.cpu import ISAS, in_both_dtypes, needs_native
+from cases import down
+from engines.cpu import CPUS, ISAS, in_both_dtypes, needs_native
 from oracle import LOW, street, trained_plan
 from plans import random_frames, random_images
 from sketch import small_network
@@ -29,6 +30,12 @@ def threads(count):
 def networks():
     """Every instruction set with a small network, the best one with a whole one too."""
     return [(ISAS[0], trained_plan()), *((isa, small_network()) for isa in ISAS)]
+
+
+@pytest.mark.parametrize("engine", CPUS, ids=str)
+@in_both_dtypes
+def test_down_of_more_channels_than_a_step_has(engine, dtype):
+    engine.agrees(down(1030, 16, True), dtype, [(1, 3, 5)])
 
 
 @in_both_dtypes

@@ -83,7 +83,7 @@ def cores(kind):
     native = cuda.native()
     if native is None:
         return ["none"]
-    return [(wm * m * 16, wn * n * 8) for wm, wn, m, n in native.cores()[kind]]
+    return [(wm * m * 16, wn * n * 8) for wm, wn, m, n in native.forms()[kind]]
 
 
 def forced(kind, core, height, width, chunk=16, split=1):

@@ -43,11 +43,11 @@ agrees = EMULATED.agrees
 
 
 def written_cores():
-    """As csrc/cuda/shapes.h has them: tests are listed without the module."""
-    found, path = {"conv": [], "stem": [], "down": []}, ROOT / "csrc/cuda/shapes.h"
+    """As csrc/cuda/forms.h has them: tests are listed without the module."""
+    found, path = {"conv": [], "stem": [], "down": []}, ROOT / "csrc/cuda/forms.h"
     kind = ""
     for line in path.read_text().splitlines() if path.is_file() else ():
-        if match := re.match(r"#define STDC_(\w+)_SHAPES", line):
+        if match := re.match(r"#define STDC_(\w+)_FORMS", line):
             kind = match[1].lower()
         elif match := re.match(r"  X\(\d+, (\d+), (\d+), (\d+), (\d+)\)", line):
             wm, wn, m, n = map(int, match.groups())

@@ -1,5 +1,5 @@
-"""csrc/host, which runs the CUDA kernels on the CPU: primitives against tables of their own, and bugs planted
-into kernels, each of which has to be found."""
+"""csrc/emulator, which runs the CUDA kernels on the CPU: primitives against tables of their own, and bugs
+planted into kernels, each of which has to be found."""
 
 import ctypes
 import itertools
@@ -14,7 +14,7 @@ import pytest
 import torch
 from paths import ROOT
 
-SOURCES = [ROOT / "tests/native/simt_kernels.cu", *sorted((ROOT / "csrc/host").glob("*.cpp"))]
+SOURCES = [ROOT / "tests/native/simt_kernels.cu", *sorted((ROOT / "csrc/emulator").glob("*.cpp"))]
 COMPILER = os.environ.get("CXX") or "g++"
 
 ROUND_ROBIN, FORWARD, BACKWARD, RANDOM = range(4)

@@ -24,7 +24,7 @@
 
 namespace stdc {
 namespace gpu {
-namespace host {
+namespace emulator {
 
 struct Context {
 #if defined(STDC_UCONTEXT)
@@ -45,6 +45,6 @@ void prepare(Context& context, void (*entry)());
 void switch_to(Context& from, Context& to, bool last = false);
 void arrived(Context& from);
 
-}  // namespace host
+}  // namespace emulator
 }  // namespace gpu
 }  // namespace stdc

@@ -4,7 +4,7 @@
 
 namespace stdc {
 namespace gpu {
-namespace host {
+namespace emulator {
 namespace {
 
 typedef float Eight __attribute__((vector_size(32)));
@@ -65,7 +65,7 @@ void spread_int8(int16_t* to, uint32_t word) {
 }  // namespace
 
 void warp_barrier(Site site) {
-  if (!arrive(Place::warp_sync, site)) return;
+  if (!arrive(ThreadState::warp_sync, site)) return;
   ++mine().step;
   leave();
 }
@@ -75,7 +75,7 @@ float shuffle(float v, int mask, Site site) {
   const int lane = view.thread->lane;
   if (mask < 0 || mask > 31) fail("shuffle_xor with mask " + std::to_string(mask), site);
   w.value[lane] = v;
-  if (arrive(Place::shuffle, site, mask)) {
+  if (arrive(ThreadState::shuffle, site, mask)) {
     float turned[32];
     for (int i = 0; i < 32; ++i) turned[i] = w.value[i ^ mask];
     for (int i = 0; i < 32; ++i) memcpy(w.result[i], &turned[i], 4);
@@ -92,7 +92,7 @@ void read_matrices(uint32_t (&r)[4], uint32_t at, Site site) {
   const Thread& me = *view.thread;
   check_shared(at, 16, 16, Access::ldmatrix, site);
   w.address[me.lane] = at;
-  if (arrive(Place::ldmatrix, site)) {
+  if (arrive(ThreadState::ldmatrix, site)) {
     for (int i = 0; i < 32; ++i) {
       read_row(*fibers[static_cast<size_t>(me.warp * 32 + i)], w.address[i], site);
       // Row i % 8 of matrix i / 8 is two numbers each for four lanes.
@@ -115,7 +115,7 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, b
     put<bf16_t>(w, a, b0, b1, row, col);
   memcpy(&w.c[row][col], c, 8);
   memcpy(&w.c[row + 8][col], c + 2, 8);
-  if (arrive(Place::mma, site, half)) {
+  if (arrive(ThreadState::mma, site, half)) {
     multiply_all(w);
     ++counts.mma;
     leave();
@@ -135,7 +135,7 @@ void multiply(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
   spread_int8(&w.b8[row][quad * 4 + 16], b1);
   memcpy(&w.c8[row][quad * 2], c, 8);
   memcpy(&w.c8[row + 8][quad * 2], c + 2, 8);
-  if (arrive(Place::mma_int8, site)) {
+  if (arrive(ThreadState::mma_int8, site)) {
     multiply_all_int8(w);
     ++counts.mma;
     leave();
@@ -144,6 +144,6 @@ void multiply(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
   memcpy(c + 2, &w.c8[row + 8][quad * 2], 8);
 }
 
-}  // namespace host
+}  // namespace emulator
 }  // namespace gpu
 }  // namespace stdc

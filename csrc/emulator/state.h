@@ -10,11 +10,11 @@
 
 namespace stdc {
 namespace gpu {
-namespace host {
+namespace emulator {
 
 // Where a thread is when it does not run.
-enum class Place : uint8_t { running, block_sync, warp_sync, shuffle, ldmatrix, mma, mma_int8, finished };
-const char* name_of(Place place);
+enum class ThreadState : uint8_t { running, block_sync, warp_sync, shuffle, ldmatrix, mma, mma_int8, finished };
+const char* name_of(ThreadState state);
 
 // A copy of 16 bytes on its way; the source was read when it was issued.
 struct Copy {
@@ -25,8 +25,8 @@ struct Copy {
 
 struct Fiber : Thread {
   Context context;
-  Place place;
-  Site site;                  // of the place
+  ThreadState state;
+  Site site;                  // that it waits at
   std::vector<Copy> copies;   // the oldest first
   size_t copied;              // how many of them are done
   std::deque<size_t> groups;  // ends of groups in `copies`
@@ -35,10 +35,10 @@ struct Fiber : Thread {
 
 struct Warp {
   uint32_t ready, arrived;  // lanes that can run; lanes at the collective that is under way
-  Place place;  // of the first that arrived
+  ThreadState state;  // of the first that arrived
   Site site;
   int mask;       // of the shuffle
-  bool mixed;     // another place arrived since
+  bool mixed;     // another state arrived since
   uint32_t step;  // counts what orders the warp's accesses
   // Operands and results of the collective; each lane fills and reads its own.
   alignas(32) float a[16][16], b[16][8], c[16][8];
@@ -75,7 +75,7 @@ std::string describe_thread(int id);
 
 // The calling lane arrives; true for the last one, which has to do the work and then to call leave(). The others
 // return when that is done.
-bool arrive(Place place, Site site, int mask = 0);
+bool arrive(ThreadState state, Site site, int mask = 0);
 void leave();
 
 // Shared memory: race.cpp.
@@ -89,6 +89,6 @@ void end_copies(Fiber& fiber);
 void begin_global_launch();
 void begin_global_block();
 
-}  // namespace host
+}  // namespace emulator
 }  // namespace gpu
 }  // namespace stdc

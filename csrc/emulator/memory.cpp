@@ -3,7 +3,7 @@
 
 namespace stdc {
 namespace gpu {
-namespace host {
+namespace emulator {
 namespace {
 
 struct Known {
@@ -148,6 +148,6 @@ void fence() {
   if (added) acquired = true;
 }
 
-}  // namespace host
+}  // namespace emulator
 }  // namespace gpu
 }  // namespace stdc

@@ -1,4 +1,4 @@
-// The convolution core: products of a tile of pixels with a block of output channels, on tensor cores.
+// Products of a convolution: a tile of pixels with a block of output channels, on tensor cores.
 //
 // The pixels of a tile and of its halo lie in shared memory, `chunk` input channels at a time, and all taps are read
 // from there. Weights stream through a ring of stages, in the order in which the lanes of a warp multiply them.
@@ -22,7 +22,7 @@ constexpr int kZeros = 128;      // bytes at the start of shared memory that sta
 
 // Warps along pixels and channels, and of each warp blocks of 16 pixels and of 8 channels.
 template <int WM, int WN, int MI, int NI>
-struct Shape {
+struct CompiledForm {
   static constexpr int kWarpsM = WM, kWarpsN = WN, kM = MI, kN = NI;
   static constexpr int kPixels = WM * MI * 16, kChannels = WN * NI * 8;
   static constexpr int kWarps = WM * WN, kThreads = 32 * kWarps;
@@ -125,21 +125,21 @@ struct Cursor {
   }
 };
 
-template <class S>
+template <class F>
 STDC_DEVICE uint32_t stage_at(int step) {
-  return kZeros + (step % kStages) * S::kStageBytes;
+  return kZeros + (step % kStages) * F::kStageBytes;
 }
-template <class S>
+template <class F>
 STDC_DEVICE uint32_t pixels_at(const Source& s, const Where& w, int chunk) {
   const int size = s.halo_height * s.halo_width * s.pixel;
-  return kZeros + kStages * S::kStageBytes + (chunk - w.first) % s.buffers * size;
+  return kZeros + kStages * F::kStageBytes + (chunk - w.first) % s.buffers * size;
 }
 
 // Starts the copies of a step's weights.
-template <class S>
+template <class F>
 STDC_DEVICE void fetch_weights(const Source& s, const Where& w, const Cursor& c, uint32_t stage) {
-  constexpr int kVectors = S::kChannels * 2;  // of 16 bytes, a unit
-  constexpr int kRatio = S::kThreads / kVectors;
+  constexpr int kVectors = F::kChannels * 2;  // of 16 bytes, a unit
+  constexpr int kRatio = F::kThreads / kVectors;
   constexpr int kGroups = kRatio < 1 ? 1 : kRatio > kUnits ? kUnits : kRatio;  // that copy units side by side
   const int thread = thread_id();
   const int group = kGroups > 1 ? thread / kVectors : 0;
@@ -161,9 +161,9 @@ STDC_DEVICE void fetch_weights(const Source& s, const Where& w, const Cursor& c,
     const int64_t unit = some ? base + static_cast<int64_t>(tap) * all + begin + k : 0;
     const char* from = weight + (unit * s.blocks + w.block) * kUnitBytes;
     STDC_UNROLL
-    for (int n = 0; n < (kVectors + S::kThreads - 1) / S::kThreads; ++n) {
-      const int v = kGroups > 1 ? thread % kVectors : thread + n * S::kThreads;
-      if (kVectors % S::kThreads && v >= kVectors) continue;
+    for (int n = 0; n < (kVectors + F::kThreads - 1) / F::kThreads; ++n) {
+      const int v = kGroups > 1 ? thread % kVectors : thread + n * F::kThreads;
+      if (kVectors % F::kThreads && v >= kVectors) continue;
       const bool exists = some && w.block + v / 32 < s.blocks;
       cp_async(stage + (u * kVectors + v) * 16, exists ? from + v * 16 : weight, exists ? 16 : 0);
     }
@@ -172,7 +172,7 @@ STDC_DEVICE void fetch_weights(const Source& s, const Where& w, const Cursor& c,
 
 // How threads share the pixels of a chunk: each has one vector of eight channels of every `step`-th pixel, and goes
 // through them.
-template <class S>
+template <class F>
 struct Share {
   int channel, count;        // the vector's first channel, and how many of its eight exist
   int pixel, step;           // in the halo
@@ -182,7 +182,7 @@ struct Share {
   STDC_DEVICE Share(const Source& s, const Where& w, const Cursor& c) {
     const int vectors = 2 * c.width;
     const bool other = c.chunk >= s.first_chunks;
-    step = S::kThreads / vectors;
+    step = F::kThreads / vectors;
     pixel = thread_id() / vectors;
     const int vector = thread_id() - pixel * vectors;
     channel = (other ? c.chunk - s.first_chunks : c.chunk) * s.chunk * 16 + vector * 8;
@@ -194,7 +194,7 @@ struct Share {
     const int row = pixel / s.halo_width;
     y = w.row + row;
     z = w.column + pixel - row * s.halo_width;
-    at = pixels_at<S>(s, w, c.chunk) + pixel * s.pixel + vector * 16;
+    at = pixels_at<F>(s, w, c.chunk) + pixel * s.pixel + vector * 16;
   }
   STDC_DEVICE bool more(const Source& s) const { return pixel < s.halo_height * s.halo_width; }
   STDC_DEVICE bool inside(const Source& s) const {
@@ -223,7 +223,7 @@ STDC_DEVICE void fetch_vector(uint32_t to, const T* base, int offset, int count,
 }
 
 // Starts the copies of a chunk's pixels, and of the map that is added to them; outside of the image they are zero.
-template <class T, class S>
+template <class T, class F>
 STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c) {
   const bool other = c.chunk >= s.first_chunks;
   const Input in = other ? s.second : s.first;
@@ -232,7 +232,7 @@ STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c) 
   const bool adds = s.add_kind == kMap && !other;
   const T* map = static_cast<const T*>(s.add) + (adds ? w.image * area * s.add_pitch : 0);
   STDC_ROLLED
-  for (Share<S> share(s, w, c); share.more(s); share.next(s, w)) {
+  for (Share<F> share(s, w, c); share.more(s); share.next(s, w)) {
     const bool inside = share.inside(s);
     const int place = inside ? share.y * s.width + share.z : 0, channel = inside ? share.channel : 0;
     const int count = inside ? share.count : 0;
@@ -245,9 +245,9 @@ STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c) 
 struct Change {
   float scale[8], add[8];
 };
-template <class S>
+template <class F>
 STDC_DEVICE void load_change(const Source& s, const Where& w, const Cursor& c, Change& change) {
-  const Share<S> share(s, w, c);
+  const Share<F> share(s, w, c);
   const float* scale = s.scale + w.image * s.scale_pitch + share.channel;
   const float* add = static_cast<const float*>(s.add) + w.image * s.add_pitch + share.channel;
   STDC_UNROLL
@@ -258,10 +258,10 @@ STDC_DEVICE void load_change(const Source& s, const Where& w, const Cursor& c, C
 }
 
 // x * scale + add, in place, by the threads that fetched it; what is outside of the image stays zero.
-template <class T, class S>
+template <class T, class F>
 STDC_DEVICE void change_pixels(const Source& s, const Where& w, const Cursor& c, const Change& change) {
   STDC_ROLLED
-  for (Share<S> share(s, w, c); share.more(s); share.next(s, w)) {
+  for (Share<F> share(s, w, c); share.more(s); share.next(s, w)) {
     if (!share.inside(s)) continue;
     Vec v = shared_load<Vec>(share.at), m{};
     if (s.add_kind == kMap) m = shared_load<Vec>(share.at + s.beside);
@@ -276,57 +276,57 @@ STDC_DEVICE void change_pixels(const Source& s, const Where& w, const Cursor& c,
 }
 
 // Sums of a warp. Lane i has of each 16x8 block rows i / 4 and i / 4 + 8, columns 2 (i % 4) and one more.
-template <class S>
+template <class F>
 struct Sums {
-  float c[S::kM][S::kN][4];
+  float c[F::kM][F::kN][4];
 };
 
 // What a warp multiplies of one unit.
-template <class S>
+template <class F>
 struct Fragments {
-  uint32_t a[S::kM][4];
-  Vec b[S::kN / 2];
+  uint32_t a[F::kM][4];
+  Vec b[F::kN / 2];
 };
 
 // pixel: where the lane's row of each block of pixels is, for ldmatrix; zeros if the unit is none.
-template <class S>
-STDC_DEVICE void read(Fragments<S>& f, const uint32_t (&pixel)[S::kM], uint32_t offset, bool some, uint32_t weights) {
+template <class F>
+STDC_DEVICE void read(Fragments<F>& f, const uint32_t (&pixel)[F::kM], uint32_t offset, bool some, uint32_t weights) {
   STDC_UNROLL
-  for (int i = 0; i < S::kM; ++i) ldmatrix_x4(f.a[i], some ? pixel[i] + offset : 0);
+  for (int i = 0; i < F::kM; ++i) ldmatrix_x4(f.a[i], some ? pixel[i] + offset : 0);
   STDC_UNROLL
-  for (int j = 0; j < S::kN / 2; ++j) f.b[j] = shared_load<Vec>(weights + j * kUnitBytes);
+  for (int j = 0; j < F::kN / 2; ++j) f.b[j] = shared_load<Vec>(weights + j * kUnitBytes);
 }
 
-template <class T, class S>
-STDC_DEVICE void multiply(Sums<S>& sums, const Fragments<S>& f) {
+template <class T, class F>
+STDC_DEVICE void multiply(Sums<F>& sums, const Fragments<F>& f) {
   STDC_UNROLL
-  for (int j = 0; j < S::kN / 2; ++j)
+  for (int j = 0; j < F::kN / 2; ++j)
     STDC_UNROLL
-    for (int i = 0; i < S::kM; ++i) {
+    for (int i = 0; i < F::kM; ++i) {
       mma<T>(sums.c[i][2 * j], f.a[i], f.b[j].word[0], f.b[j].word[1]);
       mma<T>(sums.c[i][2 * j + 1], f.a[i], f.b[j].word[2], f.b[j].word[3]);
     }
 }
 
-template <class S>
-STDC_DEVICE void clear(Sums<S>& sums) {
+template <class F>
+STDC_DEVICE void clear(Sums<F>& sums) {
   STDC_UNROLL
-  for (int i = 0; i < S::kM; ++i)
+  for (int i = 0; i < F::kM; ++i)
     STDC_UNROLL
-    for (int j = 0; j < S::kN; ++j)
+    for (int j = 0; j < F::kN; ++j)
       STDC_UNROLL
       for (int k = 0; k < 4; ++k) sums.c[i][j][k] = 0;
 }
 
 // Where the weights of a warp's lane start in a unit's.
-template <class S>
+template <class F>
 STDC_DEVICE uint32_t lane_weights() {
-  return warp_id() % S::kWarpsN * (S::kN / 2) * kUnitBytes + lane_id() * 16;
+  return warp_id() % F::kWarpsN * (F::kN / 2) * kUnitBytes + lane_id() * 16;
 }
 
 // All products of a block. pixel: for each block of 16 pixels the byte offset of the lane's pixel in the halo.
-template <class T, class S>
-STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixel)[S::kM], Sums<S>& sums) {
+template <class T, class F>
+STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixel)[F::kM], Sums<F>& sums) {
   const int taps = s.kernel * s.kernel;
   if (thread_id() < kZeros / 16) shared_store(thread_id() * 16, Vec{});
   clear(sums);
@@ -337,7 +337,7 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
   const Cursor start = ahead;
   STDC_ROLLED
   for (int i = 0; i < kStages - 1 && ahead.chunk < w.last; ++i) {
-    fetch_weights<S>(s, w, ahead, stage_at<S>(i));
+    fetch_weights<F>(s, w, ahead, stage_at<F>(i));
     ahead.advance(s, taps);
   }
   grid_wait();
@@ -345,14 +345,14 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
   STDC_ROLLED
   for (int i = 0; i < kStages - 1; ++i) {
     if (ahead.chunk < w.last) {
-      if (ahead.unit == 0) fetch_pixels<T, S>(s, w, ahead);
+      if (ahead.unit == 0) fetch_pixels<T, F>(s, w, ahead);
       ahead.advance(s, taps);
     }
     cp_async_commit();  // NOTE: the first weights of all stages are in the first group
   }
 
   const bool changes = s.scale != nullptr || s.add_kind != kNothing;
-  const uint32_t weights = lane_weights<S>();
+  const uint32_t weights = lane_weights<F>();
   Cursor now = start;
   uint32_t tap = 0;  // bytes from a pixel to the one that the tap reads
   int column = 0;    // of the tap
@@ -360,31 +360,31 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
   for (int step = 0; now.chunk < w.last; ++step) {
     if (changes && now.unit == 0) {
       Change change;
-      load_change<S>(s, w, now, change);  // while the pixels are on their way
+      load_change<F>(s, w, now, change);  // while the pixels are on their way
       cp_async_wait<kStages - 2>();
-      change_pixels<T, S>(s, w, now, change);
+      change_pixels<T, F>(s, w, now, change);
     } else {
       cp_async_wait<kStages - 2>();
     }
     block_sync();  // all see what the others fetched; nobody reads the stage before any more
     if (ahead.chunk < w.last) {
-      if (ahead.unit == 0) fetch_pixels<T, S>(s, w, ahead);
-      fetch_weights<S>(s, w, ahead, stage_at<S>(step + kStages - 1));
+      if (ahead.unit == 0) fetch_pixels<T, F>(s, w, ahead);
+      fetch_weights<F>(s, w, ahead, stage_at<F>(step + kStages - 1));
       ahead.advance(s, taps);
     }
     cp_async_commit();
-    const uint32_t pixels = pixels_at<S>(s, w, now.chunk);
-    const uint32_t stage = stage_at<S>(step) + weights;
+    const uint32_t pixels = pixels_at<F>(s, w, now.chunk);
+    const uint32_t stage = stage_at<F>(step) + weights;
     if (now.unit == 0) {
       tap = 0;
       column = 0;
     }
     int k = now.k;
-    Fragments<S> f[2];  // one is read while the other is multiplied
+    Fragments<F> f[2];  // one is read while the other is multiplied
     STDC_UNROLL
     for (int u = 0; u <= kUnits; ++u) {
       if (u < kUnits) {
-        read(f[u % 2], pixel, pixels + tap + k * 32, now.unit + u < now.units, stage + u * S::kChannels * 32);
+        read(f[u % 2], pixel, pixels + tap + k * 32, now.unit + u < now.units, stage + u * F::kChannels * 32);
         if (++k == now.width) {
           k = 0;
           tap += s.pixel;
@@ -403,11 +403,11 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
 
 // Pixels of a lane, for ldmatrix: of each of its blocks of 16 the row (y, x) times pitch and step, in bytes, and the
 // half of the channels. Those beyond the tile read its first pixel.
-template <class S>
-STDC_DEVICE void lane_pixels(uint32_t (&pixel)[S::kM], int count, const Divisor& width, int row, int column) {
+template <class F>
+STDC_DEVICE void lane_pixels(uint32_t (&pixel)[F::kM], int count, const Divisor& width, int row, int column) {
   STDC_UNROLL
-  for (int i = 0; i < S::kM; ++i) {
-    int m = (warp_id() / S::kWarpsN * S::kM + i) * 16 + lane_id() % 16;
+  for (int i = 0; i < F::kM; ++i) {
+    int m = (warp_id() / F::kWarpsN * F::kM + i) * 16 + lane_id() % 16;
     if (m >= count) m = 0;
     const int y = divide(m, width), x = m - y * width.by;
     pixel[i] = y * row + x * column + lane_id() / 16 * 16;
@@ -454,26 +454,26 @@ inline void complete(Source& s, const Tiling& t, int stride) {
 }
 
 // Rows of a tile as they lie in shared memory after the products, each with kChannels numbers and 16 bytes between.
-template <class S>
-constexpr int kRowBytes = S::kChannels * 2 + 16;
+template <class F>
+constexpr int kRowBytes = F::kChannels * 2 + 16;
 
 // Bytes of shared memory: for the products, and for the tile after them.
-template <class S>
+template <class F>
 int bytes(const Source& s) {
   const int pixels = s.buffers * s.halo_height * s.halo_width * s.pixel + s.beside;
-  const int loop = kZeros + kStages * S::kStageBytes + pixels;
-  const int tile = S::kPixels * kRowBytes<S>;
+  const int loop = kZeros + kStages * F::kStageBytes + pixels;
+  const int tile = F::kPixels * kRowBytes<F>;
   return loop > tile ? loop : tile;
 }
 
 // Refuses tiles that no kernel has.
-template <class S>
+template <class F>
 void check(const char* name, const Tiling& t) {
-  if (t.height >= 1 && t.width >= 1 && t.height * t.width <= S::kPixels && t.chunk >= 16 && t.chunk % 16 == 0 &&
-      t.chunk / 8 <= S::kThreads && t.split >= 1)
+  if (t.height >= 1 && t.width >= 1 && t.height * t.width <= F::kPixels && t.chunk >= 16 && t.chunk % 16 == 0 &&
+      t.chunk / 8 <= F::kThreads && t.split >= 1)
     return;
   throw std::runtime_error(std::string(name) + ": no tiles of " + std::to_string(t.height) + "x" +
-                           std::to_string(t.width) + " in blocks of " + std::to_string(S::kPixels) + " pixels, " +
+                           std::to_string(t.width) + " in blocks of " + std::to_string(F::kPixels) + " pixels, " +
                            std::to_string(t.chunk) + " channels at once, split " + std::to_string(t.split));
 }
 

@@ -10,7 +10,7 @@
 
 namespace stdc {
 namespace gpu {
-namespace host {
+namespace emulator {
 
 View view{};
 Launch launch{};
@@ -60,13 +60,14 @@ std::string describe_warp(int w, bool* mixed = nullptr) {
     uint32_t same = 0;
     for (int lane = 0; lane < 32; ++lane) {
       const Fiber& f = *fibers[static_cast<size_t>(w * 32 + lane)];
-      if (f.place == first.place && (f.place == Place::finished || f.site == first.site))
+      if (f.state == first.state && (f.state == ThreadState::finished || f.site == first.site))
         same |= 1u << lane;
     }
     same &= left;
     left &= ~same;
-    text += std::string(text.empty() ? "" : ", ") + hex(same) + " " + name_of(first.place);
-    if (first.place != Place::finished && first.place != Place::running) text += " (" + describe(first.site) + ")";
+    text += std::string(text.empty() ? "" : ", ") + hex(same) + " " + name_of(first.state);
+    if (first.state != ThreadState::finished && first.state != ThreadState::running)
+      text += " (" + describe(first.site) + ")";
     if (left && mixed) *mixed = true;
   }
   return text;
@@ -163,7 +164,7 @@ void live() {
   Fiber& me = self();
   end_copies(me);
   if (launch.dependent && !me.waited) fail("a thread ended without grid_wait in a dependent launch");
-  me.place = Place::finished;
+  me.state = ThreadState::finished;
   stop(me.warp, me.lane);
   if (--alive == 0) go_home();
   Fiber* const to = next();
@@ -186,7 +187,7 @@ void run_block(int block, Index grid) {
     Fiber& f = *fibers[static_cast<size_t>(i)];
     f.waited = false;
     f.unfenced = 0;
-    f.place = Place::running;
+    f.state = ThreadState::running;
     f.copies.clear();
     f.groups.clear();
     f.copied = 0;
@@ -224,10 +225,10 @@ void set_schedule(Schedule schedule, uint64_t seed) {
 const Statistics& statistics() { return counts; }
 void reset_statistics() { counts = Statistics(); }
 
-const char* name_of(Place place) {
+const char* name_of(ThreadState state) {
   static const char* const names[] = {"running",  "block_sync", "warp_sync", "shuffle_xor",
                                       "ldmatrix", "mma",        "mma_int8",  "finished"};
-  return names[static_cast<int>(place)];
+  return names[static_cast<int>(state)];
 }
 
 std::string describe(Site site) {
@@ -250,24 +251,24 @@ void fail(const std::string& message, Site site) {
   fail(describe_thread(view.thread->id) + " at " + describe(site) + ": " + message);
 }
 
-bool arrive(Place place, Site site, int mask) {
+bool arrive(ThreadState state, Site site, int mask) {
   Fiber& me = self();
   Warp& warp = warps[static_cast<size_t>(me.warp)];
-  me.place = place;
+  me.state = state;
   me.site = site;
   if (!warp.arrived) {
-    warp.place = place;
+    warp.state = state;
     warp.site = site;
     warp.mask = mask;
     warp.mixed = false;
-  } else if (warp.place != place || !(warp.site == site) || warp.mask != mask) {
+  } else if (warp.state != state || !(warp.site == site) || warp.mask != mask) {
     warp.mixed = true;
   }
   warp.arrived |= 1u << me.lane;
   if (warp.arrived == 0xffffffffu) {
     if (warp.mixed)
       fail("divergent: lanes of warp " + std::to_string(me.warp) + " are at different collectives: " +
-           describe_warp(me.warp) + (place == Place::shuffle ? "; masks of shuffles must be the same" : ""));
+           describe_warp(me.warp) + (state == ThreadState::shuffle ? "; masks of shuffles must be the same" : ""));
     return true;
   }
   stop(me.warp, me.lane);
@@ -279,7 +280,7 @@ void leave() {
   Fiber& me = self();
   Warp& warp = warps[static_cast<size_t>(me.warp)];
   warp.arrived = 0;
-  for (size_t i = 0; i < 32; ++i) fibers[static_cast<size_t>(me.warp) * 32 + i]->place = Place::running;
+  for (size_t i = 0; i < 32; ++i) fibers[static_cast<size_t>(me.warp) * 32 + i]->state = ThreadState::running;
   make_ready(me.warp, 0xffffffffu);
   const Schedule schedule = launch.options.schedule;
   if (schedule == Schedule::round_robin || schedule == Schedule::random) go_to(next());
@@ -287,7 +288,7 @@ void leave() {
 
 void barrier(Site site) {
   Fiber& me = self();
-  me.place = Place::block_sync;
+  me.state = ThreadState::block_sync;
   me.site = site;
   if (++at_barrier < launch.threads) {
     stop(me.warp, me.lane);
@@ -300,7 +301,7 @@ void barrier(Site site) {
       if (!(lanes[lane]->site == lanes[0]->site))
         fail("divergent: lanes of warp " + std::to_string(w) + " are at different barriers: " + describe_warp(w));
     }
-    for (int lane = 0; lane < 32; ++lane) lanes[lane]->place = Place::running;
+    for (int lane = 0; lane < 32; ++lane) lanes[lane]->state = ThreadState::running;
     make_ready(w, 0xffffffffu);
   }
   at_barrier = 0;
@@ -357,6 +358,6 @@ void run(void (*call)(void*), void* callable, const char* name, Index grid, int 
   failed = false;
 }
 
-}  // namespace host
+}  // namespace emulator
 }  // namespace gpu
 }  // namespace stdc

@@ -62,7 +62,7 @@ stdc_start_fiber:
 
 namespace stdc {
 namespace gpu {
-namespace host {
+namespace emulator {
 namespace {
 
 // Frames are some times as large with AddressSanitizer.
@@ -133,6 +133,6 @@ void arrived(Context& from) {
 #endif
 }
 
-}  // namespace host
+}  // namespace emulator
 }  // namespace gpu
 }  // namespace stdc

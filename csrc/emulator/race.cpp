@@ -4,7 +4,7 @@
 
 namespace stdc {
 namespace gpu {
-namespace host {
+namespace emulator {
 namespace {
 
 constexpr uint32_t kCell = 2;             // bytes
@@ -200,6 +200,6 @@ void end_copies(Fiber& fiber) {
          fiber.copies[fiber.copied].site);
 }
 
-}  // namespace host
+}  // namespace emulator
 }  // namespace gpu
 }  // namespace stdc

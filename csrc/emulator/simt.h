@@ -38,7 +38,7 @@ inline uint32_t as_bits(float x) {
   return bits;
 }
 
-namespace host {
+namespace emulator {
 
 // Who runs next, also in which order blocks run. round_robin: threads in turns, rendezvous by rendezvous. forward and
 // backward: the lowest or highest warp as far as it comes. random: from the seed.
@@ -155,79 +155,79 @@ inline uint16_t half_of_float(float x) {
   return static_cast<uint16_t>(sign | (kept + (dropped > middle || (dropped == middle && (kept & 1)))));
 }
 
-}  // namespace host
+}  // namespace emulator
 
 // The functions of primitives.cuh; see there.
-inline int thread_id() { return host::view.thread->id; }
-inline int lane_id() { return host::view.thread->lane; }
-inline int warp_id() { return host::view.thread->warp; }
-inline Index block_id() { return host::view.block; }
-inline Index grid_size() { return host::view.grid; }
-inline void block_sync(STDC_HERE) { host::barrier({file, line}); }
-inline void warp_sync(STDC_HERE) { host::warp_barrier({file, line}); }
-inline float shuffle_xor(float v, int mask, STDC_HERE) { return host::shuffle(v, mask, {file, line}); }
+inline int thread_id() { return emulator::view.thread->id; }
+inline int lane_id() { return emulator::view.thread->lane; }
+inline int warp_id() { return emulator::view.thread->warp; }
+inline Index block_id() { return emulator::view.block; }
+inline Index grid_size() { return emulator::view.grid; }
+inline void block_sync(STDC_HERE) { emulator::barrier({file, line}); }
+inline void warp_sync(STDC_HERE) { emulator::warp_barrier({file, line}); }
+inline float shuffle_xor(float v, int mask, STDC_HERE) { return emulator::shuffle(v, mask, {file, line}); }
 
 template <class V>
 inline V shared_load(uint32_t at, STDC_HERE) {
   static_assert(alignof(V) >= 2, "two bytes are watched as one");
-  host::touch_shared(at, sizeof(V), alignof(V), host::Access::load, {file, line});
+  emulator::touch_shared(at, sizeof(V), alignof(V), emulator::Access::load, {file, line});
   V v;
-  memcpy(&v, host::view.shared + at, sizeof(V));
+  memcpy(&v, emulator::view.shared + at, sizeof(V));
   return v;
 }
 template <class V>
 inline void shared_store(uint32_t at, V v, STDC_HERE) {
   static_assert(alignof(V) >= 2, "two bytes are watched as one");
-  host::touch_shared(at, sizeof(V), alignof(V), host::Access::store, {file, line});
-  memcpy(host::view.shared + at, &v, sizeof(V));
+  emulator::touch_shared(at, sizeof(V), alignof(V), emulator::Access::store, {file, line});
+  memcpy(emulator::view.shared + at, &v, sizeof(V));
 }
-inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t at, STDC_HERE) { host::read_matrices(r, at, {file, line}); }
+inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t at, STDC_HERE) { emulator::read_matrices(r, at, {file, line}); }
 
 inline void cp_async(uint32_t at, const void* from, int bytes, STDC_HERE) {
-  host::copy_start(at, from, bytes, {file, line});
+  emulator::copy_start(at, from, bytes, {file, line});
 }
-inline void cp_async_commit() { host::copy_commit(); }
+inline void cp_async_commit() { emulator::copy_commit(); }
 template <int pending>
 inline void cp_async_wait() {
   static_assert(pending >= 0, "groups");
-  host::copy_wait(pending);
+  emulator::copy_wait(pending);
 }
 
 template <class T>
 inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, STDC_HERE) {
-  host::multiply(c, a, b0, b1, is_half<T>::value, {file, line});
+  emulator::multiply(c, a, b0, b1, is_half<T>::value, {file, line});
 }
 inline void mma_int8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, STDC_HERE) {
-  host::multiply(c, a, b0, b1, {file, line});
+  emulator::multiply(c, a, b0, b1, {file, line});
 }
 
 template <class V>
 inline V load(const V* p, STDC_HERE) {
-  host::touch_global(p, sizeof(V), alignof(V), host::Access::load, {file, line});
+  emulator::touch_global(p, sizeof(V), alignof(V), emulator::Access::load, {file, line});
   return *p;
 }
 template <class V>
 inline V load_weight(const V* p, STDC_HERE) {
-  host::touch_global(p, sizeof(V), alignof(V), host::Access::weight, {file, line});
+  emulator::touch_global(p, sizeof(V), alignof(V), emulator::Access::weight, {file, line});
   return *p;
 }
 inline float load_weight(const float* p, STDC_HERE) { return load_weight<float>(p, file, line); }
 template <class V>
 inline void store(V* p, V v, STDC_HERE) {
-  host::touch_global(p, sizeof(V), alignof(V), host::Access::store, {file, line});
+  emulator::touch_global(p, sizeof(V), alignof(V), emulator::Access::store, {file, line});
   *p = v;
 }
 inline Vec load_fresh(const Vec* p, STDC_HERE) { return load(p, file, line); }
 inline int atomic_add(int* p, int v, STDC_HERE) {
-  host::touch_global(p, sizeof(int), alignof(int), host::Access::atomic, {file, line});
+  emulator::touch_global(p, sizeof(int), alignof(int), emulator::Access::atomic, {file, line});
   const int before = *p;
   *p = static_cast<int>(static_cast<unsigned>(before) + static_cast<unsigned>(v));
   return before;
 }
-inline void fence() { host::fence(); }
+inline void fence() { emulator::fence(); }
 
 inline void launch_dependents() {}
-inline void grid_wait() { host::wait_for_grid(); }
+inline void grid_wait() { emulator::wait_for_grid(); }
 
 inline uint32_t multiply_high(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
@@ -237,7 +237,7 @@ inline float to_float(half_t x) {
 #if defined(__F16C__)
   return _cvtsh_ss(x.bits);
 #else
-  return host::float_of_half(x.bits);
+  return emulator::float_of_half(x.bits);
 #endif
 }
 inline float to_float(bf16_t x) { return as_float(static_cast<uint32_t>(x.bits) << 16); }
@@ -245,7 +245,7 @@ inline void round_to(half_t& y, float x) {
 #if defined(__F16C__)
   y.bits = static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
 #else
-  y.bits = host::half_of_float(x);
+  y.bits = emulator::half_of_float(x);
 #endif
 }
 inline void round_to(bf16_t& y, float x) {

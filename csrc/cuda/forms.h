@@ -7,7 +7,7 @@ namespace stdc {
 namespace gpu {
 
 // X(index, warps along pixels, warps along channels, blocks of 16 pixels, blocks of 8 channels of each)
-#define STDC_CONV_SHAPES(X) \
+#define STDC_CONV_FORMS(X) \
   X(0, 2, 4, 4, 4)  /* 128 x 128 */ \
   X(1, 2, 2, 4, 4)  /* 128 x 64 */ \
   X(2, 4, 1, 2, 4)  /* 128 x 32 */ \
@@ -19,12 +19,12 @@ namespace gpu {
   X(8, 3, 2, 3, 4)  /* 144 x 64 */ \
   X(9, 9, 1, 1, 4)  /* 144 x 32 */
 
-#define STDC_STEM_SHAPES(X) \
+#define STDC_STEM_FORMS(X) \
   X(0, 4, 1, 4, 4)  /* 256 x 32 */ \
   X(1, 4, 1, 2, 2)  /* 128 x 16 */
 
 // Pixels at the input's resolution: 9 x 17 of 160, 9 x 9 of 96.
-#define STDC_DOWN_SHAPES(X) \
+#define STDC_DOWN_FORMS(X) \
   X(0, 5, 1, 2, 8)  /* 160 x 64 */ \
   X(1, 3, 2, 2, 4)  /* 96 x 64 */ \
   X(2, 3, 1, 2, 4)  /* 96 x 32 */ \

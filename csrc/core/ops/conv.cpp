@@ -1,0 +1,184 @@
+// Convolutions: 1x1, 3x3 and the sub-pixel form 2x2, of one or two inputs, direct or by Winograd's tiles.
+#include <algorithm>
+#include <cstring>
+
+#include "../views.h"
+#include "products.h"
+#include "winograd.h"
+
+namespace stdc {
+namespace {
+
+class Conv : public Op {
+ public:
+  Conv() { starts_stage = true; }
+
+  void parse(Line& l) override {
+    kernel_ = l.number(1, 3);
+    stride_ = l.number(1, 2);
+    relu_ = l.number(kNone, kRelu) == kRelu;
+    weight_ = l.weight();
+    bias_ = l.optional_weight();
+    mean = l.optional_view();
+    if (mean) writes.push_back(mean);
+  }
+
+  void check(const Checker& c) const override {
+    const View& in = inputs[0];
+    c.kernel(*this, c.kernels.conv);
+    int64_t total = 0;
+    for (const View& v : inputs) {
+      total += v.channels;
+      c.need(c.store(v) == Store::act && c.stride(v) == c.stride(in), *this, "inputs of different sizes");
+      c.whole_units(*this, v);
+    }
+    c.need(c.store(output) == Store::act || c.store(output) == Store::logits, *this, "output is no map");
+    const Weight& weight = c.program.weights[weight_];
+    const auto& s = weight.shape;
+    // The stem's maps have a fourth channel, without weights.
+    const int64_t extra = total == 4 && s.size() == 4 && s[1] == 3 ? 1 : 0;
+    const bool shape = subpixel() ? s.size() == 6 && s[0] == 3 && s[1] == 3 && s[2] == output.channels &&
+                                        s[3] == total && s[4] == 2 && s[5] == 2
+                                  : s.size() == 4 && s[0] == output.channels && s[1] == total - extra &&
+                                        s[2] == kernel_ && s[3] == kernel_;
+    c.need(shape && weight.dtype == c.program.dtype, *this, "weights of another shape");
+    if (subpixel())
+      c.need(stride_ == 1 && inputs.size() == 1 && c.stride(in) == 2 * c.stride(output), *this, "sub-pixel form");
+    else
+      c.need(c.stride(output) == stride_ * c.stride(in), *this, "sizes");
+    c.floats(*this, bias_, output.channels);
+    if (mean) c.need(c.store(mean) == Store::vector && mean.channels == output.channels, *this, "mean");
+  }
+
+  size_t pack(const Program& program, const KernelSet& kernels) override {
+    packed_ = pack_products(program, kernels.block, *this, kernel_, weight_, bias_);
+    return packed_.size();
+  }
+
+  void measure(const Layout& layout, OpLayout& l) const override {
+    Op::measure(layout, l);
+    l.blocks = blocks_of(*this, layout.kernels.block);
+    int64_t elements = 0;
+    for (const View& v : inputs) elements += v.channels;
+    const double columns = static_cast<double>(layout.place(output).columns);
+    l.row_work = columns * layout.kernels.block * kernel_ * kernel_ * elements;
+  }
+
+  void cut(const Layout& layout, double work, OpLayout& l) const override {
+    const Buffer& out = layout.program.buffer(output);
+    if (out.store == Store::act) {  // labels need all classes
+      if (out.stride > 8) {
+        // Few rows and large weights: a task keeps one block's weights in the cache.
+        l.part = 1;
+        l.band = std::max<int64_t>(1, static_cast<int64_t>(work / l.row_work));
+      } else {
+        cut_blocks(work, l);
+      }
+    }
+    if (kernel_ == 3 && stride_ == 1 && inputs.size() == 1) cut_tiles(layout, *this, work, l);
+    if (subpixel()) l.band += l.band % 2;  // it computes pairs of rows
+  }
+
+  void lay_out(const Layout& layout, OpLayout& l) const override {
+    l.steps = product_steps(layout, *this, kernel_, stride_);
+    if (l.tiles) l.scratch = winograd_scratch(*this, layout.kernels.block, l.tiles);
+  }
+
+  Rows needs(const Layout&, Rows out) const override {
+    if (subpixel()) return {out.first / 2 - 1, (out.last - 1) / 2 + 2};
+    const int64_t first = out.first * stride_, last = (out.last - 1) * stride_ + 1;
+    return {first - kernel_ / 2, last + kernel_ / 2};
+  }
+
+  size_t pack_for(const OpLayout& l, const Program& program, const KernelSet& kernels) override {
+    if (!l.tiles || winograd_.size()) return 0;
+    winograd_ = winograd_weights(packed_, *this, program.dtype, kernels.block);
+    return winograd_.size();
+  }
+
+  void run(const Views& v) const override {
+    if (v.own.tiles) return winograd(v, *this, packed_, winograd_.floats(), relu_);
+    const bool dense = v.store(output) == Store::logits;
+    const BufferPlace& out = v.place(output);
+    const int block = v.kernels.block;
+    const auto kernel = v.kernels.conv[v.dtype];
+    const std::vector<Step>& steps = v.own.steps;
+    Step both[kMostSteps];
+    ConvRow row{};
+    row.step_count = static_cast<int>(steps.size()) / (subpixel() ? 4 : 1);
+    row.relu = relu_;
+    row.out_f32 = dense;
+    for (int b = v.task.blocks[0]; b < v.task.blocks[1]; b++) {
+      const int first = b * block;
+      row.channels = std::min(block, output.channels - first);
+      row.bias = packed_.bias.floats() + first;
+      for (int64_t y = v.task.rows[0]; y < v.task.rows[1]; y++) {
+        char* to = dense ? reinterpret_cast<char*>(v.logits(y) + output.offset) : v.at(output, y, 0);
+        char* const begin = to + first * (dense ? sizeof(float) : v.size);
+        if (mean) {
+          row.sums = v.sums(v.task.op, y) + first;
+          std::memset(row.sums, 0, row.channels * sizeof(float));
+        }
+        if (!subpixel()) {
+          row.in = v.at(inputs[0], y * stride_, 0);
+          row.steps = inputs.size() > 1 ? with_second(v, y * stride_, both) : steps.data();
+          row.weights = packed_.weights.data() + b * packed_.block_bytes;
+          row.out = begin;
+          row.out_step = out.channels;
+          row.pixels = out.columns;
+          kernel(row);
+          continue;
+        }
+        // Even and odd columns; the last one of an odd width has weights of its own, and so have rows.
+        const int last = y == out.rows - 1 && out.rows % 2;
+        const int row_set = last ? 2 : static_cast<int>(y % 2);
+        const size_t pixel = out.channels * v.size;
+        const auto columns = [&](int parity, int set, int64_t from, int64_t count) {
+          if (count <= 0) return;
+          row.in = v.at(inputs[0], y / 2, from);
+          row.steps = steps.data() + (2 * (y % 2) + parity) * row.step_count;
+          row.weights = packed_.weights.data() + (3 * row_set + set) * packed_.set_bytes + b * packed_.block_bytes;
+          row.out = begin + (2 * from + parity) * pixel;
+          row.out_step = 2 * out.channels;
+          row.pixels = count;
+          kernel(row);
+        };
+        const int64_t half = out.columns / 2;
+        columns(0, 0, 0, half);
+        columns(1, 1, 0, half);
+        if (out.columns % 2) columns(0, 2, half, 1);
+      }
+      if (!dense) v.border(output, first, row.channels);
+    }
+    if (dense && v.layout.key.label_height)
+      for (int64_t y = v.task.rows[0]; y < v.task.rows[1]; y++)
+        v.kernels.best[DType::f32](
+            {v.logits(y), out.channels, static_cast<int>(out.channels), out.columns, v.best(y)});
+  }
+
+ private:
+  bool subpixel() const { return kernel_ == 2; }
+
+  // Steps that read the second input's row y, whose pitch is another.
+  const Step* with_second(const Views& v, int64_t y, Step* steps) const {
+    std::copy(v.own.steps.begin(), v.own.steps.end(), steps);
+    int64_t left = kernel_ * kernel_ * inputs[0].channels;  // elements of the first input
+    for (size_t i = 0; i < v.own.steps.size(); i++) {
+      if (left <= 0) steps[i].offset += y * (v.place(inputs[1]).pitch - v.place(inputs[0]).pitch);
+      left -= steps[i].length;
+    }
+    return steps;
+  }
+
+  int kernel_ = 0, stride_ = 1;
+  bool relu_ = false;
+  int weight_ = -1, bias_ = -1;
+  PackedWeights packed_;
+  Bytes winograd_;  // once a size is done by tiles
+};
+
+}  // namespace
+
+std::unique_ptr<Op> make_conv() { return std::make_unique<Conv>(); }
+
+}  // namespace stdc

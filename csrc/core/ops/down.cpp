@@ -1,0 +1,150 @@
+// The entry of a stage: 1x1 and ReLU, then depthwise 3x3 stride 2 and average pool 3x3 stride 2 of the map between,
+// which lives in a task's scratch memory only.
+#include <algorithm>
+#include <cstring>
+
+#include "../views.h"
+#include "products.h"
+
+namespace stdc {
+namespace {
+
+class Down : public Op {
+ public:
+  void parse(Line& l) override {
+    pooled_ = l.optional_view();
+    weight_ = l.weight();
+    bias_ = l.optional_weight();
+    depthwise_weight_ = l.weight();
+    depthwise_bias_ = l.optional_weight();
+    count_include_pad_ = l.number(0, 1);
+    if (pooled_) writes.push_back(pooled_);
+  }
+
+  void check(const Checker& c) const override {
+    const View& in = inputs[0];
+    c.kernel(*this, c.kernels.conv);
+    c.kernel(*this, c.kernels.down);
+    c.need(inputs.size() == 1, *this, "too many inputs");
+    c.need(c.store(in) == Store::act && c.store(output) == Store::act && c.stride(output) == 2 * c.stride(in), *this,
+           "sizes");
+    c.whole_units(*this, in);
+    const Weight& weight = c.program.weights[weight_];
+    const auto& s = weight.shape;
+    c.need(s.size() == 4 && s[0] == output.channels && s[1] == in.channels && s[2] == 1 && s[3] == 1 &&
+               weight.dtype == c.program.dtype,
+           *this, "weights of another shape");
+    c.floats(*this, bias_, output.channels);
+    c.floats(*this, depthwise_weight_, 9 * output.channels);
+    c.floats(*this, depthwise_bias_, output.channels);
+    if (pooled_)
+      c.need(c.store(pooled_) == Store::act && pooled_.channels == output.channels &&
+                 c.stride(pooled_) == c.stride(output),
+             *this, "pool");
+  }
+
+  size_t pack(const Program& program, const KernelSet& kernels) override {
+    const int channels = output.channels, block = kernels.block;
+    packed_ = pack_products(program, block, *this, 1, weight_, bias_);
+    // [block of channels][9][channels of the block]
+    const auto* from = static_cast<const float*>(program.weights[depthwise_weight_].data);
+    packed_depthwise_ = zeros(static_cast<size_t>(channels) * 9 * sizeof(float));
+    auto* to = reinterpret_cast<float*>(packed_depthwise_.data());
+    for (int first = 0; first < channels; first += block) {
+      const int count = std::min(block, channels - first);
+      for (int t = 0; t < 9; t++)
+        for (int c = 0; c < count; c++) *to++ = from[(first + c) * 9 + t];
+    }
+    packed_depthwise_bias_ = pack_floats(program, depthwise_bias_, channels);
+    return packed_.size() + packed_depthwise_.size() + packed_depthwise_bias_.size();
+  }
+
+  void measure(const Layout& layout, OpLayout& l) const override {
+    Op::measure(layout, l);
+    l.blocks = blocks_of(*this, layout.kernels.block);
+    const int64_t elements = inputs[0].channels;
+    l.row_work = static_cast<double>(layout.place(output).columns) * layout.kernels.block * (4 * elements + 40);
+  }
+
+  void cut(const Layout&, double work, OpLayout& l) const override {
+    cut_blocks(work, l);
+    l.band = std::clamp<int64_t>(l.band, 4, 8);
+  }
+
+  void lay_out(const Layout& layout, OpLayout& l) const override {
+    l.steps = product_steps(layout, *this, 1, 1);
+    l.scratch = (2 * l.band + 1) * (layout.place(inputs[0]).columns + 2) * layout.kernels.block *
+                    traits(layout.program.dtype).bytes +
+                64;
+  }
+
+  Rows needs(const Layout&, Rows out) const override { return {2 * out.first - 1, 2 * out.last}; }
+
+  void run(const Views& v) const override {
+    const View& in = inputs[0];
+    const BufferPlace& from = v.place(in);
+    const BufferPlace& out = v.place(output);
+    const int block = v.kernels.block;
+    const int64_t pitch = (from.columns + 2) * block;  // of the map between
+    const int64_t top = 2 * static_cast<int64_t>(v.task.rows[0]) - 1;
+    const auto between = [&](int64_t y) { return v.scratch + (y - top) * pitch * v.size; };
+    for (int b = v.task.blocks[0]; b < v.task.blocks[1]; b++) {
+      const int first = b * block;
+      const int channels = std::min(block, output.channels - first);
+      ConvRow row{};
+      row.steps = v.own.steps.data();
+      row.step_count = static_cast<int>(v.own.steps.size());
+      row.weights = packed_.weights.data() + b * packed_.block_bytes;
+      row.bias = packed_.bias.floats() + first;
+      row.out_step = block;
+      row.pixels = from.columns;
+      row.channels = channels;
+      row.relu = true;
+      for (int64_t y = top; y < 2 * static_cast<int64_t>(v.task.rows[1]); y++) {
+        if (y < 0 || y >= from.rows) {
+          std::memset(between(y), 0, pitch * v.size);
+          continue;
+        }
+        std::memset(between(y), 0, block * v.size);
+        std::memset(between(y) + (from.columns + 1) * block * v.size, 0, block * v.size);
+        row.in = v.at(in, y, 0);
+        row.out = between(y) + block * v.size;
+        v.kernels.conv[v.dtype](row);
+      }
+      DownRow last{};
+      last.in_step = block;
+      last.weights = packed_depthwise_.floats() + 9 * first;
+      last.bias = packed_depthwise_bias_.floats() + first;
+      last.out_step = out.channels;
+      last.pixels = out.columns;
+      last.width = from.columns;
+      last.channels = channels;
+      last.count_include_pad = count_include_pad_;
+      for (int64_t y = v.task.rows[0]; y < v.task.rows[1]; y++) {
+        for (int i = 0; i < 3; i++) last.in[i] = between(2 * y - 1 + i);
+        last.rows_inside = 3 - (y == 0) - (2 * y + 1 >= from.rows);
+        last.out = v.at(output, y, 0) + first * v.size;
+        if (pooled_) {
+          last.pooled = v.at(pooled_, y, 0) + first * v.size;
+          last.pooled_step = v.place(pooled_).channels;
+        }
+        v.kernels.down[v.dtype](last);
+      }
+      v.border(output, first, channels);
+      if (pooled_) v.border(pooled_, first, channels);
+    }
+  }
+
+ private:
+  View pooled_;
+  int weight_ = -1, bias_ = -1, depthwise_weight_ = -1, depthwise_bias_ = -1;
+  bool count_include_pad_ = true;
+  PackedWeights packed_;
+  Bytes packed_depthwise_, packed_depthwise_bias_;
+};
+
+}  // namespace
+
+std::unique_ptr<Op> make_down() { return std::make_unique<Down>(); }
+
+}  // namespace stdc

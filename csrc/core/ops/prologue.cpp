@@ -1,0 +1,58 @@
+// What attention does to a map before a convolution reads it: times a vector, plus a vector or a map.
+#include "../checker.h"
+#include "../views.h"
+
+namespace stdc {
+namespace {
+
+class Prologue : public Op {
+ public:
+  void parse(Line& l) override {
+    scale_ = l.optional_view();
+    add_ = l.optional_view();
+    for (const View& v : {scale_, add_})
+      if (v) reads.push_back(v);
+  }
+
+  void check(const Checker& c) const override {
+    const View& in = inputs[0];
+    c.kernel(*this, c.kernels.prologue);
+    c.need(inputs.size() == 1, *this, "too many inputs");
+    c.need(c.store(in) == Store::act && c.store(output) == Store::act && c.stride(in) == c.stride(output) &&
+               in.channels == output.channels,
+           *this, "sizes");
+    if (scale_) c.need(c.store(scale_) == Store::vector && scale_.channels == output.channels, *this, "scale");
+    if (add_)
+      c.need(add_.channels == output.channels &&
+                 (c.store(add_) == Store::vector || (c.store(add_) == Store::act && c.stride(add_) == c.stride(in))),
+             *this, "add");
+  }
+
+  void run(const Views& v) const override {
+    PrologueRow row{};
+    row.in_step = v.place(inputs[0]).channels;
+    row.out_step = v.place(output).channels;
+    row.pixels = v.place(output).columns;
+    row.channels = output.channels;
+    if (scale_) row.scale = v.vector(scale_);
+    const bool map = add_ && v.store(add_) == Store::act;
+    if (add_ && !map) row.add = v.vector(add_);
+    if (map) row.add_step = v.place(add_).channels;
+    for (int64_t y = v.task.rows[0]; y < v.task.rows[1]; y++) {
+      row.in = v.at(inputs[0], y, 0);
+      row.out = v.at(output, y, 0);
+      if (map) row.add_map = v.at(add_, y, 0);
+      v.kernels.prologue[v.dtype](row);
+    }
+    v.border(output, 0, output.channels);
+  }
+
+ private:
+  View scale_, add_;
+};
+
+}  // namespace
+
+std::unique_ptr<Op> make_prologue() { return std::make_unique<Prologue>(); }
+
+}  // namespace stdc
