@@ -19,7 +19,7 @@ import triton
 
 from bench import ahead
 from stdc_fast import _native
-from stdc_fast.backends.cuda import CudaExecutable
+from stdc_fast.backends import cuda
 from stdc_fast.backends.cuda.tiles import CudaModel, CudaTiles
 from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.model import DEVICES, Device, Work
@@ -27,7 +27,7 @@ from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.backends.gpu.tables import FOLDER, dump
 from stdc_fast.backends.triton.tiles import TritonTiles, ranked
 from stdc_fast.files import write_atomic
-from stdc_fast.precision import BFLOAT16, FLOAT16, Precision
+from stdc_fast.precision import Precision
 
 #: (images, H, W) of what the network sees.
 SIZES = ((1, 512, 1024), (16, 512, 1024), (1, 768, 1536), (1, 1024, 2048))
@@ -87,7 +87,7 @@ def cuda_table(device: Device, precisions: Sequence[Precision]) -> dict[str, Cud
 
     for variant, precision in itertools.product(("stdc1", "stdc2"), precisions):
         plan = ahead.network(variant)
-        executable = CudaExecutable(plan, precision, torch.device("cpu"), native, choose)
+        executable = cuda.CudaExecutable(plan, precision, torch.device("cpu"), native, choose)
         for n, height, width in SIZES:
             executable.lower(Request(n, (height, width), (height, width)))
     return chosen
@@ -98,14 +98,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--targets", default="", help="classes, such as sm_90; by default all")
     parser.add_argument("--backend", default="triton", choices=("triton", "cuda"))
     options = parser.parse_args(arguments)
-    precisions = (FLOAT16, BFLOAT16)
     kind = CudaTiles if options.backend == "cuda" else TritonTiles
     for target in options.targets.split(",") if options.targets else DEVICES:
         device = DEVICES[target]
         if kind is CudaTiles:
-            found, origin = cuda_table(device, precisions), "the model; not measured"
+            found, origin = cuda_table(device, cuda.PRECISIONS), "the model; not measured"
         else:
-            found = table(device, precisions)
+            found = table(device, cuda.PRECISIONS)
             origin = f"the model, and Triton {triton.__version__} compiling without spills; not measured"
         path = FOLDER / f"{kind.prefix}{target}.json"
         path.parent.mkdir(exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stdc_fast.plan.ops import Add, Conv, Down, Gate, Scale, Stem, Upsample
+from stdc_fast.plan.ops import FUSED, Conv, Gate, Stem, Upsample
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import Precision
 from stdc_fast.reference.networks import upsample
@@ -227,6 +227,10 @@ def presented(output: Tensor, labels: bool) -> Tensor:
     return output[..., 0] if labels else output.permute(0, 3, 1, 2)
 
 
+#: Kinds of op that native backends run: besides the fused ones, prologues that no convolution reads.
+NATIVE = FUSED | {"scale", "add"}
+
+
 def why_not_native(plan: Plan) -> str | None:
     """Why no native backend runs a plan, or None; some have reasons of their own besides."""
     if len(plan.outputs) != 1:
@@ -240,7 +244,7 @@ def why_not_native(plan: Plan) -> str | None:
     if wide - {output.buffer} or (wide and output != plan.whole(output.buffer)):
         return "it has maps in float32 besides its logits"
     for op in plan.ops:
-        if not isinstance(op, (Stem, Conv, Down, Gate, Scale, Add, Upsample)):
+        if op.kind not in NATIVE:
             return f"{op.kind} {op.name}: not one of its ops"
         if isinstance(op, Conv):
             if op.depthwise or op.act not in ("none", "relu") or len(op.inputs) > 2:

@@ -13,7 +13,7 @@ from matplotlib.transforms import Bbox
 
 from stdc_fast.benchmark.table import ms
 from stdc_fast.viewer.facts import short
-from stdc_fast.viewer.figure import COLOURS
+from stdc_fast.viewer.kinds import COLOURS
 
 #: Of the ops in the list beside a panel, which have their number at their point.
 LISTED = 14

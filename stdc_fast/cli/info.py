@@ -26,7 +26,7 @@ def info(
         Optional[int], typer.Option(min=1, max=1024, help="With --plan: images at a time. Default: 1.")
     ] = None,
     dtype: Annotated[
-        Optional[str], typer.Option(help="With --plan: float32, bfloat16 or float16. Default: float32.")
+        Optional[str], typer.Option(help="With --plan: of maps and weights. Default: float32.")
     ] = None,
     written: Annotated[
         bool, typer.Option("--written", help="With --plan: the network as written, before all rewrites.")

@@ -9,10 +9,11 @@ from typing import Annotated, Optional
 import typer
 
 from stdc_fast.errors import UserError
+from stdc_fast.precision import PRECISIONS
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Embedded name or checkpoint file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, float64, float16 or bfloat16.")]
+Dtype = Annotated[str, typer.Option(help=f"auto, {', '.join(PRECISIONS)}.")]
 Backend = Annotated[str, typer.Option(help="auto or one that `stdc-fast info` lists.")]
 Scale = Annotated[Optional[float], typer.Option(help="Resize the image by this factor for the network.")]
 Size = Annotated[

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stdc_fast.cli.options import exact_size, note
 from stdc_fast.errors import UserError
+from stdc_fast.precision import FLOAT64, PRECISIONS
 
 
 def print_plan(
@@ -24,7 +25,7 @@ def print_plan(
     from stdc_fast.viewer import show
 
     size, dtype = "512x1024" if size is None else size, "float32" if dtype is None else dtype
-    itemsizes = {"float32": 4, "bfloat16": 2, "float16": 2}
+    itemsizes = {name: p.maps.itemsize for name, p in PRECISIONS.items() if p != FLOAT64}
     if dtype not in itemsizes:
         raise UserError(f"--dtype must be one of {', '.join(itemsizes)} for a plan, not {dtype!r}")
     height, width = exact_size(size)

@@ -15,7 +15,7 @@ def tune(
         Optional[list[str]], typer.Option(help="HEIGHTxWIDTH that the network sees; may be repeated.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, or one that the backend computes in.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cuda or cuda:N.")] = "auto",
     backend: Annotated[
         str, typer.Option(help="cuda, triton, or auto: the one that would run this.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from stdc_fast.plan.ops import Conv, Down, Gate, Op, Stem, View
+from stdc_fast.plan.ops import Conv, Op, View
 from stdc_fast.plan.plan import Plan
 
 Shape = tuple[int, int, int, int]
@@ -54,14 +54,18 @@ def costs(plan: Plan, batch: int, height: int, width: int, itemsize: int) -> lis
     def shape(view: View) -> Shape:
         return (batch, *plan.size(view.buffer, height, width), view.channels)
 
+    def pixels(view: View) -> int:
+        rows, columns = plan.size(view.buffer, height, width)
+        return rows * columns
+
     def moved(views: list[View]) -> int:
         masks: dict[str, int] = {}
         for view in views:
             masks[view.buffer] = masks.get(view.buffer, 0) | view.mask
         total = 0
         for buffer, mask in masks.items():
-            rows, columns = plan.size(buffer, height, width)
-            total += batch * rows * columns * mask.bit_count() * plan.buffers[buffer].itemsize(itemsize)
+            bytes_a_pixel = mask.bit_count() * plan.buffers[buffer].itemsize(itemsize)
+            total += batch * pixels(plan.whole(buffer)) * bytes_a_pixel
         return total
 
     return [
@@ -69,30 +73,13 @@ def costs(plan: Plan, batch: int, height: int, width: int, itemsize: int) -> lis
             op=op.name,
             inputs=tuple(map(shape, op.reads)),
             outputs=tuple(map(shape, op.writes)),
-            macs=batch * _macs(plan, op, height, width),
+            macs=batch * op.macs(plan.weights, pixels),
             read=moved(op.reads),
             written=moved(op.writes),
             weights=_weights(plan, op, height, width, itemsize),
         )
         for op in plan.ops
     ]
-
-
-def _macs(plan: Plan, op: Op, height: int, width: int) -> int:
-    """Multiply-adds for one image."""
-    if isinstance(op, Gate):
-        return sum(plan.weights[name].numel() for name in op.layers)
-    if not isinstance(op, (Conv, Stem, Down)):
-        return 0
-    rows, columns = plan.size(op.output.buffer, height, width)
-    if isinstance(op, Down):
-        full_rows, full_columns = plan.size(op.input.buffer, height, width)
-        depthwise = rows * columns * plan.weights[op.depthwise_weight].numel()
-        return full_rows * full_columns * plan.weights[op.weight].numel() + depthwise
-    weight = plan.weights[op.weight]
-    if isinstance(op, Conv) and op.kernel == 2:
-        weight = weight[0, 0]  # every pixel belongs to one of the sets
-    return rows * columns * weight.numel()
 
 
 def _weights(plan: Plan, op: Op, height: int, width: int, itemsize: int) -> int:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 #: Kinds of op that every backend runs; :func:`stdc_fast.plan.optimise` leaves no others for STDC1 and STDC2.
 FUSED = frozenset({"stem", "down", "conv", "gate", "upsample"})
@@ -88,6 +90,15 @@ class Op:
     def weights(self) -> list[str]:
         return self._fields("weight")
 
+    def macs(self, weights: Mapping[str, Tensor], pixels: Callable[[View], int]) -> int:
+        """Multiply-adds for one image, of convolutions and matrix-vector products, taps in the padding too.
+
+        Args:
+            weights: of the plan, by name.
+            pixels: of a view, in one image.
+        """
+        return 0
+
     def with_views(self, change: Callable[[View], View]) -> Op:
         """The same op with each of its views replaced by ``change(view)``."""
         changed = {}
@@ -136,6 +147,12 @@ class Conv(Op):
     up: bool = False
     mean: View | None = field(metadata=_WRITE, default=None)
 
+    def macs(self, weights: Mapping[str, Tensor], pixels: Callable[[View], int]) -> int:
+        weight = weights[self.weight]
+        if self.kernel == 2:
+            weight = weight[0, 0]  # every pixel belongs to one of the sets
+        return pixels(self.output) * weight.numel()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stem(Op):
@@ -151,6 +168,9 @@ class Stem(Op):
     bias: str | None = field(metadata=_WEIGHT, default=None)
     act: str = "none"
     offset: tuple[float, ...] | None = None
+
+    def macs(self, weights: Mapping[str, Tensor], pixels: Callable[[View], int]) -> int:
+        return pixels(self.output) * weights[self.weight].numel()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +188,10 @@ class Down(Op):
     depthwise_bias: str | None = field(metadata=_WEIGHT, default=None)
     count_include_pad: bool = True
 
+    def macs(self, weights: Mapping[str, Tensor], pixels: Callable[[View], int]) -> int:
+        depthwise = pixels(self.output) * weights[self.depthwise_weight].numel()
+        return pixels(self.input) * weights[self.weight].numel() + depthwise
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gate(Op):
@@ -178,6 +202,9 @@ class Gate(Op):
     layers: tuple[str, ...] = field(metadata=_WEIGHT)
     biases: tuple[str | None, ...] = field(metadata=_WEIGHT)
     acts: tuple[str, ...]
+
+    def macs(self, weights: Mapping[str, Tensor], pixels: Callable[[View], int]) -> int:
+        return sum(weights[name].numel() for name in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,26 +15,9 @@ from matplotlib.patheffects import Normal, Stroke
 from stdc_fast.plan.ops import View
 from stdc_fast.plan.plan import Plan, overlap
 from stdc_fast.viewer.facts import Facts, kilo, short, sort_of
+from stdc_fast.viewer.kinds import COLOURS
 
-# Cool colours are work, by kind of op; warm ones are maps, by resolution.
-COLOURS = {
-    "stem": "#0b5d3b",
-    "down": "#35a04a",
-    "conv 3x3": "#1f4e9c",
-    "conv 1x1": "#8ec1ea",
-    "conv 2x2 up": "#14b3b8",
-    "conv depthwise": "#6a8fd8",
-    "gate": "#3d3d3d",
-    "upsample": "#9a9a9a",
-    "normalise": "#b9dfc0",
-    "norm": "#d5d9e4",
-    "pool": "#a7cf5a",
-    "mean": "#7a6fb0",
-    "concat": "#c9b8e8",
-    "scale": "#b98fd0",
-    "add": "#8a4fa8",
-    "resize": "#7fd8d8",
-}
+# Of maps, by resolution: warm, as the colours of ops are cool.
 _STRIDES = {
     1: "#e0b000",
     2: "#f59b2f",

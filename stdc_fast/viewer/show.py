@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stdc_fast.plan.cost import Cost
-from stdc_fast.plan.ops import Conv, Op, Stem, View
+from stdc_fast.plan.ops import Op
 from stdc_fast.plan.plan import Plan
 from stdc_fast.viewer.facts import COLUMNS, Facts, kilo, short, survey
+from stdc_fast.viewer.kinds import WORDS
 from stdc_fast.viewer.save import save_figure
 
 if TYPE_CHECKING:
@@ -19,48 +19,7 @@ if TYPE_CHECKING:
 
 def describe(plan: Plan, op: Op) -> str:
     """What an op does, in a few words: ``3x3 s2 relu``, ``2x2 up relu, *scale +map``."""
-    return _WORDS[op.kind](plan, op)
-
-
-def _conv(plan: Plan, op: Conv) -> str:
-    flags = {"dw": op.depthwise, "s2": op.stride == 2, "up": op.up}
-    does = _join(f"{op.kernel}x{op.kernel}", *(word for word, on in flags.items() if on), _act(op.act))
-    prologue = _join("*scale" if op.scale else "", f"+{_sort(plan, op.add)}" if op.add else "")
-    several = f"{len(op.inputs)} inputs" if len(op.inputs) > 1 else ""
-    return _join(does, prologue, several, "mean" if op.mean else "", by=", ")
-
-
-def _stem(plan: Plan, op: Stem) -> str:
-    return _join("" if op.offset is None else "image - mean,", "3x3 s2", _act(op.act))
-
-
-def _join(*words: str, by: str = " ") -> str:
-    return by.join(filter(None, words))
-
-
-def _act(act: str) -> str:
-    return "" if act == "none" else act
-
-
-def _sort(plan: Plan, view: View) -> str:
-    return "map" if plan.buffers[view.buffer].stride else "vector"
-
-
-_WORDS: dict[str, Callable[[Plan, Op], str]] = {
-    "conv": _conv,
-    "stem": _stem,
-    "down": lambda plan, op: "1x1 relu, 3x3 dw s2" + (" + pool" if op.pooled else ""),
-    "gate": lambda plan, op: ", ".join(_join("matvec", _act(act)) for act in op.acts),
-    "upsample": lambda plan, op: f"bilinear x{plan.buffers[op.input.buffer].stride}, argmax",
-    "normalise": lambda plan, op: "(x / 255 - mean) / std",
-    "norm": lambda plan, op: _join("batch norm", _act(op.act)),
-    "pool": lambda plan, op: "average 3x3 s2",
-    "mean": lambda plan, op: "mean over the image",
-    "concat": lambda plan, op: f"{len(op.inputs)} inputs",
-    "scale": lambda plan, op: "map * vector",
-    "add": lambda plan, op: f"map + {_sort(plan, op.other)}",
-    "resize": lambda plan, op: "nearest x2",
-}
+    return WORDS[op.kind](plan, op)
 
 
 def to_dict(plan: Plan, batch: int, height: int, width: int, itemsize: int) -> dict[str, object]:

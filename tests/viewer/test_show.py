@@ -25,7 +25,8 @@ from stdc_fast.plan.rewrites import fuse_prologues
 from stdc_fast.reference import ConvBNReLU, FeatureFusion, STDCModule, STDCSeg
 from stdc_fast.viewer import show
 from stdc_fast.viewer.facts import short, survey
-from stdc_fast.viewer.figure import _STRIDES, COLOURS, figure
+from stdc_fast.viewer.figure import _STRIDES, figure
+from stdc_fast.viewer.kinds import COLOURS, WORDS
 from stdc_fast.viewer.save import FIXED
 
 SIZE = (1, 512, 1024, 2)
@@ -281,7 +282,7 @@ def test_names_and_words():
 
 def test_every_kind_has_words_and_a_colour():
     kinds = {kind.__name__.lower() for kind in Op.__subclasses__()}
-    assert set(show._WORDS) == kinds
+    assert set(WORDS) == kinds
     convolutions = {"conv 3x3", "conv 1x1", "conv 2x2 up", "conv depthwise"}
     assert set(COLOURS) == kinds - {"conv"} | convolutions
     assert len({*COLOURS.values(), *_STRIDES.values()}) == len(COLOURS) + len(_STRIDES)

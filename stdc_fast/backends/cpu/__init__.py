@@ -53,7 +53,7 @@ def compile(
 
     Args:
         plan: optimised.
-        precision: float32 or bfloat16.
+        precision: one of :data:`stdc_fast.backends.cpu.program.PRECISIONS`.
         isa: instruction set, for tests; else STDC_FAST_CPU_ISA or the best.
         poisoned: fill the arena with NaN before each image, to prove that nothing dead is read.
 
