@@ -1,4 +1,4 @@
-"""Turns what ``bench.ahead`` wrote into docs/triton-kernels.md.
+"""Write docs/triton-kernels.md from the records of ``bench.ahead``.
 
     python -m bench.ahead_report docs/results/triton_ahead.jsonl
 
@@ -13,11 +13,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from bench import ahead
 from stdc_fast.backends.gpu.model import DEVICES
 from stdc_fast.files import write_atomic
+from stdc_fast.precision import FLOAT16
 
 OUT = Path("docs/triton-kernels.md")
 NETWORKS = (
@@ -32,7 +31,7 @@ SHOWN = "sm_90"
 def predicted(target: str, variant: str, size: tuple[int, int], batch: int) -> float:
     """Microseconds of all kernels of a network in float16, one after the other."""
     device = DEVICES[target]
-    whole = ahead.lowered(ahead.network(variant), device, torch.float16, size, batch)
+    whole = ahead.lowered(ahead.network(variant), device, FLOAT16, size, batch)
     return sum(launch.predicted(device).seconds for launch in whole.launches) * 1e6
 
 
@@ -69,7 +68,7 @@ def by_network(targets: list[str]) -> Iterator[str]:
 
 def by_kernel(records: list[dict]) -> Iterator[str]:
     device, known = DEVICES[SHOWN], {r["key"]: r for r in records}
-    whole = ahead.lowered(ahead.network("stdc1"), device, torch.float16, (512, 1024))
+    whole = ahead.lowered(ahead.network("stdc1"), device, FLOAT16, (512, 1024))
     yield (
         "| op | tile, channels, split | programs | instruction | shared KB | registers | products us | "
         "fetch us | predicted us |"
@@ -90,18 +89,23 @@ def by_kernel(records: list[dict]) -> Iterator[str]:
 
 TEXT = """# The Triton kernels, compiled ahead
 
-Written by `python -m bench.ahead_report {source}`; do not edit. Triton {versions}.
-Nothing here was measured on a GPU: the machine code was made and looked at without one, and times are
-predictions.
+`python -m bench.ahead_report {source}` writes this page. Do not edit it. Triton {versions}. **Nothing here
+was measured on a GPU.** The machine code was made and inspected without one. All times are predictions.
 
 ## As compiled
 
-All kernels that STDC1 and STDC2 need with the tiles that are shipped, in float16 and bfloat16, for {sizes},
-with frames of that size and of twice that. Kernels without matrix products are the gates and the labels.
-`python -m bench.ahead` holds each to: tensor core instructions where there are products (`wgmma` on sm_90 for
-tiles of at least 64 pixels a warp group), asynchronous copies in pipelined convolutions, shared memory within
-the limit, no stack and no local memory (that is, no spilled registers), and a wait for the kernel before it
-where launches are dependent (sm_90 and later).
+The table covers every kernel that STDC1 and STDC2 need with the shipped tiles, in float16 and bfloat16.
+Network sizes are {sizes}; frames have that size or twice that size. Only the gates and the labels have no
+matrix product.
+
+`python -m bench.ahead` fails unless each kernel has
+
+- tensor core instructions where there are products: `wgmma` on sm_90 for tiles of at least 64 pixels a warp
+  group;
+- asynchronous copies in pipelined convolutions;
+- no more shared memory than the limit;
+- no stack and no local memory, so no spilled registers;
+- on sm_90 and later, a wait for the kernel before it.
 
 {by_target}
 
@@ -109,9 +113,11 @@ where launches are dependent (sm_90 and later).
 
 ## Predicted, all kernels one after the other
 
-Microseconds in float16, uint8 frame to uint8 labels, in a CUDA graph. On a GPU: not measured. The model
-(`stdc_fast/backends/triton/tiles.py`) takes for each kernel the longer of its products and of what its tiles
-fetch from L2, plus its launch; its constants are assumptions, which rank tiles.
+Microseconds in float16, uint8 frame to uint8 labels, in a CUDA graph. On a GPU: not measured.
+
+The model is `stdc_fast/backends/triton/tiles.py`. For each kernel it takes the longer of two times: its
+products, and what its tiles fetch from L2. It adds the launch. Its constants are assumptions that rank
+tiles.
 
 {by_network}
 
@@ -138,7 +144,7 @@ def document(records: list[dict], source: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.ahead_report", description=__doc__.splitlines()[0])
-    parser.add_argument("records", type=Path, help="what bench.ahead wrote")
+    parser.add_argument("records", type=Path, help="records of bench.ahead")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     records = [json.loads(line) for line in options.records.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Turns what was found of the CUDA kernels without a GPU into docs/cuda-kernels.md.
+"""Write docs/cuda-kernels.md from the records of the CUDA kernels that need no GPU.
 
 python -m bench.ptxas --out docs/results/cuda_ptxas.jsonl
 python -m bench.build_time --out docs/results/cuda_build.json
@@ -95,7 +95,7 @@ def by_kernel() -> Iterator[str]:
 
 
 def by_bug(rows: list[dict]) -> Iterator[str]:
-    yield "| planted in | bug | schedules that find it, with and without the watch for races | what is said |"
+    yield "| planted in | bug | schedules that find it, with and without the watch for races | report |"
     yield "| --- | --- | --- | --- |"
     for row in rows:
         said = textwrap.shorten(row["found"].replace("|", "\\|"), 120, placeholder=" ...")
@@ -116,16 +116,20 @@ def by_part(build: dict) -> Iterator[str]:
 
 TEXT = """# The CUDA kernels, without a GPU
 
-Written by `python -m bench.cuda_report`; do not edit. {compiler}, targets {targets}.
-**Nothing here was measured on a GPU**: machine code was made and looked at without one, kernels ran on a CPU
-in the emulator, and times are predictions.
+`python -m bench.cuda_report` writes this page. Do not edit it. {compiler}, targets {targets}. **Nothing
+here was measured on a GPU.** The machine code was made and inspected without one. The kernels ran in the
+emulator, on a CPU. All times are predictions.
 
 ## As compiled
 
-What `ptxas -v` reports and `cuobjdump -sass` shows of every form of every kernel (`python -m bench.ptxas`,
-which fails where something spills, has a stack, or lacks tensor core instructions, asynchronous copies, or on
-sm_90 the wait for the kernel before it).
-Code for sm_86, sm_87 and sm_89 comes from the same PTX as that for sm_80.
+`ptxas -v` and `cuobjdump -sass` report on every form of every kernel. `python -m bench.ptxas` fails if a
+kernel
+
+- spills or has a stack;
+- lacks tensor core instructions or asynchronous copies;
+- on sm_90, lacks the wait for the kernel before it.
+
+The code for sm_86, sm_87 and sm_89 comes from the same PTX as the code for sm_80.
 
 {by_target}
 
@@ -133,30 +137,31 @@ Code for sm_86, sm_87 and sm_89 comes from the same PTX as that for sm_80.
 
 ## From nothing
 
-With {cores} cores, `python setup.py build_ext` takes {without:.0f} s without CUDA and {with_:.0f} s with all
-targets; the module is then {megabytes:.0f} MB.
+With {cores} cores, `python setup.py build_ext` takes {without:.0f} s without CUDA and {with_:.0f} s with
+all targets. The module then has {megabytes:.0f} MB.
 
 {by_part}
 
 ## Planted bugs
 
-Each is put into a copy of the real kernels, which then run in the emulator (`tests/cuda_bugs.py`).
+`tests/cuda_bugs.py` plants each bug into a copy of the real kernels, which then run in the emulator.
 
 {by_bug}
 
 ## Predicted: microseconds from frame to labels
 
-In float16, from a uint8 frame on the device to uint8 labels, one replay of a CUDA graph. The model
-(`stdc_fast/backends/cuda/tiles.py`) takes for each kernel the longest of its products, its reads from shared
-memory and what it fetches from L2, and its launch; the branch at 1/16 runs beside the stage at 1/32 at no
-cost. Its constants are assumptions. Triton's predictions, by another model:
-[triton-kernels.md](triton-kernels.md).
+In float16, from a uint8 frame on the device to uint8 labels, one replay of a CUDA graph.
+
+The model is `stdc_fast/backends/cuda/tiles.py`. For each kernel it takes the longest of three times: its
+products, its reads from shared memory, and what it fetches from L2. It adds the launch. The branch at 1/16
+runs beside the stage at 1/32 and costs nothing. Its constants are assumptions. Triton's predictions come
+from another model: [triton-kernels.md](triton-kernels.md).
 
 {by_network}
 
 ## Predicted, kernel by kernel: STDC1, 512x1024, batch 1, float16, {shown}
 
-One after the other, which is more than the sum above, where two run side by side.
+The kernels run one after the other here. The sum above is less, since two of them run side by side.
 
 {by_kernel}
 """

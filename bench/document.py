@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 
 from bench.measured import (
@@ -26,29 +27,29 @@ from bench.words import NONE, amount, listed, megabytes, percent, significant, s
 _HEAD = """\
 # Benchmarks
 
-Written by `python -m bench.report` from `bench/results/*.jsonl` and `bench/predictions.json`. Do not edit it:
-add a record and write it again.
+`python -m bench.report` writes this page from `bench/results/*.jsonl` and `bench/predictions.json`.
+Do not edit it. Add a record, then write it again.
 
 ## How to read this
 
-- Scopes: **logits** is the normalised image to logits at 1/8; **labels** the raw uint8 frame to labels at
-  the network's size; **frame** end to end, a uint8 frame of 1024x2048 to uint8 labels of 1024x2048, resized
-  to the network's size inside.
-- Times are medians of rounds with their 20th and 80th percentiles, `p50 (p20..p80)`, n rounds. "Cold" is the
-  first frame after the caches were overwritten.
-- Peers run in turn with ours, in the same rounds on the same machine. A ratio is a runner's time over that of
-  the form of ours that is named, taken round by round: above 1 the runner is slower than that form.
-  "Same dtype" is the ratio to ours in the row's own dtype. Ours are bold.
-- "% of limit" is the time that the matrix rate or the bandwidth measured in the same run would allow, over
-  the time taken; for the operations of direct convolution and the bytes that no runner can save. The rate is
-  that of torch's matrix products, no law of nature: some convolutions exceed it.
-- Agreement (share of equal labels) and error of the logits are against the reference. What did not agree
-  well enough was refused: no speed is given for it. A runner without a speed says why, by the number of its
+- A scope says what is timed. **logits**: a normalised image to logits at 1/8 of its size. **labels**: a raw
+  uint8 frame to labels at the network's size. **frame**: a uint8 frame of 1024x2048 to labels of 1024x2048.
+  The frame is resized to the network's size inside.
+- A time is the median of n rounds with its 20th and 80th percentiles: `p50 (p20..p80)`. "Cold" is the first
+  frame after the caches were overwritten.
+- Our rows are bold. Peers run in turn with ours, in the same rounds on the same machine.
+- A ratio is a runner's time over the time of the named form of ours, round by round. Above 1 the runner is
+  slower. "Same dtype" is the ratio to ours in the row's own dtype.
+- "% of limit" is the time that the machine's limit allows, over the time taken. The limit is the matrix rate
+  or the bandwidth of the same run. It counts the operations of direct convolution and the bytes that no
+  runner can save. The rate is the best of torch's matrix products, so some convolutions exceed it.
+- "Labels agree" is the share of labels that equal the reference's. "Logits error" is relative to it too. A
+  runner that does not agree well enough is refused and gets no speed. Each missing speed has a numbered
   reason.
-- Of repeated measurements the newest is shown; the older ones say how well it repeats. "Run" is its number
-  in the table of runs.
-- Memory is that of a runner's own process, with all scopes prepared, above what it had with torch imported.
-  MB are 10^6 bytes.
+- The newest of repeated measurements is shown. The older ones say how well it repeats. "Run" is a number in
+  the table of runs.
+- Memory is that of a runner's own process with all scopes prepared, above what it had with torch imported.
+  1 MB is 10^6 bytes.
 """
 
 _GPU = {
@@ -99,6 +100,7 @@ def _device(device: Device, pictures: dict[str, str]) -> Iterator[str]:
     if groups:
         yield "### Speed"
         yield from _glance(groups.values())
+        yield pictures.get(f"{device.name} six", "")
         yield pictures.get(f"{device.name} latency", "")
         yield pictures.get(f"{device.name} throughput", "")
     for workload, rows in sorted(
@@ -144,11 +146,13 @@ def _runs(device: Device) -> Iterator[str]:
     for run in device.runs:
         groups.setdefault(_machine(run), []).append(run.number)
     yield "\n".join(
-        f"- Run{'s' * (len(numbers) > 1)} {listed(numbers)}: {machine}" for machine, numbers in groups.items()
+        f"- Run{'s' * (len(numbers) > 1)} {listed(numbers)}:\n{machine}"
+        for machine, numbers in groups.items()
     )
 
 
 def _machine(run: Run) -> str:
+    """A list of the machine's processor, GPUs and versions."""
     cpu, versions = run.header["cpu"], run.header["versions"]
     features = listed(cpu.get("features") or ["none named"])
     parts = [f"{cpu['model']}, {cpu['machine']}, {cpu['cores']} cores, {cpu['threads']} threads; {features}."]
@@ -157,7 +161,8 @@ def _machine(run: Run) -> str:
         parts.append(listed([gpu["name"], *told]) + ".")
     parts.append(f"Versions: {listed(f'{k} {v}' for k, v in sorted(versions.items()) if v)}.")
     absent = listed(sorted(name for name, version in versions.items() if not version))
-    return text(" ".join([*parts, f"Not installed: {absent}." if absent else ""]))
+    parts += [f"Not installed: {absent}."] if absent else []
+    return "\n".join(textwrap.fill(f"  - {text(part)}", 110, subsequent_indent=4 * " ") for part in parts)
 
 
 def _clock(run: Run) -> str:
@@ -203,8 +208,8 @@ def _glance(groups: Iterable[list[Found]]) -> Iterator[str]:
             ])  # fmt: skip
     if lines:
         yield (
-            "Ours as it runs by default, the fastest peer in 16 or 32 bits, and the fastest in 8; a ratio\n"
-            "is the peer's time over that of ours, above 1 where ours is faster:"
+            "Ours as it runs by default, the fastest peer in 16 or 32 bits, and the fastest in 8 bits.\n"
+            "A ratio is the peer's time over ours: above 1 ours is faster."
         )
         head = ["workload", "scope", "ours", "ms", "fastest peer", "ms", "ratio", "in 8 bits", "ms", "ratio"]
         yield table(head, lines, "...r.rr.rr")
@@ -415,7 +420,7 @@ def _either(what: str) -> Callable:
 def _predictions(
     devices: list[Device], predictions: list[Prediction], pictures: dict[str, str]
 ) -> Iterator[str]:
-    yield ('These are predictions: only the column "measured" holds measurements.')
+    yield 'These are predictions. Only the column "measured" holds measurements.'
     for target in dict.fromkeys(p.device for p in predictions):
         yield f"### {text(target)}"
         yield pictures.get(f"{target} predictions", "")

@@ -62,9 +62,9 @@ def load(
     checkpoint = checkpoints.read(find(pretrained))
     log.info("%s: %s", pretrained, checkpoint.report)
     meta = checkpoint.metadata
-    if "classes" in meta:
+    if meta.get("classes") is not None:
         names = tuple(meta["classes"])
-        palette = tuple(tuple(c) for c in meta.get("palette", ()))
+        palette = tuple(tuple(c) for c in meta.get("palette") or ())
         classes = ClassSet(names, palette) if palette else ClassSet.from_names(names)
     else:
         classes = class_set(checkpoint.num_classes)

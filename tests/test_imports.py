@@ -15,7 +15,7 @@ IMPORTS = rooms.read(ROOT)
 NEVER = {
     "plan": ("", "images", "checkpoints", "backends", "viewer", "segmenter"),
     "backends": ("", "segmenter", "zoo", "images", "checkpoints"),
-    "checkpoints": ("backends", "segmenter", "zoo"),
+    "checkpoints": ("backends", "segmenter", "zoo", "images"),
 }
 # What it imports, and nothing else.
 ONLY = {"reference": ("reference", "errors"), "kernels": ("kernels",)}

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "dtypes.h"
@@ -20,8 +21,8 @@ class Checker {
   const Program& program;
   const KernelSet& kernels;
 
-  void need(bool holds, const Op& op, const std::string& what) const {
-    if (!holds) fail("op " + op.name + ": " + what);
+  void need(bool holds, const Op& op, std::string_view what) const {
+    if (!holds) fail("op " + op.name + ": " + std::string(what));
   }
   // That there is a row kernel for the plan's dtype.
   template <class Kernel>

@@ -102,6 +102,14 @@ def test_wrong_metadata_is_refused_on_loading(wrong, tiny_network, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_null_in_metadata_is_as_good_as_nothing(tiny_network, tmp_path):
+    path = tmp_path / "null.safetensors"
+    metadata = {"variant": "stdc1", "classes": None, "palette": None, "short_side": None}
+    checkpoints.save(checkpoints.inference_state(tiny_network), path, metadata, half=True)
+    model = stdc_fast.load(path, device="cpu")
+    assert model.classes == CAMVID and model.input_size.short_side is None
+
+
 def test_more_classes_than_a_byte_can_hold_are_refused(tiny_network, tmp_path):
     state = checkpoints.inference_state(tiny_network)
     state["conv_out.conv_out.weight"] = torch.zeros(257, *state["conv_out.conv_out.weight"].shape[1:])

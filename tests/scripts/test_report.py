@@ -12,7 +12,7 @@ import pytest
 from paths import ROOT
 from report_records import H100, PREDICTIONS, everything, quantiles, record, row, without_speed
 
-from bench import measured, plots, report, words
+from bench import bars, measured, plots, report, words
 from bench.plots import Plot
 from stdc_fast.errors import UserError
 
@@ -76,7 +76,10 @@ def test_document_and_plots(write, tmp_path):
     drawn = sorted((tmp_path / "docs" / "images").iterdir())
     assert {path.name for path in drawn} == names
     assert names == {
-        *(f"benchmark_{name}_amd_epyc.svg" for name in ("latency", "roofline", "throughput", "pixels")),
+        *(
+            f"benchmark_{name}_amd_epyc.svg"
+            for name in ("six", "latency", "roofline", "throughput", "pixels")
+        ),
         *(f"benchmark_{name}_nvidia_h100_80gb_hbm3.svg" for name in ("latency", "roofline")),
         "benchmark_predictions_nvidia_h100.svg",
     }
@@ -168,7 +171,7 @@ def test_figures_of_a_row(text):
         "| 1 | 2026-01-02 03:04 | latency | abc123 | 2 | 2.60 | 0.10, 0.20, 0.30 | 3 % | - | run0 |" in runs
     )
     assert "AMD EPYC 9R14, x86_64, 2 cores, 2 threads; avx2, avx512bf16." in runs
-    assert "Versions: torch 2.9.0. Not installed: tensorrt." in runs
+    assert "  - Versions: torch 2.9.0.\n  - Not installed: tensorrt.\n" in runs
     assert "| matrix | bfloat16 | 2 | 680 GFLOP/s | 1 | - |" in chapter(document, "### Limits")
 
 
@@ -228,6 +231,23 @@ def test_no_speed_of_what_was_not_measured(text, status):
 def test_refused_rows_reach_no_plot(tmp_path):
     run = measured._run(record([without_speed("openvino", "refused", "wrong", axis="batch", value=1)]))
     assert plots.draw([measured.Device("x", "cpu", [run])], []) == []
+
+
+def test_the_six_bars_that_decide():
+    times = {
+        ("ours cpu", "float32"): 0.1, ("ours cpu", "bfloat16"): 0.05, ("ours eager", "bfloat16"): 0.06,
+        ("b", "int8"): 0.04, ("b", "bfloat16"): 0.07, ("b", "float32"): 0.09, ("c", "bfloat16"): 0.08,
+        ("c", "float32"): 0.11, ("d", "bfloat16"): 0.12,
+    }  # fmt: skip
+    rows = [row(runner, time, dtype=dtype, scope="frame") for (runner, dtype), time in times.items()]
+    rows.append(row("e", 0.01, scope="labels"))
+    ((figure, _),) = bars.six(device_of(record(rows)))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "b int8", "ours cpu bfloat16", "b bfloat16", "c bfloat16", "b float32", "ours cpu float32",
+    ]  # fmt: skip
+    assert list(bars.six(device_of(record(rows[:6])))) == []
+    assert list(bars.six(device_of())) == []
 
 
 def test_reasons_are_gathered(text):
