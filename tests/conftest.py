@@ -39,8 +39,12 @@ SLOW = (
     "checkpoints/test_load.py::test_embedded_weights_label_camvid", "cli/test_cli.py::test_as_a_program",
     "cli/test_cli.py::test_a_reader_that_leaves", "cli/test_video_cli.py", "installation/",
     "plan/test_arena.py::test_an_overlap_shows", "plan/test_rewrites.py::test_720x960",
-    "plan/test_rewrites.py::test_training_heads", "scripts/", "test_library.py", "test_train.py",
-    "test_tune.py", "test_video.py", "viewer/",
+    "plan/test_rewrites.py::test_training_heads",
+    "plan/test_rewrites.py::test_any_sequence_composes",
+    "plan/test_rewrites.py::test_what_others_read_stays_in_any_sequence",
+    "backends/eager/test_eager.py::test_rounding_costs_frames_no_more",
+    "backends/eager/test_eager.py::test_low_precision_against_its_emulation",
+    "scripts/", "test_library.py", "test_train.py", "test_tune.py", "test_video.py", "viewer/",
 )  # fmt: skip
 #: Files that take longest, as one process runs all of a file: they are the first ones.
 LONGEST = (

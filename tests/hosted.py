@@ -8,6 +8,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -192,14 +193,33 @@ def counters(executable):
     return [x for x in executable.last._beside if x.dtype == torch.int32]
 
 
+def written_cores():
+    """As csrc/cuda/forms.h has them: tests are listed without the module."""
+    found, path = {"conv": [], "stem": [], "down": []}, ROOT / "csrc/cuda/forms.h"
+    kind = ""
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        if match := re.match(r"#define STDC_(\w+)_FORMS", line):
+            kind = match[1].lower()
+        elif match := re.match(r"  X\(\d+, (\d+), (\d+), (\d+), (\d+)\)", line):
+            wm, wn, m, n = map(int, match.groups())
+            found[kind].append((wm * m * 16, wn * n * 8))
+    return found
+
+
+#: The compiled cores, (pixels, channels); a test compares.
+CORES = written_cores()
+
+
 def cores(kind):
     """(pixels, channels) of the compiled forms of an op."""
     return [(wm * m * 16, wn * n * 8) for wm, wn, m, n in module().forms()[kind]]
 
 
-def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv"):
-    """The same tiles for every op of a kind that can have them; other kinds have theirs from the model."""
-    usual = chooser()
+def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=None):
+    """The same tiles for every op of a kind that can have them; other kinds have theirs from ``usual``, by
+    default the model.
+    """
+    usual = usual or chooser()
 
     def choose(work):
         if work.kind != kind:

@@ -317,11 +317,11 @@ def test_packed_has_a_state_of_plain_modules_only():
     assert packed.state(module, inputs) is None
     module.eval()
     first = packed.state(module, inputs)
-    first.executables["key"] = 1
+    first.made["key"] = 1
     assert packed.state(module, inputs) is first
     assert (first.dtype, first.device) == (torch.float32, torch.device("cpu"))
     packed.clear()
-    assert packed.state(module, inputs).executables == {}
+    assert packed.state(module, inputs).made == {}
     assert copy.deepcopy(packed).state(module, inputs) is not first
     module.conv.conv.half()
     assert packed.state(module, inputs).dtype is None

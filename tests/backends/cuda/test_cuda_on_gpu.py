@@ -5,18 +5,19 @@ Ops and networks are those of all engines; graphs, streams and threads those of 
 
 import itertools
 
+import hosted
 import pytest
 import torch
 from cases import FORMS, average_in_parts, down, prologue, stem, subpixel
 from engines import GPU
 from gpus import DEVICE, SMALL, frames_of, needs_cuda, on_a_gpu
+from hosted import CORES
 from oracle import HALF, LOW, street
 from sketch import plain, small_network
 
 import stdc_fast
 from stdc_fast import backends
 from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda.tiles import CudaTiles
 from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.precision import FLOAT32
 
@@ -78,25 +79,12 @@ def test_the_driver_has_what_the_kernels_need():
 # Each compiled form, whether or not the model would take it.
 
 
-def cores(kind):
-    """(pixels, channels) of each, of those that are built."""
-    native = cuda.native()
-    if native is None:
-        return ["none"]
-    return [(wm * m * 16, wn * n * 8) for wm, wn, m, n in native.forms()[kind]]
+def every_core(kind):
+    return pytest.mark.parametrize("core", CORES[kind], ids=str)
 
 
-def forced(kind, core, height, width, chunk=16, split=1):
-    """The same tiles for every op of a kind; others have theirs from the model."""
-    usual = cuda.BACKEND.chooser(torch.device(DEVICE))
-
-    def choose(work):
-        if work.kind != kind:
-            return usual(work)
-        parts = 1 if kind != "conv" else min(split, sum(-(-c // chunk) for c in work.inputs))
-        return CudaTiles(core, height, width, 16 if kind == "stem" else chunk, parts)
-
-    return choose
+def forced(kind, *tiles):
+    return hosted.forced(*tiles, kind=kind, usual=cuda.BACKEND.chooser(torch.device(DEVICE)))
 
 
 CONVOLUTIONS = {
@@ -109,7 +97,7 @@ CONVOLUTIONS = {
 
 
 @every_dtype
-@pytest.mark.parametrize("core", cores("conv"), ids=str)
+@every_core("conv")
 @pytest.mark.parametrize("case", CONVOLUTIONS)
 def test_cores_of_conv(case, core, dtype):
     pixels = core[0]
@@ -119,7 +107,7 @@ def test_cores_of_conv(case, core, dtype):
 
 
 @every_dtype
-@pytest.mark.parametrize("core", cores("stem"), ids=str)
+@every_core("stem")
 def test_cores_of_stem(core, dtype):
     for (height, width), frames in itertools.product(((8, core[0] // 8), (5, 9)), (True, False)):
         choose = forced("stem", core, height, width)
@@ -127,7 +115,7 @@ def test_cores_of_stem(core, dtype):
 
 
 @every_dtype
-@pytest.mark.parametrize("core", cores("down"), ids=str)
+@every_core("down")
 def test_cores_of_down(core, dtype):
     """Tiles of the output; a block computes 2n + 1 of the input's pixels along each side."""
     for (height, width), chunk in itertools.product(((3, 3), (1, 4), (4, 4)), (16, 32)):

@@ -3,7 +3,6 @@ channels, blocks that share a tile, and whatever order warps and blocks run in.
 """
 
 import itertools
-import re
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from cases import (
 )
 from engines import EMULATED
 from hosted import (
-    ROOT,
+    CORES,
     SCHEDULES,
     Hosted,
     Tiles,
@@ -42,21 +41,6 @@ DTYPES = (HALF, LOW)
 agrees = EMULATED.agrees
 
 
-def written_cores():
-    """As csrc/cuda/forms.h has them: tests are listed without the module."""
-    found, path = {"conv": [], "stem": [], "down": []}, ROOT / "csrc/cuda/forms.h"
-    kind = ""
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        if match := re.match(r"#define STDC_(\w+)_FORMS", line):
-            kind = match[1].lower()
-        elif match := re.match(r"  X\(\d+, (\d+), (\d+), (\d+), (\d+)\)", line):
-            wm, wn, m, n = map(int, match.groups())
-            found[kind].append((wm * m * 16, wn * n * 8))
-    return found
-
-
-#: The compiled cores, (pixels, channels); test_all_cores_are_here compares.
-CORES = written_cores()
 # Tiles that fill a core of so many pixels, or nearly; of down (outputs) those whose inputs do.
 SHAPES = {
     "conv": {

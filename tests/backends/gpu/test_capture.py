@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stdc_fast.backends.gpu import graphs
+from stdc_fast.precision import FLOAT16
 
 POOL, ENDED = (0, 7), "endAllocatePool: not currently recording to mempool_id"
 
@@ -119,8 +120,8 @@ def test_a_size_of_which_captures_fail_is_still_right(stand_in, failures, caplog
         inputs={"image": x.clone()}, result=torch.full((1, 2, 2), 5), launch=lambda **kw: launches.append(kw)
     )
     executable = SimpleNamespace(
-        lower=lambda *request: lowered, plan=SimpleNamespace(name="small"), dtype=torch.float16,
-        device=torch.device("cpu"), _logits=True, _poisoned=False,
+        lower=lambda *request: lowered, plan=SimpleNamespace(name="small"), precision=FLOAT16,
+        device=torch.device("cpu"), _of_network=True, _poisoned=False,
     )  # fmt: skip
     request = graphs.Request(1, (2, 2), (2, 2), (2, 2))
     instance = graphs._Instance(executable, request, None, graphs=True)

@@ -7,18 +7,16 @@ import pytest
 import torch
 
 from stdc_fast import _native, tune
-from stdc_fast.backends import triton
+from stdc_fast.backends import cuda, triton
 from stdc_fast.backends.cuda.tiles import CudaTiles
 from stdc_fast.backends.gpu import tables, tuned
 from stdc_fast.backends.gpu.chooser import best
 from stdc_fast.backends.gpu.model import Work, device_class
-from stdc_fast.backends.gpu.tables import dump
 from stdc_fast.backends.triton.tiles import TritonModel, TritonTiles
-from stdc_fast.backends.triton.tiles import TritonTiles as Tiles
 from stdc_fast.errors import UserError
 
 WORK = Work("conv", 3, 1, (256,), 256, 1, 64, 128, "float16", True)
-BEST, OTHER = Tiles(4, 8, 32, 64), Tiles(8, 8, 64, 64, 2, 8, 4)
+BEST, OTHER = TritonTiles(4, 8, 32, 64), TritonTiles(8, 8, 64, 64, 2, 8, 4)
 ABOUT = {"device": "NVIDIA H100 80GB HBM3", "driver": "580.1", "triton": "3.6.0"}
 
 
@@ -37,22 +35,22 @@ def h100(monkeypatch):
 
 
 def test_what_is_saved_is_loaded_and_added_to(cache):
-    assert tuned.load(ABOUT) == {} and not cache.exists()
-    file = tuned.save(ABOUT, {WORK.key: BEST, "another": OTHER})
+    assert tuned.load(ABOUT, TritonTiles) == {} and not cache.exists()
+    file = tuned.save(ABOUT, {WORK.key: BEST, "another": OTHER}, TritonTiles)
     assert file.parent == cache and "h100" in file.name
-    tuned.save(ABOUT, {WORK.key: OTHER})
-    assert tuned.load(ABOUT) == {WORK.key: OTHER, "another": OTHER}
+    tuned.save(ABOUT, {WORK.key: OTHER}, TritonTiles)
+    assert tuned.load(ABOUT, TritonTiles) == {WORK.key: OTHER, "another": OTHER}
     assert [path.name for path in cache.iterdir()] == [file.name]
 
 
 @pytest.mark.parametrize("key", ABOUT)
 def test_another_device_driver_or_version_has_a_file_of_its_own(key):
-    tuned.save(ABOUT, {WORK.key: BEST})
-    assert tuned.load(ABOUT | {key: "other"}) == {}
+    tuned.save(ABOUT, {WORK.key: BEST}, TritonTiles)
+    assert tuned.load(ABOUT | {key: "other"}, TritonTiles) == {}
 
 
 def test_the_environment_is_that_of_the_device(h100):
-    about = tuned.environment(h100)
+    about = triton.BACKEND.environment(h100)
     assert about["device"] == "NVIDIA H100" and about["processors"] == "132"
     assert about["torch"] == torch.__version__ and about["triton"] == str(triton.version())
     assert all(isinstance(value, str) and value for value in about.values())
@@ -72,19 +70,19 @@ def test_without_a_home_there_is_nothing_tuned(monkeypatch):
     for name in ("STDC_FAST_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    assert tuned.load(ABOUT) == {}
+    assert tuned.load(ABOUT, TritonTiles) == {}
     with pytest.raises(UserError, match="set STDC_FAST_CACHE"):
-        tuned.save(ABOUT, {})
+        tuned.save(ABOUT, {}, TritonTiles)
 
 
-GOOD = dump({"environment": ABOUT, "tiles": {WORK.key: BEST}})
+GOOD = tables.dump({"environment": ABOUT, "tiles": {WORK.key: BEST}})
 DAMAGED = {
     "cut": GOOD[: len(GOOD) // 2],
     "empty": "",
     "no object": "[1, 2]",
     "deep": "[" * 100_000,
     "no tiles": '{"environment": {}}',
-    "another environment": dump({"environment": {}, "tiles": {WORK.key: BEST}}),
+    "another environment": tables.dump({"environment": {}, "tiles": {WORK.key: BEST}}),
     "tiles in a list": GOOD.replace("{\n", "[", 1),
     **{
         text: GOOD.replace("[4, 8, 32, 64, 1, 4, 3]", text)
@@ -100,31 +98,31 @@ DAMAGED = {
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_file_is_left_aside_with_one_warning(name, caplog):
     assert "[4, 8, 32, 64, 1, 4, 3]" in GOOD
-    file = tuned.path(ABOUT)
+    file = tuned.path(ABOUT, TritonTiles)
     file.parent.mkdir(parents=True)
     file.write_text(DAMAGED[name])
     with caplog.at_level(logging.WARNING, "stdc_fast"):
-        assert tuned.load(ABOUT) == {}
+        assert tuned.load(ABOUT, TritonTiles) == {}
     (record,) = caplog.records
     assert str(file) in record.getMessage() and "stdc-fast tune" in record.getMessage()
-    tuned.save(ABOUT, {WORK.key: OTHER})  # and mended by the next
-    assert tuned.load(ABOUT) == {WORK.key: OTHER}
+    tuned.save(ABOUT, {WORK.key: OTHER}, TritonTiles)  # and mended by the next
+    assert tuned.load(ABOUT, TritonTiles) == {WORK.key: OTHER}
 
 
 def test_tuned_goes_before_shipped_before_modelled(h100, monkeypatch):
     device = device_class((9, 0), 132)
-    assert triton.chooser(h100)(WORK) == tables.shipped("sm_90", TritonTiles)[WORK.key]
+    assert triton.BACKEND.chooser(h100)(WORK) == tables.shipped("sm_90", TritonTiles)[WORK.key]
     odd = Work("conv", 3, 1, (33,), 34, 1, 7, 9, "float16")
-    assert triton.chooser(h100)(odd) == best(TritonModel(device), odd)
-    tuned.save(tuned.environment(h100), {WORK.key: BEST})
-    assert triton.chooser(h100)(WORK) == BEST
+    assert triton.BACKEND.chooser(h100)(odd) == best(TritonModel(device), odd)
+    tuned.save(triton.BACKEND.environment(h100), {WORK.key: BEST}, TritonTiles)
+    assert triton.BACKEND.chooser(h100)(WORK) == BEST
 
 
 def test_tiles_beyond_all_measure_are_passed_over(h100):
-    large = Tiles(32, 32, 256, 256, 1, 8, 4)
-    tuned.save(tuned.environment(h100), {WORK.key: large})
-    assert tuned.load(tuned.environment(h100)) == {WORK.key: large}
-    assert triton.chooser(h100)(WORK) == tables.shipped("sm_90", TritonTiles)[WORK.key]
+    large = TritonTiles(32, 32, 256, 256, 1, 8, 4)
+    tuned.save(triton.BACKEND.environment(h100), {WORK.key: large}, TritonTiles)
+    assert tuned.load(triton.BACKEND.environment(h100), TritonTiles) == {WORK.key: large}
+    assert triton.BACKEND.chooser(h100)(WORK) == tables.shipped("sm_90", TritonTiles)[WORK.key]
 
 
 # The CUDA backend's: in a file of their own, for other reasons another one.
@@ -135,28 +133,29 @@ CUDA_OTHER = CudaTiles((64, 64), 4, 16, 32)
 
 
 def test_tiles_of_the_cuda_backend_are_apart(cache):
-    mine = tuned.save(CUDA_ABOUT, {WORK.key: CUDA_BEST, "another": CUDA_OTHER})
-    other = tuned.save(ABOUT, {WORK.key: BEST})
+    mine = tuned.save(CUDA_ABOUT, {WORK.key: CUDA_BEST, "another": CUDA_OTHER}, CudaTiles)
+    other = tuned.save(ABOUT, {WORK.key: BEST}, TritonTiles)
     assert mine.name.startswith("cuda_tiles_nvidia_h100") and other.name.startswith("tiles_nvidia_h100")
-    tuned.save(CUDA_ABOUT, {"another": CUDA_BEST})
-    assert tuned.load(CUDA_ABOUT) == {WORK.key: CUDA_BEST, "another": CUDA_BEST}
-    assert tuned.load(ABOUT) == {WORK.key: BEST}
-    assert tables.read(mine, CudaTiles)["tiles"] == tuned.load(CUDA_ABOUT)  # as those that are shipped
+    tuned.save(CUDA_ABOUT, {"another": CUDA_BEST}, CudaTiles)
+    assert tuned.load(CUDA_ABOUT, CudaTiles) == {WORK.key: CUDA_BEST, "another": CUDA_BEST}
+    assert tuned.load(ABOUT, TritonTiles) == {WORK.key: BEST}
+    assert tables.read(mine, CudaTiles)["tiles"] == tuned.load(
+        CUDA_ABOUT, CudaTiles
+    )  # as those that are shipped
     assert mine.read_text().count("\n") == len(CUDA_ABOUT) + 8  # a line an entry
 
 
 def test_the_cuda_backends_environment_is_what_its_kernels_were_built_with(h100, monkeypatch):
-    about = tuned.environment(h100, "cuda")
+    about = cuda.BACKEND.environment(h100)
     assert (about["backend"], about["device"], about["processors"]) == ("cuda", "NVIDIA H100", "132")
     assert about.keys().isdisjoint({"torch", "triton"})
     assert all(isinstance(value, str) and value for value in about.values())
     built = {"built": True, "compiler": "nvcc 99", "targets": ["90a"]}
     monkeypatch.setattr(_native, "cuda_info", lambda: built)
-    later = tuned.environment(h100, "cuda")
+    later = cuda.BACKEND.environment(h100)
     assert (later["compiler"], later["targets"]) == ("nvcc 99", "90a")
-    assert tuned.path(later) != tuned.path(about)
-    assert tuned.environment(h100) == tuned.environment(h100, "triton")
-    assert tuned.path(tuned.environment(h100)) not in (tuned.path(later), tuned.path(about))
+    paths = {tuned.path(one, CudaTiles) for one in (about, later)}
+    assert len(paths) == 2 and tuned.path(triton.BACKEND.environment(h100), TritonTiles) not in paths
 
 
 CUDA_NUMBERS = "[128, 64, 8, 16, 64, 2]"
@@ -169,11 +168,11 @@ CUDA_DAMAGED = (
 
 @pytest.mark.parametrize("numbers", CUDA_DAMAGED)
 def test_damaged_tiles_of_the_cuda_backend_are_left_aside(numbers, caplog):
-    file = tuned.save(CUDA_ABOUT, {WORK.key: CUDA_BEST})
+    file = tuned.save(CUDA_ABOUT, {WORK.key: CUDA_BEST}, CudaTiles)
     assert CUDA_NUMBERS in file.read_text()
     file.write_text(file.read_text().replace(CUDA_NUMBERS, numbers))
     with caplog.at_level(logging.WARNING, "stdc_fast"):
-        assert tuned.load(CUDA_ABOUT) == {}
+        assert tuned.load(CUDA_ABOUT, CudaTiles) == {}
     (record,) = caplog.records
     assert str(file) in record.getMessage() and "stdc-fast tune" in record.getMessage()
 
@@ -183,4 +182,4 @@ def test_a_folder_that_can_not_be_written_is_said(cache, h100, monkeypatch, unpr
     cache.mkdir()
     cache.chmod(0o500)
     with unprivileged(), pytest.raises(UserError, match=r"tiles_nvidia_h100.*set STDC_FAST_CACHE"):
-        tune.check_writable(h100)
+        tune.check_writable(h100, triton.BACKEND)
