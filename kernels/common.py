@@ -65,8 +65,10 @@ def activate(x, ACT: tl.constexpr):
 def rounded(x, DTYPE: tl.constexpr):
     """float32 to a dtype, to nearest even."""
     if INTERPRETED and DTYPE == tl.bfloat16:  # noqa: SIM300 - a dtype is no constant to compare with
-        # The interpreter cuts off the lower bits; add half a unit, less one for ties to even. NaN stays.
+        # The interpreter cuts off the lower bits, and casts subnormals wrong. So this adds half a unit, less
+        # one for ties to even, and takes the upper bits. NaN stays.
         bits = x.to(tl.int32, bitcast=True)
-        bits = bits + 0x7FFF + ((bits >> 16) & 1)
-        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        x = (bits >> 16).to(tl.int16)
+        return x.to(DTYPE, bitcast=True)
     return x.to(DTYPE)

@@ -189,6 +189,9 @@ def _real_network(
         if weight.device != image.device:
             raise ValueError(f"stdc_fast::stdc_seg: image on {image.device}, a weight on {weight.device}")
     frames = image.dtype == torch.uint8
+    if not frames and not image.is_floating_point():
+        given = f"{image.dtype} {list(image.shape)}"
+        raise ValueError(f"stdc_fast::stdc_seg: expected uint8 frames or a float input, got {given}")
     if dtype is None:
         dtype = weights[0].dtype if frames else image.dtype
     settings = (variant, module, count_include_pad)

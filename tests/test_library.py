@@ -225,7 +225,8 @@ def test_the_network_and_its_labels(tiny_network, frames):
 @pytest.fixture
 def native(monkeypatch):
     """As if a backend that a compiler can not see through were chosen."""
-    monkeypatch.setattr(backends, "choose", lambda *_: backends.Choice("cpu", "for this test"))
+    decision = backends.Decision(backends.cpu.BACKEND, "for this test")
+    monkeypatch.setattr(backends, "select", lambda *_: decision)
 
 
 def compiled(module, **options):

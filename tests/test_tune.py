@@ -15,7 +15,9 @@ from stdc_fast.backends.gpu import tuned
 from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.model import DEVICES
 from stdc_fast.backends.gpu.placed import Request
+from stdc_fast.backends.triton.tiles import TritonModel
 from stdc_fast.errors import UserError
+from stdc_fast.precision import FLOAT16
 
 SIZE, DEVICE = (64, 96), DEVICES["sm_90"]
 
@@ -47,13 +49,14 @@ class Clock:
 def of_triton():
     if not triton.interpreted():
         pytest.skip("kernels are compiled here; those of GPUs tune them")
-    return triton.compile(small_network(), torch.float16, "cpu"), tune.OfTriton(DEVICE)
+    return triton.compile(small_network(), FLOAT16, "cpu"), TritonModel(DEVICE)
 
 
 def of_cuda():
-    native, cpu = hosted.module(), torch.device("cpu")
-    executable = cuda.CudaExecutable(small_network(), torch.float16, cpu, native, Chooser(CudaModel(native)))
-    return executable, tune.kind_of(executable, "cuda")
+    native = hosted.module()
+    chooser = Chooser(CudaModel(native))
+    executable = cuda.CudaExecutable(small_network(), FLOAT16, torch.device("cpu"), native, chooser)
+    return executable, chooser.model
 
 
 @pytest.fixture(params=[of_triton, of_cuda])
@@ -62,15 +65,15 @@ def case(request):
 
 
 def run(case, clock, seconds=60):
-    executable, kind = case
-    tuner = tune.Tuner(executable, Request(1, SIZE, SIZE, SIZE), kind, clock, seconds)
+    executable, model = case
+    tuner = tune.Tuner(executable, Request(1, SIZE, SIZE, SIZE), model, clock, seconds)
     return tuner, tuner.run(quiet=True)
 
 
 def test_the_fastest_is_chosen(case):
     tuner, found = run(case, Clock())
     assert found.finished and found.after <= found.before
-    assert found.after < found.before or isinstance(case[1], tune.OfCuda)
+    assert found.after < found.before or isinstance(case[1], CudaModel)
     assert len(found.tiles) == len(tuner.times)
     for key, t in found.tiles.items():
         assert tuner.times[key][t] == min(tuner.times[key].values())
@@ -80,19 +83,18 @@ def test_the_fastest_is_chosen(case):
 
 
 def test_cuda_tiles_of_several_forms_are_timed_and_all_can_be_launched():
-    executable, kind = of_cuda()
-    tuner, found = run((executable, kind), Clock())
-    kernels = executable._tiles.kernels
+    executable, model = of_cuda()
+    tuner, found = run((executable, model), Clock())
     lowered = executable.lower(tuner.request)
     works = {launch.work.key: launch.work for launch in lowered.launches if launch.work is not None}
     assert works.keys() == tuner.times.keys() == found.tiles.keys()
     for key, times in tuner.times.items():
         assert all(isinstance(t, CudaTiles) for t in times)
-        assert set(times) <= {*kind.ranked(works[key]), executable._tiles(works[key])}
+        assert set(times) <= {*model.ranked(works[key]), executable._tiles(works[key])}
     convs = [times for key, times in tuner.times.items() if key.startswith("conv3")]
-    assert all(len({t.core for t in times}) > 1 for times in convs)
+    assert all(len({t.block for t in times}) > 1 for times in convs)
     assert any(len({t.split for t in times}) > 1 for times in convs)
-    assert kernels.native is hosted.module()
+    assert model.forms.native is hosted.module()
 
 
 def test_tiles_that_do_not_fit_are_left_aside():
@@ -105,11 +107,11 @@ def test_tiles_that_do_not_fit_are_left_aside():
 
 def test_cuda_tiles_that_do_not_run_are_an_error():
     usual = Chooser(CudaModel(hosted.module()))
-    executable, kind = of_cuda()
+    executable, model = of_cuda()
     first = executable.lower(Request(1, SIZE, SIZE, SIZE)).launches
     current = {usual(launch.work) for launch in first if launch.work is not None}
     with pytest.raises(Exception, match="shared memory"):
-        run((executable, kind), Clock(lambda t: t not in current))
+        run((executable, model), Clock(lambda t: t not in current))
 
 
 def test_no_time_is_no_change(case):
@@ -154,13 +156,15 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     loaded = types.SimpleNamespace(
-        device=torch.device("cuda", 0), dtype=torch.float16, backend="", reason="asked for", plan=lambda: None
+        device=torch.device("cuda", 0), precision=FLOAT16, reason="asked for", plan=lambda: None
     )
     asked = []
 
     def load(model, device, dtype, backend):
         asked.append((model, str(device), dtype, backend))
-        loaded.backend = {"auto": "cuda"}.get(backend, backend)
+        name = {"auto": "cuda"}.get(backend, backend)
+        found = next(b for b in backends.BACKENDS if b.name == name)
+        loaded.decision = backends.Decision(found, "asked for", True)
         return loaded
 
     monkeypatch.setattr(zoo, "load", load)
@@ -170,18 +174,18 @@ def gpu(monkeypatch, tmp_path):
 @pytest.mark.parametrize("backend, runs", [("auto", "cuda"), ("cuda", "cuda"), ("triton", "triton")])
 def test_what_is_found_is_stored_for_its_backend(backend, runs, gpu, monkeypatch, tmp_path):
     make, module = (of_cuda, cuda) if runs == "cuda" else (of_triton, triton)
-    executable, kind = make()
+    executable, model = make()
     monkeypatch.setattr(module, "compile", lambda *_: executable)
-    monkeypatch.setattr(tune, "kind_of", lambda *_: kind)
+    monkeypatch.setattr(type(module.BACKEND), "model", lambda *_: model)
     monkeypatch.setattr(tune, "GraphClock", Clock)
     (found,) = tune.tune_network(sizes=[SIZE], backend=backend)
     assert gpu == [("stdc1_camvid", "cuda", "auto", backend)]
     assert found.backend == runs and found.tiles
     (file,) = tmp_path.iterdir()
     assert file.name.startswith("cuda_tiles_nvidia_h100" if runs == "cuda" else "tiles_nvidia_h100")
-    assert tuned.load(tuned.environment(torch.device("cuda", 0), runs)) == found.tiles
-    other = {"cuda": "triton", "triton": "cuda"}[runs]
-    assert tuned.load(tuned.environment(torch.device("cuda", 0), other)) == {}
+    other, device = triton if runs == "cuda" else cuda, torch.device("cuda", 0)
+    tables = [tuned.load(m.BACKEND.environment(device), m.BACKEND.tiles) for m in (module, other)]
+    assert tables == [found.tiles, {}]
 
 
 def test_a_backend_without_tiles_is_refused(gpu):

@@ -12,7 +12,8 @@ from stdc_fast.reference.networks import upsample
 
 
 class Backend:
-    """Runs plans. There is one object a backend, in :data:`stdc_fast.backends.BACKENDS`.
+    """Runs plans. There is one object a backend, ``BACKEND`` of its module, in
+    :data:`stdc_fast.backends.BACKENDS`.
 
     Each "why not" is one line that names the remedy where there is one, or None where nothing speaks
     against it. The questions come in this order; a later one is asked only where the earlier ones had None
@@ -21,6 +22,9 @@ class Backend:
 
     #: As in ``load(backend=...)`` and STDC_FAST_BACKEND.
     name: str
+
+    def __reduce__(self) -> str:
+        return "BACKEND"  # of its module: copies and pickles of a model keep the same object
 
     def why_not_here(self) -> str | None:
         """Why it can not be used in this process."""

@@ -93,7 +93,7 @@ def test_what_is_too_large_is_infinite(engine, dtype):
     executable = engine.compile(added_as_products(), dtype)
     most = torch.finfo(dtype).max
     x = torch.tensor([most, -most, most, -most, 1.0]).view(1, 5, 1, 1).expand(1, 5, 3, 5)
-    y = torch.tensor([most, -most, most / 4096, 2, -0.5]).view(1, 5, 1, 1).expand(1, 5, 3, 5)
+    y = torch.tensor([most, -most, most / 4096, 2, -1.0]).view(1, 5, 1, 1).expand(1, 5, 3, 5)
     expected = (x.double() + y.double()).to(dtype)
     assert expected.isinf().any() and not expected.isinf().all()
     for i in range(5):

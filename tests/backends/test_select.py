@@ -1,6 +1,8 @@
 """Which backend runs a plan, and why: one function decides, and everybody shows what it decided."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -164,6 +166,15 @@ def test_a_decision_is_made_once_and_again_after_a_cast(tiny_weights, monkeypatc
     model.double()
     model.predict(photo())
     assert made == [FLOAT32, FLOAT64] and model.backend == "eager" and "cast after loading" in model.reason
+
+
+def test_copies_keep_the_decision(tiny_weights):
+    model = stdc_fast.load(tiny_weights, device="cpu")
+    decision = model.decision
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied.decision == decision and copied.decision.backend is decision.backend
+    for backend in backends.BACKENDS:
+        assert pickle.loads(pickle.dumps(backend)) is backend
 
 
 @needs_engine

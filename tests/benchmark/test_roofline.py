@@ -9,7 +9,7 @@ import torch
 from engines.cpu import needs_native
 
 from bench import measured
-from stdc_fast import _native, backends, cli, zoo
+from stdc_fast import _native, cli, zoo
 from stdc_fast.benchmark import limits, parity, records, roofline, run, runners, workloads
 from stdc_fast.benchmark.selection import parse
 from stdc_fast.benchmark.worker import Profile
@@ -339,7 +339,7 @@ def test_it_is_of_the_native_engine_alone(command, monkeypatch):
     ):
         with pytest.raises(UserError, match=words):
             roofline.check(device, asked)
-    monkeypatch.setattr(_native, "available", lambda: (False, "it was not built"))
+    monkeypatch.setattr(_native, "why_not", lambda: "it was not built")
     code, out, err = command()
     assert (code, out) == (2, "")
     assert "backend cpu is not available: it was not built" in err
@@ -362,8 +362,7 @@ def test_what_the_roofline_profiles_is_what_the_model_runs():
     ]
     assert all(seconds > 0 for _, _, seconds, _ in engine.profiled())
     assert (runner.weights, runner.arena) == engine.memory
-    eager = backends.choose("eager").name
-    (spec,) = parse(dtype="float32", backends=eager, peers="none", device="cpu").specs
+    (spec,) = parse(dtype="float32", backends="eager", peers="none", device="cpu").specs
     other = spec.make(WORKLOAD, "cpu", 1)
     assert other.weights == workloads.weight_bytes(WORKLOAD.plan(), 4)
     assert other.arena is None

@@ -54,8 +54,7 @@ def label_frame(folder):
 
 
 def test_its_labels_are_those_of_python(folder):
-    available, reason = _native.available()
-    if not available:
+    if reason := _native.why_not():
         pytest.skip(reason)
     *_, last = COMMANDS.splitlines()
     done = execute(last, folder)

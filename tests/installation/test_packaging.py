@@ -19,7 +19,7 @@ from stdc_fast import _native
 
 MODULE = f"_C{EXTENSION_SUFFIXES[0]}"
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-REASON = "from stdc_fast import _native; print(*_native.available(), sep='\\n')"
+REASON = "from stdc_fast import _native as n; print(n.why_not() is None, n.why_not() or n.about(), sep='\\n')"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 
 from bench import gpu_constants, gpu_repeats, gpu_sanitize
 from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda.launches import Lowered
+from stdc_fast.backends.cuda.launches import CudaLowered
 from stdc_fast.backends.cuda.tiles import CudaModel
 from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.errors import UserError
@@ -36,7 +36,7 @@ def tool(tmp_path, monkeypatch):
 
     built = []
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(cuda, "available", lambda: (True, "a stub"))
+    monkeypatch.setattr(type(cuda.BACKEND), "why_not_here", lambda _: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(gpu_constants, "build", lambda *arguments: built.append(arguments))
     return make
@@ -74,16 +74,16 @@ def test_without_the_tool_or_the_backend_it_says_so(tool, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="compute-sanitizer was not found"):
         gpu_sanitize.main(["memcheck"])
-    monkeypatch.setattr(cuda, "available", lambda: (False, "no nvcc"))
+    monkeypatch.setattr(type(cuda.BACKEND), "why_not_here", lambda _: "no nvcc")
     for call in (lambda: gpu_sanitize.main(["memcheck"]), lambda: gpu_repeats.main([])):
         with pytest.raises(UserError, match="no nvcc"):
             call()
 
 
-def on_cpu(plan, dtype, device, graphs=True):
+def on_cpu(plan, precision, device, graphs=True):
     native = hosted.module()
     return cuda.CudaExecutable(
-        plan, dtype, torch.device("cpu"), native, Chooser(CudaModel(native)), graphs=False
+        plan, precision, torch.device("cpu"), native, Chooser(CudaModel(native)), graphs=False
     )
 
 
@@ -93,7 +93,7 @@ def test_every_compiled_form_is_launched(monkeypatch):
     monkeypatch.setattr(cuda, "compile", on_cpu)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(gpu_sanitize, "device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(Lowered, "launch", lambda self, first=False: launched.extend(self.launches))
+    monkeypatch.setattr(CudaLowered, "launch", lambda self, first=False: launched.extend(self.launches))
     assert gpu_sanitize.run_all() == len(launched) < 3000
     kinds = Counter(launch.op.kind for launch in launched)
     assert {"stem", "conv", "down", "gate", "upsample", "scale"} <= kinds.keys()

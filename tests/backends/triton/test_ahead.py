@@ -14,7 +14,6 @@ from paths import ROOT
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-import torch
 
 from bench import ahead, ahead_report, ship
 from stdc_fast import kernels  # before a test changes whether they are interpreted
@@ -24,6 +23,7 @@ from stdc_fast.backends.gpu.model import DEVICES
 from stdc_fast.backends.gpu.tables import FOLDER
 from stdc_fast.backends.triton import tiles
 from stdc_fast.backends.triton.tiles import TritonModel, TritonTiles
+from stdc_fast.precision import BFLOAT16, FLOAT16, FLOAT32
 
 # Compiled in CI; the others, and all else that is shipped, in the wide matrix.
 TARGETS = ("sm_80", "sm_90")
@@ -106,7 +106,7 @@ def test_plans_with_odd_channels_are_compiled(target, monkeypatch):
         *cases.SUBPIXEL.values(),
         *cases.DOWNS.values(),
     ):
-        for launch in ahead.lowered(make(), device, torch.float16, (41, 67), labels=None).launches:
+        for launch in ahead.lowered(make(), device, FLOAT16, (41, 67), labels=None).launches:
             job = ahead.job_of(launch, device, "a plan")
             todo.setdefault(job.key, job)
     for record in ahead.compile_all(list(todo.values())):
@@ -119,7 +119,7 @@ def test_down_needs_no_more_shared_memory_than_is_said(target, monkeypatch):
     """What the compiler moves out of the loop over nine pixels is counted too."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # for the processes that compile
     device, todo = DEVICES[target], []
-    for channels, dtype in ((512, torch.float16), (256, torch.float32)):
+    for channels, dtype in ((512, FLOAT16), (256, FLOAT32)):
         plan = cases.down(channels, 128, True)()
         work = next(
             launch.work
@@ -196,7 +196,7 @@ def test_the_shipped_tables_have_every_kernel_of_both_networks(key):
     for variant in ("stdc1", "stdc2"):
         for n, height, width in ship.SIZES:
             if n == 1:
-                for dtype in (torch.float16, torch.bfloat16):
+                for dtype in (FLOAT16, BFLOAT16):
                     ahead.lowered(ahead.network(variant), device, dtype, (height, width), n, choose)
     assert not missing
 
@@ -223,7 +223,7 @@ def test_bad_requests_are_one_line(tmp_path):
 
 def test_a_job_is_what_its_machine_code_depends_on():
     device = DEVICES["sm_90"]
-    whole = ahead.lowered(ahead.network("stdc1"), device, torch.float16, (64, 128))
+    whole = ahead.lowered(ahead.network("stdc1"), device, FLOAT16, (64, 128))
     jobs = [ahead.job_of(launch, device, "here") for launch in whole.launches]
     job = next(job for job in jobs if job.kernel == "conv")
     assert dataclasses.replace(job, where="there", predicted_us=0.0).key == job.key
