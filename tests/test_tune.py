@@ -8,7 +8,7 @@ import pytest
 import torch
 from sketch import small_network
 
-from stdc_fast import tune, zoo
+from stdc_fast import backends, tune, zoo
 from stdc_fast.backends import cuda, triton
 from stdc_fast.backends.cuda.tiles import CudaModel, CudaTiles
 from stdc_fast.backends.gpu import tuned
@@ -24,7 +24,7 @@ SIZE, DEVICE = (64, 96), DEVICES["sm_90"]
 
 def size(t):
     """(pixels, channels) of a block of either backend."""
-    return t.core if isinstance(t, CudaTiles) else (t.pixels, t.channels)
+    return t.block if isinstance(t, CudaTiles) else (t.pixels, t.channels)
 
 
 class Clock:
