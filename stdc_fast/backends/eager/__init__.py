@@ -213,12 +213,17 @@ def _stem(e: EagerExecutable, op: Stem):
     offset = torch.tensor(op.offset, device=e.device, dtype=e.wide)
     near = offset.round()
     rest = offset - near
-    bias = bias - (weight.to(e.wide) * rest.view(1, -1, 1, 1)).sum((1, 2, 3))
-    conv = Convolution(weight, bias, stride=2, padding=0, act=op.act)
-    near, rest = near.view(1, -1, 1, 1), rest.view(1, -1, 1, 1).to(e.dtype)
+    corrected = bias - (weight.to(e.wide) * rest.view(1, -1, 1, 1)).sum((1, 2, 3))
+    conv = Convolution(weight, corrected, stride=2, padding=0, act=op.act)
+    # Resized pixels are no whole numbers: they are rounded as those of a normalised image are.
+    resized = Convolution(weight, bias, stride=2, padding=1, act=op.act)
+    offset, near, rest = (v.view(1, -1, 1, 1) for v in (offset, near, rest.to(e.dtype)))
 
     def run(memory, height: int, width: int) -> None:
         x = memory.read(op.input)
+        if x.is_floating_point():
+            e._write(memory, op.output, resized((x - offset).to(e.dtype)))
+            return
         padded = torch.empty(
             (len(x), x.shape[1], height + 2, width + 2), dtype=e.dtype, device=e.device, memory_format=_NHWC
         )
