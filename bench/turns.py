@@ -2,9 +2,9 @@
 
     python -m bench.turns OLD NEW --out docs/results/turns.json
 
-Each tree has a process of its own, and was built before: ``python setup.py build_ext --inplace``. A round gives
-both a turn of a workload, in alternating order. A ratio is that of the two turns of one round, and the median
-counts, as the machine's speed changes within minutes.
+Each tree has a process of its own, and was built before by ``python setup.py build_ext --inplace``. A round
+gives both a turn of a workload, in alternating order. A ratio is that of the two turns of one round, and the
+median counts, as the machine's speed changes within minutes.
 """
 
 from __future__ import annotations
