@@ -153,8 +153,12 @@ class Segmenter(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the maps between the network's ops."""
+        """Of the maps between the network's ops; setting it chooses another precision."""
         return self.precision.maps
+
+    @dtype.setter
+    def dtype(self, dtype: Like) -> None:
+        self.precision, self.why_precision = precision_of(dtype), "set after loading"
 
     @property
     def decision(self) -> backends.Decision:
@@ -198,7 +202,7 @@ class Segmenter(nn.Module):
         self._watched.clear()
 
     def kept_plan(self) -> Plan:
-        """:meth:`plan` of raw frames, kept until it is packed or the network changes."""
+        """:meth:`plan` of raw frames, kept until something is packed or the network changes."""
         snapshot = self._watched.snapshot(self.network)
         kept = {} if snapshot is None else snapshot.made
         if Plan not in kept:
@@ -240,8 +244,7 @@ class Segmenter(nn.Module):
             backend = self.decision.backend
             plan = self.kept_plan() if frames else self.plan(False)
             state.made[key] = backend.compile(plan, self.precision, self.device)
-            if frames:
-                state.made.pop(Plan, None)
+            state.made.pop(Plan, None)  # it is as large as the network in float64
         return state.made[key]
 
     def label(

@@ -11,7 +11,7 @@ import stdc_fast
 from stdc_fast import UserError, backends, checkpoints
 from stdc_fast.backends import eager
 from stdc_fast.backends.base import Backend
-from stdc_fast.plan import build, optimise
+from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.precision import BFLOAT16, FLOAT32, FLOAT64
 from stdc_fast.reference.networks import STDCSeg
 
@@ -166,6 +166,24 @@ def test_a_decision_is_made_once_and_again_after_a_cast(tiny_weights, monkeypatc
     model.double()
     model.predict(photo())
     assert made == [FLOAT32, FLOAT64] and model.backend == "eager" and "cast after loading" in model.reason
+
+
+def test_a_dtype_that_is_set_is_decided_upon(tiny_weights, photo):
+    model = stdc_fast.load(tiny_weights, device="cpu", dtype="float32")
+    expected = model.double().predict(photo()).labels
+    model = stdc_fast.load(tiny_weights, device="cpu", dtype="float32")
+    model.dtype = torch.float64
+    assert (model.predict(photo()).labels == expected).mean() > 0.999
+    assert model.backend == "eager" and model.dtype == torch.float64 and "set after loading" in model.reason
+
+
+@pytest.mark.parametrize("first", ["frames", "images"])
+def test_the_plan_is_given_up_when_it_is_packed(first, tiny_weights, photo):
+    model = stdc_fast.load(tiny_weights, device="cpu", dtype="float32")
+    snapshot = model._watched.snapshot(model.network)
+    assert Plan in snapshot.made
+    _ = model.predict(photo()) if first == "frames" else model(torch.zeros(1, 3, 64, 96))
+    assert Plan not in snapshot.made and len(snapshot.made) == 1
 
 
 def test_copies_keep_the_decision(tiny_weights):
