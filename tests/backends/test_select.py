@@ -225,6 +225,18 @@ def test_a_frame_is_packed_once(backend, precision, size, tiny_weights, photo, m
     assert len(packs) == 1
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_resized_frames_do_not_depend_on_the_strides_of_a_batch(dtype, tiny_weights, photo):
+    """NumPy gives a new axis the stride 0."""
+    model = stdc_fast.load(tiny_weights, device="cpu", dtype=dtype, backend="eager")
+    executable = eager.compile(model.plan(), model.precision)
+    given = torch.from_numpy(photo(80, 120)[None])
+    dense = given.clone(memory_format=torch.contiguous_format)
+    strided = dense.as_strided(dense.shape, (0, *dense.stride()[1:]))
+    logits = [executable.logits(x, (64, 96)) for x in (given, dense, strided)]
+    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[1], logits[2])
+
+
 @pytest.mark.parametrize("confidence", [False, True])
 def test_resized_frames_are_the_published_protocol(confidence, tiny_weights, photo):
     """Eager in float64: normalise, resize, network, logits to what was seen and then to the photo's size."""

@@ -128,8 +128,10 @@ class EagerExecutable(Executable):
     def _logits_of(self, image: Tensor, seen: tuple[int, int]) -> Tensor:
         (x,), batch, *size = self._taken((image,))
         if seen != tuple(size):
+            # A new tensor: the strides of dimensions of size one must not choose the algorithm.
+            wide = torch.empty(x.shape, dtype=self.wide, device=x.device, memory_format=_NHWC)
             # Interpolation and normalisation can be exchanged: both are linear, and weights add up to one.
-            x = upsample(x.to(self.wide), seen)
+            x = upsample(wide.copy_(x), seen)
         return self._outputs([x], batch, *seen)[0]
 
     def _labels_of(self, image: Tensor, size: tuple[int, int], seen: tuple[int, int], exact: bool) -> Tensor:
