@@ -121,8 +121,9 @@ except ImportError:
     print("triton is absent")
 print("C compiler for Triton:", os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 from stdc_fast import backends
-for s in backends.statuses():
-    print("backend", s.name, "runs" if s.available else "does not run:", s.reason)
+for backend in backends.BACKENDS:
+    why_not = backend.why_not_here()
+    print("backend", backend.name, "does not run: " + why_not if why_not else "runs: " + backend.about())
 PY
     if [ -n "$nvcc" ] && ! cuda_runs; then result=1; fi # there is what it takes
     return "$result"

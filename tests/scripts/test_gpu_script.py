@@ -11,6 +11,8 @@ import time
 import pytest
 from paths import ROOT
 
+from stdc_fast import backends
+
 BENCH = ROOT / "bench"
 TOOLS = ("bash", "cat", "date", "dirname", "env", "mkdir", "mktemp", "rm", "sleep", "tail", "timeout")
 pytestmark = pytest.mark.skipif(
@@ -361,3 +363,30 @@ def test_stopped_from_outside_it_leaves_nothing(machine):
     assert machine.written() == []
     assert not list((machine.folder / "temporary").iterdir())
     assert os.listdir(machine.root / "bench" / "results") == []
+
+
+# The Python in the script, for which the stub stands above.
+
+
+def inside(start, end):
+    """The script's text from ``start`` to ``end``."""
+    text = (BENCH / "gpu.sh").read_text()
+    first = text.index(start)
+    return text[first : text.index(end, first)]
+
+
+def test_it_says_of_each_backend_whether_it_runs(capsys):
+    exec(inside("from stdc_fast import backends", "\nPY"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == [backend.name for backend in backends.BACKENDS]
+    for backend, line in zip(backends.BACKENDS, lines, strict=True):
+        why_not = backend.why_not_here()
+        assert line.endswith(f"does not run: {why_not}" if why_not else f"runs: {backend.about()}")
+
+
+@pytest.mark.parametrize("why_not", [None, "no nvcc"])
+def test_it_asks_whether_the_cuda_backend_runs(why_not, monkeypatch):
+    monkeypatch.setattr(type(backends.cuda.BACKEND), "why_not_here", lambda _: why_not)
+    with pytest.raises(SystemExit) as end:
+        exec(inside("import sys\nfrom stdc_fast.backends import cuda", "\n' 2>&1"), {})
+    assert end.value.code == (why_not and f"the CUDA backend does not run: {why_not}")
