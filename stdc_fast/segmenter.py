@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import operator
@@ -167,9 +166,32 @@ class Segmenter(nn.Module):
         UserError where the one that was asked for does not, which may come of a cast or a move.
         """
         key = self.device, self.precision
-        if self._decided is None or self._decided[0] != key:
-            self._decided = key, backends.select(self.kept_plan(), *reversed(key), self._asked)
-        return self._decided[1]
+        decided = self._decided
+        if decided is None or decided[0] != key:
+            # STDC_FAST_BACKEND counts when a model is loaded, see stdc_fast.load.
+            chosen = backends.select(self._plan_to_decide(), *reversed(key), self._asked, False)
+            decided = self._decided = key, chosen
+        return decided[1]
+
+    def decide(self) -> None:
+        """Choose the backend now, by STDC_FAST_BACKEND too where none was asked for. UserError as above."""
+        chosen = backends.select(self._plan_to_decide(), self.precision, self.device, self._asked)
+        self._decided = (self.device, self.precision), chosen
+        if chosen.asked:
+            self._asked = chosen.name
+
+    def _plan_to_decide(self) -> Plan | None:
+        """None where there is no plan of the network as it is now, so that it runs as it is."""
+        if self._watched.snapshot(self.network) is not None:
+            return self.kept_plan()
+        try:
+            return self.plan()
+        except (ValueError, KeyError, AttributeError):  # of submodules that were exchanged
+            return None
+
+    def __getstate__(self) -> dict:
+        # Another machine, or a later version, decides for itself.
+        return {**self.__dict__, "_decided": None}
 
     @property
     def backend(self) -> str:
@@ -204,18 +226,21 @@ class Segmenter(nn.Module):
     def kept_plan(self) -> Plan:
         """:meth:`plan` of raw frames, kept until something is packed or the network changes."""
         snapshot = self._watched.snapshot(self.network)
-        kept = {} if snapshot is None else snapshot.made
-        if Plan not in kept:
-            kept[Plan] = self.plan()
-        return kept[Plan]
+        plan = None if snapshot is None else snapshot.made.get(Plan)
+        if plan is None:
+            plan = self.plan()
+            if snapshot is not None and not snapshot.made:
+                snapshot.made[Plan] = plan
+        return plan
 
     def _apply(self, fn, recurse: bool = True):
         # half(), double(), to(dtype) and so on: what gives two dtypes the same one asks for it.
         probes = (torch.empty(0, dtype=d, device=self.device) for d in (torch.float32, torch.float64))
         asked = {fn(probe).dtype for probe in probes}
+        cast = precision_of(asked.pop()) if len(asked) == 1 else None  # before anything is changed
         super()._apply(fn, recurse)
-        if len(asked) == 1:
-            self.precision, self.why_precision = precision_of(asked.pop()), "cast after loading"
+        if cast is not None:
+            self.precision, self.why_precision = cast, "cast after loading"
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -448,10 +473,12 @@ class _Published:
         if x.shape[2:] != seen:
             x = upsample(x, seen)
         x = x.to(next(self.network.parameters()).dtype).contiguous(memory_format=torch.channels_last)
-        low = torch.compiler.is_compiling() and self.precision.maps in (torch.float16, torch.bfloat16)
-        with torch.autocast(x.device.type, self.precision.maps) if low else contextlib.nullcontext():
-            logits = self.network.logits8(x)
-        return logits.to(self.precision.sums)
+        if not torch.compiler.is_compiling():
+            return self.network.logits8(x).to(self.precision.sums)
+        # The precision of the model counts, whatever autocast it is called under.
+        low = self.precision.maps in (torch.float16, torch.bfloat16)
+        with torch.autocast(x.device.type, self.precision.maps if low else None, enabled=low):
+            return self.network.logits8(x).to(self.precision.sums)
 
     def labels(self, image: Tensor, size: tuple[int, int], *, seen: tuple[int, int]) -> Tensor:
         """As of :meth:`stdc_fast.backends.base.Executable.labels`."""

@@ -59,6 +59,8 @@ def load(
     """
     place = backends.resolve_device(device)
     precision, why = choose(dtype, place)
+    if backend != "auto":
+        backends.named(backend)  # a misspelt name is said before anything is read
     checkpoint = checkpoints.read(find(pretrained))
     log.info("%s: %s", pretrained, checkpoint.report)
     meta = checkpoint.metadata
@@ -80,6 +82,7 @@ def load(
         model.precision, model.why_precision = BFLOAT16, f"float16 would overflow: {problem}"
         log.warning("%s: runs in bfloat16: %s", pretrained, model.why_precision)
     model.report = checkpoint.report
+    model.decide()
     log.info("%s: %s", pretrained, model.reason)
     return model
 

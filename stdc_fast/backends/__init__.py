@@ -12,7 +12,7 @@ from stdc_fast.backends import cpu, cuda, eager, triton
 from stdc_fast.backends.base import Backend, Executable
 from stdc_fast.errors import UserError
 from stdc_fast.plan.plan import Plan
-from stdc_fast.precision import Precision
+from stdc_fast.precision import Like, Precision, precision_of
 
 ENVIRONMENT = "STDC_FAST_BACKEND"
 
@@ -34,19 +34,24 @@ class Decision:
 
 
 def select(
-    plan: Plan | None, precision: Precision, device: torch.device | str, asked: str = "auto"
+    plan: Plan | None,
+    precision: Like,
+    device: torch.device | str,
+    asked: str = "auto",
+    environment: bool = True,
 ) -> Decision:
     """The backend that runs a plan.
 
     Args:
         plan: None stands for STDC-Seg as published.
         asked: name of a backend; "auto" is what STDC_FAST_BACKEND names, else the first one that runs it.
+        environment: whether STDC_FAST_BACKEND counts.
 
     Raises UserError if the backend that was asked for is unknown (with the nearest name), not available, or
     does not run this (with the reason); and if STDC_FAST_CPU_ISA names no instruction set of this machine.
     """
-    device, origin = torch.device(device), ""
-    if isinstance(asked, str) and asked == "auto" and os.environ.get(ENVIRONMENT):
+    device, precision, origin = torch.device(device), precision_of(precision), ""
+    if environment and isinstance(asked, str) and asked == "auto" and os.environ.get(ENVIRONMENT):
         asked, origin = os.environ[ENVIRONMENT], f" (from {ENVIRONMENT})"
     if isinstance(asked, str) and asked == "auto":
         return _first(plan, precision, device)
@@ -82,9 +87,9 @@ def _first(plan: Plan | None, precision: Precision, device: torch.device) -> Dec
     raise AssertionError("the last backend runs everything")
 
 
-def compile(plan: Plan, precision: Precision, device: torch.device | str, asked: str = "auto") -> Executable:
+def compile(plan: Plan, precision: Like, device: torch.device | str, asked: str = "auto") -> Executable:
     """The plan's executable on the backend that :func:`select` takes."""
-    device = torch.device(device)
+    device, precision = torch.device(device), precision_of(precision)
     return select(plan, precision, device, asked).backend.compile(plan, precision, device)
 
 

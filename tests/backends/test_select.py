@@ -106,8 +106,10 @@ def test_the_backends_of_this_version_have_reasons(monkeypatch):
     assert backends.BACKENDS[-1] is eager.BACKEND and eager.BACKEND.why_not_here() is None
     decision = select()
     for backend in backends.BACKENDS:
-        why_not = backend.why_not_here()
-        assert (why_not and f"{backend.name}: {why_not}" in decision.reason) or backend.about()
+        if why_not := backend.why_not_here():
+            assert f"{backend.name}: {why_not}" in decision.reason
+        else:
+            assert backend.about()
 
 
 # What the model shows is what runs.
@@ -190,9 +192,60 @@ def test_copies_keep_the_decision(tiny_weights):
     model = stdc_fast.load(tiny_weights, device="cpu")
     decision = model.decision
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied._decided is None
         assert copied.decision == decision and copied.decision.backend is decision.backend
     for backend in backends.BACKENDS:
         assert pickle.loads(pickle.dumps(backend)) is backend
+
+
+def test_a_pickled_model_decides_where_it_is_loaded(tiny_weights, photo, monkeypatch):
+    monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
+    saved = pickle.dumps(stdc_fast.load(tiny_weights, device="cpu", dtype="float32"))
+    monkeypatch.setattr(stdc_fast._native, "_load", lambda: "it was never built")
+    model = pickle.loads(saved)
+    assert model.predict(photo()).labels.shape == photo().shape[:2] and model.backend == "eager"
+
+
+@pytest.mark.parametrize("when", ["unset after loading", "set after loading"])
+def test_the_environment_counts_when_a_model_is_loaded(when, tiny_weights, monkeypatch):
+    monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
+    if when.startswith("unset"):
+        monkeypatch.setenv(backends.ENVIRONMENT, "eager")
+    model = stdc_fast.load(tiny_weights, device="cpu", dtype="float32")
+    before = model.backend
+    if when.startswith("unset"):
+        monkeypatch.delenv(backends.ENVIRONMENT)
+    else:
+        monkeypatch.setenv(backends.ENVIRONMENT, "triton")
+    assert model.double().float().backend == before
+
+
+def test_a_network_of_which_there_is_no_plan_can_be_looked_at(tiny_weights):
+    exchanged = stdc_fast.load(tiny_weights, device="cpu", dtype="float32")
+    exchanged.network.conv_out.conv.bn = torch.nn.Identity()
+    wrapped = stdc_fast.load(tiny_weights, device="cpu", dtype="float32")
+    torch.nn.utils.parametrizations.weight_norm(wrapped.network.conv_out.conv_out)
+    for model in (exchanged.double(), wrapped.bfloat16()):
+        assert repr(model) and model.backend and model.reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, "float32"], ids=str)
+@needs_engine
+def test_a_dtype_stands_for_its_precision(dtype, tiny_weights, monkeypatch):
+    monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
+    plan = stdc_fast.load(tiny_weights, device="cpu", dtype="float32").plan()
+    assert backends.select(plan, dtype, "cpu").name == "cpu"
+    assert type(backends.compile(plan, dtype, "cpu")) is backends.cpu.CpuExecutable
+
+
+def test_a_compiled_model_keeps_its_precision_under_autocast(tiny_weights):
+    model = stdc_fast.load(tiny_weights, device="cpu", dtype="float32")
+    x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    expected = model.network.double()(x.double())
+    model.network.float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        got = torch.compile(model, backend="eager", fullgraph=True)(x)
+    assert torch.linalg.norm(got - expected) / torch.linalg.norm(expected) < 1e-4
 
 
 @needs_engine
