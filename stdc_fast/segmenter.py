@@ -165,20 +165,22 @@ class Segmenter(nn.Module):
 
         UserError where the one that was asked for does not, which may come of a cast or a move.
         """
-        key = self.device, self.precision
         decided = self._decided
-        if decided is None or decided[0] != key:
-            # STDC_FAST_BACKEND counts when a model is loaded, see stdc_fast.load.
-            chosen = backends.select(self._plan_to_decide(), *reversed(key), self._asked, False)
-            decided = self._decided = key, chosen
+        if decided is None or decided[0] != (self.device, self.precision):
+            return self.decide(environment=False)  # that counts when a model is loaded
         return decided[1]
 
-    def decide(self) -> None:
-        """Choose the backend now, by STDC_FAST_BACKEND too where none was asked for. UserError as above."""
-        chosen = backends.select(self._plan_to_decide(), self.precision, self.device, self._asked)
-        self._decided = (self.device, self.precision), chosen
+    def decide(self, environment: bool = True) -> backends.Decision:
+        """Choose the backend now; by STDC_FAST_BACKEND, if ``environment``, where none was asked for.
+
+        UserError as of :attr:`decision`.
+        """
+        key = self.device, self.precision
+        chosen = backends.select(self._plan_to_decide(), *reversed(key), self._asked, environment)
+        self._decided = key, chosen
         if chosen.asked:
             self._asked = chosen.name
+        return chosen
 
     def _plan_to_decide(self) -> Plan | None:
         """None where there is no plan of the network as it is now, so that it runs as it is."""

@@ -272,6 +272,7 @@ def ranked(work: Work, device: Device, forms: CompiledForms) -> list[CudaTiles]:
     return [t for t, _ in found]
 
 
+@dataclasses.dataclass(frozen=True)
 class CudaModel(TileModel):
     """The model of the CUDA kernels' tiles. All forms are compiled, and what they need is known.
 
@@ -281,12 +282,15 @@ class CudaModel(TileModel):
         shared: bytes of shared memory that a block may have, by default what the class has.
     """
 
+    native: ModuleType
+    device: Device = DEVICES["sm_90"]
+    shared: int | None = None
     tiles = CudaTiles
     shapes, variants = 24, 16
 
-    def __init__(self, native: ModuleType, device: Device = DEVICES["sm_90"], shared: int | None = None):
-        self.device = device
-        self.forms = CompiledForms(native, min(shared or device.shared, device.shared))
+    @functools.cached_property
+    def forms(self) -> CompiledForms:
+        return CompiledForms(self.native, min(self.shared or self.device.shared, self.device.shared))
 
     def fits(self, work: Work, tiles: CudaTiles) -> bool:
         return self.forms.form(work, tiles) is not None

@@ -214,3 +214,15 @@ def test_tiles_that_do_not_exist_are_one_line():
         with pytest.raises(ValueError, match="op 0: there is no kernel for tiles of ") as caught:
             EMULATED.compile(plan, HALF, tiles=lambda work, bad=bad: bad)(x)
         assert "\n" not in str(caught.value) and str(bad) in str(caught.value)
+
+
+def test_a_choice_is_made_once_for_all_executables_of_a_class(monkeypatch):
+    work = Work("conv", 3, 1, (64,), 64, 1, 48, 80, "float16")
+    ranked, made = CudaModel.ranked, []
+    monkeypatch.setattr(CudaModel, "ranked", lambda self, work: made.append(self) or ranked(self, work))
+    best.cache_clear()
+    found = {best(CudaModel(module(), DEVICES["sm_90"]), work) for _ in range(3)}
+    assert len(found) == len(made) == 1
+    best(CudaModel(module(), DEVICES["sm_90"], 48 << 10), work)
+    best(CudaModel(module(), DEVICES["sm_80"]), work)
+    assert len(made) == 3
