@@ -38,11 +38,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", &stdc::isas);
   m.def("best_isa", &stdc::best_isa, py::arg("wanted") = "");
   py::class_<stdc::Engine>(m, "Engine")
-      .def(py::init([](const py::bytes& plan, const std::string& isa) {
+      .def(py::init([](const py::bytes& plan, const std::string& isa, bool small) {
              const std::string_view bytes(plan);
-             return new stdc::Engine(bytes.data(), bytes.size(), isa);
+             return new stdc::Engine(bytes.data(), bytes.size(), isa, small);
            }),
-           py::arg("plan"), py::arg("isa") = "")
+           py::arg("plan"), py::arg("isa") = "", py::arg("small") = false)
       .def(
           "run",
           [](stdc::Engine& e, const std::vector<Spec>& inputs, const Spec& output, int64_t height, int64_t width,
@@ -62,6 +62,12 @@ PYBIND11_MODULE(_C, m) {
                              [](const stdc::Engine& e) {
                                const stdc::Memory m = e.memory();
                                return std::make_pair(m.weights, m.arena);
+                             })
+      .def_property_readonly("forms",
+                             [](const stdc::Engine& e) {
+                               std::vector<std::tuple<std::string, std::string, std::string>> found;
+                               for (const auto& f : e.forms()) found.emplace_back(f.name, f.kind, f.form);
+                               return found;
                              })
       .def("poison", &stdc::Engine::poison)
       .def("profile", &stdc::Engine::profile)

@@ -39,16 +39,21 @@ def given(plan, dtype, *shape, seed=0):
     return found
 
 
-def oracle(plan, dtype):
-    """Runs the plan as exactly as the engine should: in float64, or rounding where it rounds."""
+def oracle(plan, dtype, tiles=()):
+    """Runs the plan as exactly as the engine should: in float64, or rounding where it rounds.
+
+    ``tiles``: names of the convolutions that it computes by Winograd's tiles.
+    """
     if dtype == FULL:
         return eager.compile(plan, torch.float64)
-    return eager.compile(plan, torch.float32, rounding=Rounding(dtype))
+    return eager.compile(plan, torch.float32, rounding=Rounding(dtype, tiles))
 
 
-def answers(plan, dtype, shapes: Iterable[tuple[int, int, int]]) -> list[tuple[list[Tensor], Tensor]]:
+def answers(
+    plan, dtype, shapes: Iterable[tuple[int, int, int]], tiles=()
+) -> list[tuple[list[Tensor], Tensor]]:
     """For each (batch, height, width): inputs, and what must come out."""
-    exact, found = oracle(plan, dtype), []
+    exact, found = oracle(plan, dtype, tiles), []
     for i, shape in enumerate(shapes):
         inputs = given(plan, dtype, *shape, seed=i)
         found.append((inputs, exact(*(x if x.dtype == torch.uint8 else x.to(exact.dtype) for x in inputs))))
@@ -118,8 +123,8 @@ def truth(net, frames):
 
 
 @functools.lru_cache(maxsize=16)
-def emulated(plan, dtype, image):
-    how = {} if dtype == FULL else {"rounding": Rounding(dtype)}
+def emulated(plan, dtype, image, tiles=frozenset()):
+    how = {} if dtype == FULL else {"rounding": Rounding(dtype, tiles)}
     return eager.compile(plan, FULL, **how)(image)
 
 

@@ -68,8 +68,9 @@ class Mutex {
 }  // namespace
 
 struct Engine::Impl {
-  Impl(const void* plan, size_t bytes, const std::string& isa)
+  Impl(const void* plan, size_t bytes, const std::string& isa, bool small)
       : set(kernel_set(best_isa(isa))), program(parse(plan, bytes, set)), nanoseconds(program.ops.size()) {
+    program.small = small;
     for (const auto& op : program.ops) weights += op->pack(program, set);
     for (Weight& w : program.weights) w.data = nullptr;  // the caller's; they are packed
   }
@@ -85,9 +86,8 @@ struct Engine::Impl {
     return layouts.front();
   }
 
-  // What a size needs beyond its layout. Asked for in every call: without memory, the one before may have failed.
+  // The memory of a size. Asked for in every call: the one before may have failed.
   void provide(const Layout& made) {
-    for (size_t o = 0; o < program.ops.size(); o++) weights += program.ops[o]->pack_for(made.ops[o], program, set);
     const size_t needed = made.arena + made.scratch * made.key.threads;
     if (needed > arena.size()) {
       arena = Bytes();
@@ -112,14 +112,14 @@ struct Engine::Impl {
   mutable Mutex mutex;
 };
 
-Engine::Engine(const void* plan, size_t bytes, const std::string& isa) {
+Engine::Engine(const void* plan, size_t bytes, const std::string& isa, bool small) {
   if (!plan) refuse("no plan");
   if (reinterpret_cast<uintptr_t>(plan) % alignof(float)) {
     Bytes aligned(bytes);
     std::memcpy(aligned.data(), plan, bytes);
-    impl_.reset(new Impl(aligned.data(), bytes, isa));
+    impl_.reset(new Impl(aligned.data(), bytes, isa, small));
   } else {
-    impl_.reset(new Impl(plan, bytes, isa));
+    impl_.reset(new Impl(plan, bytes, isa, small));
   }
 }
 Engine::~Engine() = default;
@@ -200,6 +200,12 @@ const std::string& Engine::name() const { return impl_->program.name; }
 Memory Engine::memory() const {
   std::lock_guard<Mutex> lock(impl_->mutex);
   return {impl_->weights, impl_->arena.size()};
+}
+
+std::vector<OpForm> Engine::forms() const {
+  std::vector<OpForm> found;
+  for (const auto& op : impl_->program.ops) found.push_back({op->name, op->kind, op->form()});
+  return found;
 }
 
 void Engine::poison(bool on) {

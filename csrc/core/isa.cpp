@@ -33,7 +33,7 @@ namespace stdc {
     kernels.name = #products;                                      \
     kernels.block = block_##products;                              \
     kernels.finish = finish_tiles;                                 \
-    kernels.winograd[DType::f32] = Winograd::most;                 \
+    kernels.winograd[DType::f32] = true;                           \
     kernels.winograd[DType::bf16] = winograd_bf16;                 \
     STDC_PRODUCT_KERNELS(STDC_FILL_KERNEL, products)               \
     STDC_OTHER_KERNELS(STDC_FILL_KERNEL, set)                      \
@@ -92,22 +92,22 @@ const std::vector<KernelSet>& sets() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #if defined(STDC_HAVE_amx_bf16) && defined(STDC_HAVE_avx512_bf16)
-    if (amx_bf16()) all.push_back(STDC_SET(avx512_bf16, amx_bf16, finish_amx_bf16, Winograd::none));
+    if (amx_bf16()) all.push_back(STDC_SET(avx512_bf16, amx_bf16, finish_amx_bf16, false));
 #endif
 #if defined(STDC_HAVE_avx512_bf16)
-    if (avx512_bf16()) all.push_back(STDC_SET(avx512_bf16, avx512_bf16, nullptr, Winograd::large));
+    if (avx512_bf16()) all.push_back(STDC_SET(avx512_bf16, avx512_bf16, nullptr, true));
 #endif
 #if defined(STDC_HAVE_avx512)
-    if (avx512()) all.push_back(STDC_SET(avx512, avx512, nullptr, Winograd::most));
+    if (avx512()) all.push_back(STDC_SET(avx512, avx512, nullptr, true));
 #endif
 #if defined(STDC_HAVE_avx2)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      all.push_back(STDC_SET(avx2, avx2, nullptr, Winograd::most));
+      all.push_back(STDC_SET(avx2, avx2, nullptr, true));
 #endif
 #endif
-    all.push_back(STDC_SET(portable, portable, nullptr, Winograd::most));
+    all.push_back(STDC_SET(portable, portable, nullptr, true));
 #if defined(STDC_HAVE_amx_emulated)
-    all.push_back(STDC_SET(portable, amx_emulated, finish_amx_emulated, Winograd::none));
+    all.push_back(STDC_SET(portable, amx_emulated, finish_amx_emulated, false));
 #endif
     return all;
   }();

@@ -17,14 +17,11 @@ struct ByDType {
 template <class Arguments>
 using RowKernel = void (*)(const Arguments&);
 
-// Which 3x3 convolutions are faster by Winograd's tiles in float32 than by direct products.
-enum class Winograd { none, large, most };
-
 struct KernelSet {
   const char* name;
   int block;  // output channels that a row of a convolution computes at once
   void (*finish)();  // gives back the tile registers; null where there are none
-  ByDType<Winograd> winograd;
+  ByDType<bool> winograd;  // whether Winograd's tiles are faster than direct products
 #define STDC_FIELD(set, name, arguments, dtypes) ByDType<RowKernel<arguments>> name;
   STDC_PRODUCT_KERNELS(STDC_FIELD, )
   STDC_OTHER_KERNELS(STDC_FIELD, )

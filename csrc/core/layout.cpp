@@ -29,8 +29,10 @@ class Layouter {
   Layout make() {
     axes();
     stages();
-    place();
+    size();
     for (int o = 0; o < count_; o++) cut(o);
+    place();
+    for (int o = 0; o < count_; o++) lay_out(o);
     find_writers();
     schedule();
     return std::move(l_);
@@ -82,10 +84,9 @@ class Layouter {
     std::vector<int> ops;        // that use it
   };
 
-  void place() {
+  void size() {
     const size_t size = traits(p_.dtype).bytes;
     l_.places.resize(p_.buffers.size());
-    std::vector<Block> blocks;
     for (size_t b = 0; b < p_.buffers.size(); b++) {
       const Buffer& buffer = p_.buffers[b];
       BufferPlace& place = l_.places[b];
@@ -108,6 +109,13 @@ class Layouter {
         default:
           break;  // the caller's
       }
+    }
+  }
+
+  void place() {
+    std::vector<Block> blocks;
+    for (size_t b = 0; b < p_.buffers.size(); b++) {
+      BufferPlace& place = l_.places[b];
       Block block{place.bytes, count_, -1, &place.offset, {}};
       for (int o = 0; o < count_; o++) {
         if (!runs(o)) continue;
@@ -122,6 +130,10 @@ class Layouter {
       if (static_cast<int>(b) == p_.output.buffer) block.last = count_;
       if (place.bytes && !block.ops.empty()) blocks.push_back(block);
     }
+    for (int o = 0; o < count_; o++)
+      if (l_.ops[o].prepared_bytes && runs(o))
+        blocks.push_back({static_cast<size_t>(aligned(l_.ops[o].prepared_bytes)), stage_[o], stage_[o],
+                          &l_.ops[o].prepared, {o}});
     for (int o = 0; o < count_; o++) {
       const View& output = op(o).output;
       const View& mean = op(o).mean;
@@ -184,6 +196,14 @@ class Layouter {
     l.parts = (l.blocks + l.part - 1) / l.part;
     l.counter = l_.counters;
     l_.counters += l.bands;
+    if (!l.prepared_bytes) return;
+    l.prepared_bands = static_cast<int>((l.rows + l.prepared_band - 1) / l.prepared_band);
+    l.prepared_counter = l_.counters;
+    l_.counters += l.prepared_bands;
+  }
+
+  void lay_out(int o) {
+    OpLayout& l = l_.ops[o];
     op(o).lay_out(l_, l);
     l_.scratch = std::max(l_.scratch, static_cast<size_t>(aligned(l.scratch)));
   }
@@ -224,9 +244,30 @@ class Layouter {
   // Emits the next band of an op, and before it what it needs of the ops of the stage that starts at `first`.
   void pull(int o, int first) {
     const OpLayout& l = l_.ops[o];
+    if (l.prepared_bands && !emitted_[o]) prepare(o, first);
     const int band = emitted_[o];
     const int64_t top = band * l.band;
     const int64_t bottom = std::min(top + l.band, l.rows);
+    std::vector<Wait> waits = needed(o, first, top, bottom);
+    if (l.prepared_bands) waits.push_back({l.prepared_counter, l.prepared_counter + l.prepared_bands, 1});
+    wait_for(waits);
+    for (int part = 0; part < l.parts; part++) emit(o, top, bottom, part, l.counter + band, false);
+    emitted_[o]++;
+  }
+
+  // All tasks that prepare an op's inputs.
+  void prepare(int o, int first) {
+    const OpLayout& l = l_.ops[o];
+    for (int band = 0; band < l.prepared_bands; band++) {
+      const int64_t top = band * l.prepared_band;
+      const int64_t bottom = std::min(top + l.prepared_band, l.rows);
+      wait_for(needed(o, first, top, bottom));
+      emit(o, top, bottom, 0, l.prepared_counter + band, true);
+    }
+  }
+
+  // What has to be done before rows of an op; what of it belongs to the stage is emitted.
+  std::vector<Wait> needed(int o, int first, int64_t top, int64_t bottom) {
     std::vector<Wait> waits;
     const auto wait = [&](const OpLayout& other, int first_band, int last_band) {
       waits.push_back({other.counter + first_band, other.counter + last_band, other.parts});
@@ -246,25 +287,32 @@ class Layouter {
     }
     for (const int earlier : after_[o])
       if (runs(earlier)) wait(l_.ops[earlier], 0, l_.ops[earlier].bands);
-    const int begin = static_cast<int>(l_.waits.size());
+    return waits;
+  }
+
+  // Of the tasks that are emitted next.
+  void wait_for(const std::vector<Wait>& waits) {
+    begin_ = static_cast<int>(l_.waits.size());
     l_.waits.insert(l_.waits.end(), waits.begin(), waits.end());
-    const int end = static_cast<int>(l_.waits.size());
-    for (int part = 0; part < l.parts; part++) {
-      Task task{};
-      task.op = static_cast<uint16_t>(o);
-      task.rows[0] = static_cast<int32_t>(top), task.rows[1] = static_cast<int32_t>(bottom);
-      task.blocks[0] = l.blocks * part / l.parts, task.blocks[1] = l.blocks * (part + 1) / l.parts;
-      task.counter = l.counter + band;
-      task.waits[0] = begin, task.waits[1] = end;
-      l_.tasks.push_back(task);
-    }
-    emitted_[o]++;
+  }
+
+  void emit(int o, int64_t top, int64_t bottom, int part, int counter, bool prepares) {
+    const OpLayout& l = l_.ops[o];
+    Task task{};
+    task.op = static_cast<uint16_t>(o);
+    task.prepares = prepares;
+    task.rows[0] = static_cast<int32_t>(top), task.rows[1] = static_cast<int32_t>(bottom);
+    task.blocks[0] = l.blocks * part / l.parts, task.blocks[1] = l.blocks * (part + 1) / l.parts;
+    task.counter = counter;
+    task.waits[0] = begin_, task.waits[1] = static_cast<int>(l_.waits.size());
+    l_.tasks.push_back(task);
   }
 
   const Program& p_;
   Layout l_;
   const int count_;
   std::vector<int> stage_, emitted_;
+  int begin_ = 0;  // of the waits of tasks that are emitted next
   std::vector<std::vector<int>> after_;
   struct Writer {
     int op;

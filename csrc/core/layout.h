@@ -21,6 +21,7 @@ struct Task {
   int32_t rows[2];    // of the output
   int32_t blocks[2];  // of output channels
   int32_t counter;    // that it raises when done
+  bool prepares;      // inputs, for the op's other tasks
   int32_t waits[2];   // range of Layout::waits
 };
 
@@ -65,7 +66,14 @@ struct OpLayout {
   size_t scratch = 0;       // bytes of one task
   size_t sums = 0;          // place of the row sums, where the output is averaged
   std::vector<Step> steps;  // of a convolution; of the sub-pixel form four sets after each other
-  int tiles = 0;            // Winograd's tiles at once, 0 where a convolution is direct
+
+  // Of Winograd's tiles.
+  int tiles = 0;                  // at once
+  size_t prepared = 0;            // place of the transformed input, where tasks of their own transform it
+  size_t prepared_bytes = 0;      // 0 where there are no such tasks
+  int64_t prepared_position = 0;  // elements from one position of the tiles to the next
+  int64_t prepared_band = 1;      // rows of the output whose input such a task transforms
+  int prepared_bands = 0, prepared_counter = 0;
 };
 
 struct Layout {

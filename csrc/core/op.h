@@ -50,6 +50,8 @@ class Op {
   virtual void check(const Checker&) const = 0;
   // Puts weights into the kernels' order: their bytes.
   virtual size_t pack(const Program&, const KernelSet&) { return 0; }
+  // Of several ways to compute it, the one that packing chose.
+  virtual const char* form() const { return ""; }
   // Rows and blocks of the output, and the work of one row of one block. The usual op computes all channels at once.
   virtual void measure(const Layout&, OpLayout&) const;
   // Changes the usual size of a task, given the work that is to be in one.
@@ -58,8 +60,8 @@ class Op {
   virtual void lay_out(const Layout&, OpLayout&) const {}
   // Rows of an input map that these rows of the output need; they may lie outside of it.
   virtual Rows needs(const Layout&, Rows output) const { return output; }
-  // Packs what only some layouts need: its bytes, 0 if it is there.
-  virtual size_t pack_for(const OpLayout&, const Program&, const KernelSet&) { return 0; }
+  // Executes one task that prepares inputs, where the layout has such.
+  virtual void prepare(const Views&) const {}
   // Executes one task.
   virtual void run(const Views&) const = 0;
 };

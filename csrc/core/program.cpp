@@ -18,7 +18,7 @@ class Reader {
   Program read() {
     Line first = line();
     first.expect("stdc-plan");
-    if (first.number() != 1) fail("written by another version of stdc_fast; save it again");
+    if (first.number() != 2) fail("written by another version of stdc_fast; save it again");
     Line head = line();
     p_.name = head.word();
     p_.dtype = dtype(head);

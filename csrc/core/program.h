@@ -35,6 +35,7 @@ struct Program {
   std::vector<Buffer> buffers;
   std::vector<std::unique_ptr<Op>> ops;
   std::vector<int> inputs;
+  bool small = false;  // weights are to take little memory, rather than the fastest form
   View output;  // logits for networks, for blocks the image that export fills
   std::vector<Weight> weights;
 

@@ -41,13 +41,14 @@ void work(Frame& frame, int thread) {
     }
     const Op& op = *layout.program.ops[task.op];
     const Views views(frame, task, scratch);
+    const auto execute = [&] { task.prepares ? op.prepare(views) : op.run(views); };
     if (frame.nanoseconds) {
       const auto start = std::chrono::steady_clock::now();
-      op.run(views);
+      execute();
       const auto spent = std::chrono::steady_clock::now() - start;
       frame.nanoseconds[task.op] += std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count();
     } else {
-      op.run(views);
+      execute();
     }
     frame.counters[task.counter].fetch_add(1, std::memory_order_release);
   }

@@ -66,6 +66,9 @@ class Views {
     return reinterpret_cast<float*>(frame.arena + layout.ops[op].sums) + y * program.ops[op]->output.channels;
   }
 
+  // What tasks have prepared for this op's others.
+  char* prepared() const { return frame.arena + own.prepared; }
+
   // Zeros around the rows that were just written, for some channels of a view.
   void border(const View& v, int first, int count) const {
     const BufferPlace& p = place(v);

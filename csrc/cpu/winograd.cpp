@@ -1,88 +1,134 @@
-// Transforms of Winograd's F(4x4, 3x3), a tile and a vector of channels at a time; the products between them are
-// those of a 1x1 convolution.
+// Transforms of Winograd's F(4x4, 3x3) and F(4x4, 2x2), a tile and a vector of channels at a time; the products between
+// them are those of a 1x1 convolution.
 #include "simd.h"
 
 namespace stdc {
 namespace {
 
-constexpr float kA = 0.75f, kB = 1.5f;
-constexpr float kA2 = kA * kA, kB2 = kB * kB;
+// What transforms n numbers, `from` apart, to n, and n products to four outputs. The input's coefficients are those of
+// the products of (x - point) over all points but one, the output's are the points' powers.
+struct Taps3 {
+  static constexpr int n = 6;
+  static constexpr float a = kPoints[0], b = kPoints[1], a2 = a * a, b2 = b * b;
 
-// Coefficients of the products of (x - point) over all points but one.
-STDC_INLINE void input(const V* d, ptrdiff_t from, V* out, ptrdiff_t to) {
-  const V d0 = d[0], d1 = d[from], d2 = d[2 * from], d3 = d[3 * from], d4 = d[4 * from], d5 = d[5 * from];
-  const V even_a = d4 - kB2 * d2, odd_a = kA * (d3 - kB2 * d1);
-  const V even_b = d4 - kA2 * d2, odd_b = kB * (d3 - kA2 * d1);
-  out[0] = kA2 * kB2 * d0 - (kA2 + kB2) * d2 + d4;
-  out[to] = even_a + odd_a;
-  out[2 * to] = even_a - odd_a;
-  out[3 * to] = even_b + odd_b;
-  out[4 * to] = even_b - odd_b;
-  out[5 * to] = kA2 * kB2 * d1 - (kA2 + kB2) * d3 + d5;
+  STDC_INLINE void input(const V* d, ptrdiff_t from, V* out, ptrdiff_t to) {
+    const V d0 = d[0], d1 = d[from], d2 = d[2 * from], d3 = d[3 * from], d4 = d[4 * from], d5 = d[5 * from];
+    const V even_a = d4 - b2 * d2, odd_a = a * (d3 - b2 * d1);
+    const V even_b = d4 - a2 * d2, odd_b = b * (d3 - a2 * d1);
+    out[0] = a2 * b2 * d0 - (a2 + b2) * d2 + d4;
+    out[to] = even_a + odd_a;
+    out[2 * to] = even_a - odd_a;
+    out[3 * to] = even_b + odd_b;
+    out[4 * to] = even_b - odd_b;
+    out[5 * to] = a2 * b2 * d1 - (a2 + b2) * d3 + d5;
+  }
+  STDC_INLINE void output(const V* m, ptrdiff_t from, V* out, ptrdiff_t to) {
+    const V sum_a = m[from] + m[2 * from], difference_a = a * (m[from] - m[2 * from]);
+    const V sum_b = m[3 * from] + m[4 * from], difference_b = b * (m[3 * from] - m[4 * from]);
+    out[0] = m[0] + sum_a + sum_b;
+    out[to] = difference_a + difference_b;
+    out[2 * to] = a2 * sum_a + b2 * sum_b;
+    out[3 * to] = a2 * difference_a + b2 * difference_b + m[5 * from];
+  }
+};
+
+struct Taps2 {
+  static constexpr int n = 5;
+  static constexpr float a = kPoints2[0], b = kPoints2[1], a2 = a * a, b2 = b * b;
+
+  STDC_INLINE void input(const V* d, ptrdiff_t from, V* out, ptrdiff_t to) {
+    const V d0 = d[0], d1 = d[from], d2 = d[2 * from], d3 = d[3 * from], d4 = d[4 * from];
+    const V odd_a = d3 - b2 * d1, even_a = a * (d2 - b2 * d0);
+    const V odd_b = d3 - a2 * d1, even_b = b * (d2 - a2 * d0);
+    out[0] = odd_a + even_a;
+    out[to] = odd_a - even_a;
+    out[2 * to] = odd_b + even_b;
+    out[3 * to] = odd_b - even_b;
+    out[4 * to] = a2 * b2 * d0 - (a2 + b2) * d2 + d4;
+  }
+  STDC_INLINE void output(const V* m, ptrdiff_t from, V* out, ptrdiff_t to) {
+    const V sum_a = m[0] + m[from], difference_a = a * (m[0] - m[from]);
+    const V sum_b = m[2 * from] + m[3 * from], difference_b = b * (m[2 * from] - m[3 * from]);
+    out[0] = sum_a + sum_b;
+    out[to] = difference_a + difference_b;
+    out[2 * to] = a2 * sum_a + b2 * sum_b;
+    out[3 * to] = a2 * difference_a + b2 * difference_b + m[4 * from];
+  }
+};
+
+// NOTE: columns first, then rows, each loaded right before and stored right after: there are not enough registers for
+// a whole tile. Pointers walk, as the compiler would multiply for each position.
+template <class Taps, class T>
+STDC_INLINE void tile_in(const T* in, ptrdiff_t row, ptrdiff_t pixel, T* out, ptrdiff_t position) {
+  constexpr int n = Taps::n;
+  V half[n * n];
+  STDC_UNROLL for (int j = 0; j < n; j++) {
+    V d[n];
+    const T* p = in;
+    STDC_UNROLL for (int i = 0; i < n; i++, p += row) d[i] = load(p);
+    Taps::input(d, 1, half + j, n);
+    in += pixel;
+  }
+  STDC_UNROLL for (int i = 0; i < n; i++) {
+    V v[n];
+    Taps::input(half + n * i, 1, v, 1);
+    STDC_UNROLL for (int j = 0; j < n; j++, out += position) store(out, v[j]);
+  }
 }
 
-// Powers of the points.
-STDC_INLINE void output(const V* m, ptrdiff_t from, V* out, ptrdiff_t to) {
-  const V sum_a = m[from] + m[2 * from], difference_a = kA * (m[from] - m[2 * from]);
-  const V sum_b = m[3 * from] + m[4 * from], difference_b = kB * (m[3 * from] - m[4 * from]);
-  out[0] = m[0] + sum_a + sum_b;
-  out[to] = difference_a + difference_b;
-  out[2 * to] = kA2 * sum_a + kB2 * sum_b;
-  out[3 * to] = kA2 * difference_a + kB2 * difference_b + m[5 * from];
-}
-
-template <class T>
-void transform_in(const WinogradIn& a) {
+template <class Taps, class T>
+STDC_INLINE void transform_in(const WinogradIn& a) {
+  constexpr int n = Taps::n;
   for (int64_t t = 0; t < a.tiles; t++) {
-    const T* in = static_cast<const T*>(a.in) + 4 * t * a.pixel;
-    float* out = a.out + t * a.channels;
-    const int64_t left = a.columns - 4 * t;
-    const bool whole = a.rows == 6 && left >= 6;
+    const T* in = static_cast<const T*>(a.in) + kTile * t * a.pixel;
+    T* out = static_cast<T*>(a.out) + t * a.tile;
+    const int64_t left = a.columns - kTile * t;
+    if (a.rows == n && left >= n) {
+      for (int c = 0; c < a.channels; c += kLanes) tile_in<Taps>(in + c, a.row, a.pixel, out + c, a.position);
+      continue;
+    }
+    // The rest of an edge is zeros.
+    T patch[n * n * kLanes] = {};
     for (int c = 0; c < a.channels; c += kLanes) {
-      V d[36], half[36];
-      if (whole) {
-        STDC_UNROLL for (int i = 0; i < 6; i++)
-          STDC_UNROLL for (int j = 0; j < 6; j++) d[6 * i + j] = load(in + i * a.row + j * a.pixel + c);
-      } else {
-        for (int i = 0; i < 6; i++)
-          for (int j = 0; j < 6; j++)
-            d[6 * i + j] = i < a.rows && j < left ? load(in + i * a.row + j * a.pixel + c) : V{};
-      }
-      STDC_UNROLL for (int j = 0; j < 6; j++) input(d + j, 6, half + j, 6);
-      STDC_UNROLL for (int i = 0; i < 6; i++) input(half + 6 * i, 1, d + 6 * i, 1);
-      STDC_UNROLL for (int e = 0; e < 36; e++) store(out + e * a.position + c, d[e]);
+      for (int i = 0; i < a.rows; i++)
+        for (int j = 0; j < n && j < left; j++)
+          memcpy(patch + (n * i + j) * kLanes, in + i * a.row + j * a.pixel + c, sizeof(T) * kLanes);
+      tile_in<Taps>(patch, n * kLanes, kLanes, out + c, a.position);
     }
   }
 }
 
-template <class T>
-void transform_out(const WinogradOut& a) {
+template <class Taps, class T>
+STDC_INLINE void transform_out(const WinogradOut& a) {
+  constexpr int n = Taps::n;
   for (int64_t t = 0; t < a.tiles; t++) {
-    const int64_t left = a.columns - 4 * t;
+    const int64_t left = a.columns - kTile * t;
     for (int c = 0; c < a.channels; c += kLanes) {
-      const int n = a.channels - c < kLanes ? a.channels - c : kLanes;
+      const int count = a.channels - c < kLanes ? a.channels - c : kLanes;
       const float* in = a.in + t * a.tile + c;
-      V m[36], half[24], y[16];
-      STDC_UNROLL for (int e = 0; e < 36; e++) m[e] = load(in + e * a.position);
-      STDC_UNROLL for (int j = 0; j < 6; j++) output(m + j, 6, half + j, 6);
-      STDC_UNROLL for (int i = 0; i < 4; i++) output(half + 6 * i, 1, y + 4 * i, 1);
-      const V bias = load_some(a.bias + c, n);
-      STDC_UNROLL for (int p = 0; p < 16; p++) {
-        y[p] += bias;
-        if (a.relu) y[p] = relu(y[p]);
+      const V bias = load(a.bias + c);
+      V half[n * kTile];
+      STDC_UNROLL for (int i = 0; i < n; i++) {
+        V m[n];
+        STDC_UNROLL for (int j = 0; j < n; j++, in += a.position) m[j] = load(in);
+        Taps::output(m, 1, half + kTile * i, 1);
       }
-      STDC_UNROLL for (int i = 0; i < 4; i++) {
+      V y[kTile * kTile];
+      STDC_UNROLL for (int j = 0; j < kTile; j++) Taps::output(half + j, kTile, y + j, kTile);
+      STDC_UNROLL for (int i = 0; i < kTile; i++) {
         if (i >= a.rows) break;
         V sum = {};
-        T* out = static_cast<T*>(a.out) + i * a.row + 4 * t * a.pixel + c;
-        STDC_UNROLL for (int j = 0; j < 4; j++) {
+        T* out = static_cast<T*>(a.out) + i * a.row + kTile * t * a.pixel + c;
+        STDC_UNROLL for (int j = 0; j < kTile; j++) {
           if (j >= left) break;
-          n == kLanes ? store(out + j * a.pixel, y[4 * i + j]) : store_some(out + j * a.pixel, y[4 * i + j], n);
-          sum += y[4 * i + j];
+          V v = y[kTile * i + j] + bias;
+          if (a.relu) v = relu(v);
+          count == kLanes ? store(out + j * a.pixel, v) : store_some(out + j * a.pixel, v, count);
+          sum += v;
         }
         if (a.sums) {
           float* sums = a.sums + i * a.sums_row + c;
-          n == kLanes ? store(sums, load(sums) + sum) : store_some(sums, load_some(sums, n) + sum, n);
+          count == kLanes ? store(sums, load(sums) + sum) : store_some(sums, load_some(sums, count) + sum, count);
         }
       }
     }
@@ -91,9 +137,13 @@ void transform_out(const WinogradOut& a) {
 
 }  // namespace
 
-void STDC_FN(winograd_in_f32)(const WinogradIn& a) { transform_in<float>(a); }
-void STDC_FN(winograd_in_bf16)(const WinogradIn& a) { transform_in<bf16>(a); }
-void STDC_FN(winograd_out_f32)(const WinogradOut& a) { transform_out<float>(a); }
-void STDC_FN(winograd_out_bf16)(const WinogradOut& a) { transform_out<bf16>(a); }
+void STDC_FN(winograd3_in_f32)(const WinogradIn& a) { transform_in<Taps3, float>(a); }
+void STDC_FN(winograd3_in_bf16)(const WinogradIn& a) { transform_in<Taps3, bf16>(a); }
+void STDC_FN(winograd3_out_f32)(const WinogradOut& a) { transform_out<Taps3, float>(a); }
+void STDC_FN(winograd3_out_bf16)(const WinogradOut& a) { transform_out<Taps3, bf16>(a); }
+void STDC_FN(winograd2_in_f32)(const WinogradIn& a) { transform_in<Taps2, float>(a); }
+void STDC_FN(winograd2_in_bf16)(const WinogradIn& a) { transform_in<Taps2, bf16>(a); }
+void STDC_FN(winograd2_out_f32)(const WinogradOut& a) { transform_out<Taps2, float>(a); }
+void STDC_FN(winograd2_out_bf16)(const WinogradOut& a) { transform_out<Taps2, bf16>(a); }
 
 }  // namespace stdc

@@ -35,6 +35,13 @@ struct OpProfile {
   int64_t calls;   // images
 };
 
+// How an op is computed; of all but convolutions the form is empty.
+struct OpForm {
+  std::string name;
+  std::string kind;
+  std::string form;  // "direct", "F(4x4, 3x3)" or "F(4x4, 2x2)"
+};
+
 struct Memory {
   size_t weights;  // bytes, packed
   size_t arena;    // bytes of the largest size seen so far, with what each thread needs
@@ -43,7 +50,8 @@ struct Memory {
 class Engine {
  public:
   // Parses a saved plan and packs its weights. isa: name of an instruction set, or empty for the best one here.
-  Engine(const void* plan, size_t bytes, const std::string& isa = "");
+  // small: rather slower than with several times the weights.
+  Engine(const void* plan, size_t bytes, const std::string& isa = "", bool small = false);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -58,6 +66,7 @@ class Engine {
   const char* isa() const;
   const std::string& name() const;
   Memory memory() const;
+  std::vector<OpForm> forms() const;  // by op; they do not depend on the size
 
   // For tests: fill the arena with NaN before each image.
   void poison(bool on);

@@ -121,18 +121,21 @@ struct LabelRow {
   int64_t pixels;
 };
 
-// Winograd's F(4x4, 3x3): tiles of 4x4 outputs from 6x6 inputs by 36 products (Lavin and Gray, arXiv 1509.09308), with
-// the points 0, 3/4, -3/4, 3/2, -3/2 and infinity, which lose half as many digits as 0, 1, -1, 2, -2.
-constexpr int kWinograd = 36;
+// Winograd's F(4x4, r x r): tiles of 4x4 outputs of r x r taps from n x n inputs, n = r + 3, by n * n products (Lavin
+// and Gray, arXiv 1509.09308). r is 3 or 2. The points are 0, 5/8, -5/8, 3/2, -3/2 and infinity, and 1/2, -1/2, 5/4,
+// -5/4 and infinity: of all small fractions, those that lose the fewest bits where products are of bf16.
+constexpr int kTile = 4;
+constexpr double kPoints[2] = {5.0 / 8, 3.0 / 2};
+constexpr double kPoints2[2] = {1.0 / 2, 5.0 / 4};
 
-// Neighbouring tiles of inputs, transformed: out[position][tile][channel].
+// Neighbouring tiles of inputs, transformed: out[position][tile][channel], of the dtype of the maps.
 struct WinogradIn {
-  const void* in;             // the first tile's top left pixel, one row and column before its first output
+  const void* in;             // the first tile's top left pixel
   ptrdiff_t row, pixel;
-  float* out;
-  ptrdiff_t position;         // from one of the 36 to the next; tiles follow each other
+  void* out;
+  ptrdiff_t position, tile;   // from one of the n * n to the next, from tile to tile
   int64_t tiles;
-  int rows;                   // that exist, of the six; the others are zero
+  int rows;                   // that exist, of the n; the others are zero
   int64_t columns;            // that exist from the first tile's first on
   int channels;               // a multiple of 16
 };
@@ -175,8 +178,10 @@ struct CopyRow {
 #define STDC_PRODUCT_KERNELS(KERNEL, set) KERNEL(set, conv, ConvRow, STDC_FLOATS)
 
 #define STDC_OTHER_KERNELS(KERNEL, set)                    \
-  KERNEL(set, winograd_in, WinogradIn, STDC_FLOATS)        \
-  KERNEL(set, winograd_out, WinogradOut, STDC_FLOATS)      \
+  KERNEL(set, winograd3_in, WinogradIn, STDC_FLOATS)       \
+  KERNEL(set, winograd3_out, WinogradOut, STDC_FLOATS)     \
+  KERNEL(set, winograd2_in, WinogradIn, STDC_FLOATS)       \
+  KERNEL(set, winograd2_out, WinogradOut, STDC_FLOATS)     \
   KERNEL(set, down, DownRow, STDC_FLOATS)                  \
   KERNEL(set, prologue, PrologueRow, STDC_FLOATS)          \
   KERNEL(set, gate, GateLayer, STDC_F32)                   \

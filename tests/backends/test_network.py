@@ -31,8 +31,9 @@ def random_case(variant, frames=True):
 
 
 def check_random(engine, plan, dtype, image, exact):
-    logits, labels = engine.both(engine.compile(plan, dtype), image)
-    expected = emulated(plan, dtype, image)
+    executable = engine.compile(plan, dtype)
+    logits, labels = engine.both(executable, image)
+    expected = emulated(plan, dtype, image, engine.transformed(executable))
     rounded = None if dtype == FULL else expected
     assert not numerics.failures(dtype, logits, exact, labels, emulated=rounded, trained=False)
     if dtype == FULL:  # random weights drive torch's own error above 1e-5
@@ -73,7 +74,7 @@ def test_a_small_network(engine, dtype):
     executable, given = engine.compile(plan, dtype), engine.put(frames)
     logits = executable(given).cpu()
     exact = eager.compile(plan, torch.float64)(frames)
-    expected = None if dtype == FULL else emulated(plan, dtype, frames)
+    expected = None if dtype == FULL else emulated(plan, dtype, frames, engine.transformed(executable))
     assert not numerics.failures(dtype, logits, exact, emulated=expected, trained=dtype == FULL)
     labels = executable.labels(given, (30, 61)).cpu()
     assert wrong_labels(labels, logits, (40, 52)) == 0
@@ -103,8 +104,9 @@ def check_trained(engine, dtype, size, raw):
     image = frames if raw else as_key(images.normalise(frames))
     exact, expected = truth(trained(), frames)
     assert len(expected.unique()) >= (5 if min(size) > 90 else 2)
-    logits, labels = engine.both(engine.compile(plan, dtype), image)
-    rounded = None if dtype == FULL else emulated(plan, dtype, image)
+    executable = engine.compile(plan, dtype)
+    logits, labels = engine.both(executable, image)
+    rounded = None if dtype == FULL else emulated(plan, dtype, image, engine.transformed(executable))
     problems = numerics.failures(dtype, logits, exact, labels, expected, emulated=rounded, trained=True)
     assert not problems, (size, problems)
     assert wrong_labels(labels, logits) == 0

@@ -35,6 +35,9 @@ class Cpu(Engine):
         assert executable.isa == self.isa
         return executable
 
+    def transformed(self, executable):
+        return frozenset(name for name, form in executable.forms.items() if form != "direct")
+
     def force(self, monkeypatch):
         monkeypatch.setenv("STDC_FAST_CPU_ISA", self.isa)
         return counted(monkeypatch, cpu)

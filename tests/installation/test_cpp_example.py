@@ -128,4 +128,4 @@ def test_export_names_the_values_it_takes(run_cli, tmp_path):
     assert not list(tmp_path.iterdir())
     done = run_cli("export", "stdc1_camvid", "--out", tmp_path / "a.plan", "--dtype", "bfloat16")
     assert done.code == 0 and "STDC-Seg stdc1, bfloat16" in done.out
-    assert (tmp_path / "a.plan").read_bytes().startswith(b"stdc-plan 1\nSTDC-Seg_stdc1 bfloat16\n")
+    assert (tmp_path / "a.plan").read_bytes().startswith(b"stdc-plan 2\nSTDC-Seg_stdc1 bfloat16\n")

@@ -41,7 +41,9 @@ class Conv : public Op {
                                         s[3] == total && s[4] == 2 && s[5] == 2
                                   : s.size() == 4 && s[0] == output.channels && s[1] == total - extra &&
                                         s[2] == kernel_ && s[3] == kernel_;
-    c.need(shape && weight.dtype == c.program.dtype, *this, "weights of another shape");
+    // Float32 ones are rounded here, once: Winograd's tiles transform them before.
+    const bool known = weight.dtype == c.program.dtype || weight.dtype == DType::f32;
+    c.need(shape && known, *this, "weights of another shape");
     if (subpixel())
       c.need(stride_ == 1 && inputs.size() == 1 && c.stride(in) == 2 * c.stride(output), *this, "sub-pixel form");
     else
@@ -51,9 +53,14 @@ class Conv : public Op {
   }
 
   size_t pack(const Program& program, const KernelSet& kernels) override {
-    packed_ = pack_products(program, kernels.block, *this, kernel_, weight_, bias_);
-    return packed_.size();
+    if (tiled() && Winograd::pays(program, kernels, *this, kernel_))
+      winograd_ = Winograd(program, kernels, *this, kernel_, weight_, bias_);
+    // Tiles leave the last row and column of odd sizes to the weights of their own.
+    if (!winograd_ || subpixel()) packed_ = pack_products(program, kernels.block, *this, kernel_, weight_, bias_);
+    return packed_.size() + winograd_.bytes();
   }
+
+  const char* form() const override { return !winograd_ ? "direct" : subpixel() ? "F(4x4, 2x2)" : "F(4x4, 3x3)"; }
 
   void measure(const Layout& layout, OpLayout& l) const override {
     Op::measure(layout, l);
@@ -62,9 +69,11 @@ class Conv : public Op {
     for (const View& v : inputs) elements += v.channels;
     const double columns = static_cast<double>(layout.place(output).columns);
     l.row_work = columns * layout.kernels.block * kernel_ * kernel_ * elements;
+    if (winograd_) l.row_work /= subpixel() ? 2 : 3;  // fewer products, and the transforms
   }
 
   void cut(const Layout& layout, double work, OpLayout& l) const override {
+    if (winograd_) return winograd_.cut(layout, *this, work, l);
     const Buffer& out = layout.program.buffer(output);
     if (out.store == Store::act) {  // labels need all classes
       if (out.stride > 8) {
@@ -75,13 +84,12 @@ class Conv : public Op {
         cut_blocks(work, l);
       }
     }
-    if (kernel_ == 3 && stride_ == 1 && inputs.size() == 1) cut_tiles(layout, *this, work, l);
     if (subpixel()) l.band += l.band % 2;  // it computes pairs of rows
   }
 
   void lay_out(const Layout& layout, OpLayout& l) const override {
     l.steps = product_steps(layout, *this, kernel_, stride_);
-    if (l.tiles) l.scratch = winograd_scratch(*this, layout.kernels.block, l.tiles);
+    if (winograd_) winograd_.lay_out(layout, *this, l);
   }
 
   Rows needs(const Layout&, Rows out) const override {
@@ -90,14 +98,18 @@ class Conv : public Op {
     return {first - kernel_ / 2, last + kernel_ / 2};
   }
 
-  size_t pack_for(const OpLayout& l, const Program& program, const KernelSet& kernels) override {
-    if (!l.tiles || winograd_.size()) return 0;
-    winograd_ = winograd_weights(packed_, *this, program.dtype, kernels.block);
-    return winograd_.size();
-  }
+  void prepare(const Views& v) const override { winograd_.prepare(v, *this); }
 
   void run(const Views& v) const override {
-    if (v.own.tiles) return winograd(v, *this, packed_, winograd_.floats(), relu_);
+    if (!winograd_) return direct(v, false);
+    winograd_.run(v, *this, relu_);
+    const BufferPlace& out = v.place(output);
+    if (subpixel() && (out.columns % 2 || (out.rows % 2 && v.task.rows[1] == out.rows))) direct(v, true);
+  }
+
+ private:
+  // edges: only the last row and column of odd sizes.
+  void direct(const Views& v, bool edges) const {
     const bool dense = v.store(output) == Store::logits;
     const BufferPlace& out = v.place(output);
     const int block = v.kernels.block;
@@ -144,8 +156,10 @@ class Conv : public Op {
           kernel(row);
         };
         const int64_t half = out.columns / 2;
-        columns(0, 0, 0, half);
-        columns(1, 1, 0, half);
+        if (!edges || last) {
+          columns(0, 0, 0, half);
+          columns(1, 1, 0, half);
+        }
         if (out.columns % 2) columns(0, 2, half, 1);
       }
       if (!dense) v.border(output, first, row.channels);
@@ -156,8 +170,8 @@ class Conv : public Op {
             {v.logits(y), out.channels, static_cast<int>(out.channels), out.columns, v.best(y)});
   }
 
- private:
   bool subpixel() const { return kernel_ == 2; }
+  bool tiled() const { return subpixel() || (kernel_ == 3 && stride_ == 1); }
 
   // Steps that read the second input's row y, whose pitch is another.
   const Step* with_second(const Views& v, int64_t y, Step* steps) const {
@@ -174,7 +188,7 @@ class Conv : public Op {
   bool relu_ = false;
   int weight_ = -1, bias_ = -1;
   PackedWeights packed_;
-  Bytes winograd_;  // once a size is done by tiles
+  Winograd winograd_;  // in place of them, or not there
 };
 
 }  // namespace

@@ -58,8 +58,14 @@ PackedWeights pack_products(const Program& program, int block, const Op& op, int
   p.block_bytes = static_cast<size_t>(kernel * kernel) * channels_of(op.inputs) * block * dtype.bytes;
   p.set_bytes = p.block_bytes * p.blocks;
   p.weights = zeros(p.set_bytes * sets);
+  Bytes rounded;
+  if (w.dtype != program.dtype) {
+    rounded = Bytes(w.count * dtype.bytes);
+    for (int64_t i = 0; i < w.count; i++) dtype.put(rounded.data(), i, traits(w.dtype).value(w.data, i));
+  }
+  const void* from = rounded.size() ? rounded.data() : w.data;
   const auto pack = [&](auto* to) {
-    pack_panels(static_cast<const std::remove_pointer_t<decltype(to)>*>(w.data), to, sets, op.output.channels,
+    pack_panels(static_cast<const std::remove_pointer_t<decltype(to)>*>(from), to, sets, op.output.channels,
                 op.inputs, weights_in, kernel, block, dtype.unit);
   };
   // Elements are moved, whatever they mean.

@@ -11,6 +11,7 @@ from stdc_fast import _native
 from stdc_fast.backends.base import Backend, NativeExecutable, presented
 from stdc_fast.backends.cpu import program
 from stdc_fast.files import write_atomic
+from stdc_fast.plan.ops import Conv
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import FLOAT32, Like, Precision, precision_of
 
@@ -47,6 +48,7 @@ def compile(
     device: torch.device | str = "cpu",
     *,
     isa: str = "",
+    small: bool = False,
     poisoned: bool = False,
 ) -> CpuExecutable:
     """Pack a plan's weights for the engine.
@@ -55,6 +57,7 @@ def compile(
         plan: optimised.
         precision: one of :data:`stdc_fast.backends.cpu.program.PRECISIONS`.
         isa: instruction set, for tests; else STDC_FAST_CPU_ISA or the best.
+        small: rather slower than with several times the weights.
         poisoned: fill the arena with NaN before each image, to prove that nothing dead is read.
 
     Raises ValueError for a plan, precision or device that the engine does not run, UserError if the native
@@ -62,7 +65,7 @@ def compile(
     """
     if torch.device(device).type != "cpu":
         raise ValueError(f"the native CPU engine does not run on {device}")
-    return CpuExecutable(plan, precision_of(precision), isa, poisoned)
+    return CpuExecutable(plan, precision_of(precision), isa, small, poisoned)
 
 
 def save(plan: Plan, precision: Like, path: str | Path) -> None:
@@ -85,9 +88,11 @@ class CpuExecutable(NativeExecutable):
     channels_last.
     """
 
-    def __init__(self, plan: Plan, precision: Precision, isa: str = "", poisoned: bool = False):
+    def __init__(
+        self, plan: Plan, precision: Precision, isa: str = "", small: bool = False, poisoned: bool = False
+    ):
         saved = program.serialise(plan, precision)
-        self.engine = _native.module().Engine(saved, _native.isa(isa))
+        self.engine = _native.module().Engine(saved, _native.isa(isa), small)
         if poisoned:
             self.engine.poison(True)
         super().__init__(plan, precision, "cpu")
@@ -96,6 +101,14 @@ class CpuExecutable(NativeExecutable):
     def isa(self) -> str:
         """Instruction set in use."""
         return self.engine.isa
+
+    @property
+    def forms(self) -> dict[str, str]:
+        """How each convolution of the plan is computed, by name: "direct", or by Winograd's "F(4x4, 3x3)" or
+        "F(4x4, 2x2)".
+        """
+        found = {name: form for name, kind, form in self.engine.forms if kind == "conv"}
+        return {op.name: found[program.word(op.name)] for op in self.plan.ops if isinstance(op, Conv)}
 
     @property
     def memory(self) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Plans as the native engine reads them: a text header, one line a buffer, weight or op, then the weights.
 
-The format (version 1) is that of ``csrc/core/program.cpp``::
+The format (version 2) is that of ``csrc/core/program.cpp``::
 
-    stdc-plan 1
+    stdc-plan 2
     NAME DTYPE
     buffers COUNT               then lines: STORE CHANNELS STRIDE NAME
     weights COUNT               then lines: DTYPE OFFSET DIMENSIONS SIZE...
@@ -11,7 +11,8 @@ The format (version 1) is that of ``csrc/core/program.cpp``::
     output BUFFER OFFSET CHANNELS
     data                        then zeros up to a multiple of 64 bytes, then all weights
 
-Weights are rounded once, to the plan's dtype; biases, depthwise weights and gates are float32.
+Weights are rounded to the plan's dtype; biases, depthwise weights and gates are float32. So are the weights of
+convolutions that Winograd's tiles may do: the engine rounds them once, transformed or not.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ class _Writer:
             self.op("export", "result", [output], result)
             output = result
         lines = [
-            "stdc-plan 1",
-            f"{_word(plan.name)} {self.precision}",
+            "stdc-plan 2",
+            f"{word(plan.name)} {self.precision}",
             f"buffers {len(self.buffers)}",
             *self.buffers,
             f"weights {len(self.weights)}",
@@ -117,7 +118,7 @@ class _Writer:
 
     def buffer(self, name: str, store: str, channels: int, stride: int) -> int:
         self.names[name] = len(self.buffers)
-        self.buffers.append(f"{store} {channels} {stride} {_word(name)}")
+        self.buffers.append(f"{store} {channels} {stride} {word(name)}")
         return self.names[name]
 
     def view(self, view: View) -> str:
@@ -149,7 +150,7 @@ class _Writer:
     def op(self, kind: str, name: str, inputs: list[View], output: View, *settings: object) -> None:
         views = " ".join(map(self.view, inputs))
         rest = "".join(f" {s}" for s in settings)
-        self.ops.append(f"{kind} {_word(name)} {len(inputs)} {views} {self.view(output)}{rest}")
+        self.ops.append(f"{kind} {word(name)} {len(inputs)} {views} {self.view(output)}{rest}")
 
     def _stem(self, op: Stem) -> None:
         image = View(op.input.buffer, 0, 4)
@@ -179,7 +180,11 @@ class _Writer:
             self.buffer(ready, "act", view.channels, self.plan.buffers[view.buffer].stride)
             inputs = [View(ready, 0, view.channels)]
             self._prologue(ready, view, op.scale, op.add, inputs[0])
-        weights = self.named(op.weight, self.precision.weights), self.named(op.bias)
+        tiles = len(op.inputs) == 1 and (op.kernel, op.stride) in ((3, 1), (2, 1))  # the engine rounds
+        weights = (
+            self.named(op.weight, torch.float32 if tiles else self.precision.weights),
+            self.named(op.bias),
+        )
         act = ACTIVATIONS.index(op.act)
         mean = self.optional(op.mean)
         self.op("conv", op.name, inputs, op.output, op.kernel, op.stride, act, *weights, mean)
@@ -215,6 +220,6 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _word(name: str) -> str:
-    """Without white space, which ends a word."""
+def word(name: str) -> str:
+    """A name as it is in a saved plan: without white space, which ends a word."""
     return "".join("_" if c.isspace() else c for c in name) or "_"

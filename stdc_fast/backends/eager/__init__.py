@@ -14,6 +14,7 @@ from stdc_fast.backends.base import Backend, Executable
 from stdc_fast.backends.eager.convolution import Convolution, Subpixel, activate
 from stdc_fast.backends.eager.memory import Pieces, Poisoned
 from stdc_fast.backends.eager.rounding import Rounding
+from stdc_fast.backends.eager.winograd import SubpixelTiles, Tiles
 from stdc_fast.plan.arena import layout, lifetimes
 from stdc_fast.plan.ops import (
     Add,
@@ -242,11 +243,16 @@ def _conv(e: EagerExecutable, op: Conv):
     dtype = e._dtype(op.output.buffer)
     if any(e._dtype(view.buffer) == e.wide for view in op.inputs):
         dtype = e.wide  # a normalised image, in a plan that is not optimised
-    weight, bias = e._weight(op, op.weight, dtype), e._bias(op.bias, e.wide)
-    if op.kernel == 2:
-        conv = Subpixel(weight, bias, op.act)
+    bias = e._bias(op.bias, e.wide)
+    tiles = e.rounding is not None and op.name in e.rounding.tiles
+    if tiles:
+        kind = SubpixelTiles if op.kernel == 2 else Tiles
+        conv = kind(e.plan.weights[op.weight].to(e.device), bias, op.act, e.rounding.dtype)
+    elif op.kernel == 2:
+        conv = Subpixel(e._weight(op, op.weight, dtype), bias, op.act)
     else:
         groups = op.output.channels if op.depthwise else 1
+        weight = e._weight(op, op.weight, dtype)
         conv = Convolution(weight, bias, op.stride, op.kernel // 2, groups, op.act)
     key = f"{op.name}:input"
 
@@ -264,7 +270,7 @@ def _conv(e: EagerExecutable, op: Conv):
         size = e.plan.size(op.output.buffer, height, width)
         if op.up and op.kernel == 3:
             x = F.interpolate(x, size, mode="nearest")
-        y = conv(x, size) if op.kernel == 2 else conv(x)
+        y = conv(x, size) if op.kernel == 2 or tiles else conv(x)
         if op.mean:
             memory.write(op.mean, _mean(y, e.wide))
         e._write(memory, op.output, y)

@@ -6,7 +6,7 @@ of its buffer, ``OP:input`` for what a prologue makes of it, ``OP:inner`` for th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -16,10 +16,15 @@ from stdc_fast.plan.ops import Conv, Down, Op
 
 
 class Rounding:
-    """Every stored tensor and weight is rounded to ``dtype``; sums, biases and logits are not."""
+    """Every stored tensor and weight is rounded to ``dtype``; sums, biases and logits are not.
 
-    def __init__(self, dtype: torch.dtype):
+    Args:
+        tiles: names of convolutions that round transformed tiles, see :mod:`stdc_fast.backends.eager.winograd`.
+    """
+
+    def __init__(self, dtype: torch.dtype, tiles: Iterable[str] = ()):
         self.dtype = dtype
+        self.tiles = frozenset(tiles)
 
     def tensor(self, key: str, x: Tensor) -> Tensor:
         return x.to(self.dtype).to(x.dtype)
@@ -30,6 +35,8 @@ class Rounding:
 
 class Observer:
     """Rounds nothing and records the least and greatest value of every stored tensor in ``ranges``."""
+
+    tiles: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         self.ranges: dict[str, tuple[float, float]] = {}
@@ -56,6 +63,8 @@ class Grid:
         ranges: least and greatest value by key, as an :class:`Observer` finds them. What is not in it
             is rounded to fp16.
     """
+
+    tiles: frozenset[str] = frozenset()
 
     def __init__(self, ranges: Mapping[str, tuple[float, float]]):
         self.ranges = dict(ranges)

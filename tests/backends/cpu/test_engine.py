@@ -130,13 +130,15 @@ def resident():
     raise AssertionError("no VmRSS")
 
 
-def test_memory_at_full_size():
-    executable = cpu.compile(trained_plan(), LOW)
+@pytest.mark.parametrize("small, packed, most", [(True, 30e6, 60e6), (False, 70e6, 110e6)])
+def test_memory_at_full_size(small, packed, most):
+    executable = cpu.compile(trained_plan(), LOW, small=small)
     weights, arena = executable.memory
-    assert 0 < weights < 25e6 and arena == 0
+    assert 0 < weights < packed and arena == 0
     executable.labels(random_frames(1, 512, 1024))
-    weights, arena = executable.memory
-    assert weights + arena < 60e6
+    assert executable.memory[0] == weights
+    arena = executable.memory[1]
+    assert weights + arena < most
     executable.labels(random_frames(2, 64, 96))
     assert executable.memory == (weights, arena)  # of the largest size, not of the last
 

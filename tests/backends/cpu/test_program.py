@@ -204,7 +204,7 @@ def small(*ops, buffers=(), weights=(), inputs="1 0", output="3 0 4", dtype="flo
     buffers = ["image 4 1 given", "act 4 1 a", "act 4 1 b", "image 4 1 result", *buffers]
     weights = ["float32 0 4 4 4 1 1", "float32 64 1 4", "float32 64 4 4 4 3 3", *weights]
     lines = [
-        "stdc-plan 1", f"name {dtype}", f"buffers {len(buffers)}", *buffers,
+        "stdc-plan 2", f"name {dtype}", f"buffers {len(buffers)}", *buffers,
         f"weights {len(weights)}", *weights,
         f"ops {len(ops)}", *ops, f"inputs {inputs}", f"output {output}",
     ]  # fmt: skip
@@ -215,7 +215,7 @@ IN, OUT = "import i 1 0 0 4 1 0 4", "export e 1 2 0 4 3 0 4"
 CONV = "conv c 1 1 0 4 2 0 4 1 1 0 0 1 -"
 LOGITS = ("logits 4 1 l", "logits 40 1 m", "labels 1 1 x")
 HOSTILE = {
-    "another version": small(IN, CONV, OUT).replace(b"stdc-plan 1", b"stdc-plan 2"),
+    "another version": small(IN, CONV, OUT).replace(b"stdc-plan 2", b"stdc-plan 1"),
     "nothing": b"",
     "no plan": b"\x89PNG\r\n\x1a\n" + bytes(1000),
     "a plan of no dtype": small(IN, CONV, OUT, dtype="uint8"),
