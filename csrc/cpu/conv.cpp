@@ -107,15 +107,20 @@ void tile(const ConvRow& a, int64_t first) {
     // NOTE: three pixels a pointer, by the index scales 0, 1, 2 of an x86 address: a pointer a pixel would spill.
     const T* base[(P + 2) / 3];
     STDC_UNROLL for (int g = 0; g < (P + 2) / 3; g++) base[g] = in + 3 * g * step;
-    for (int64_t k = a.steps[s].length; k > 0; k -= E::kUnit) {
-      typename E::W weights[kVectors];
-      STDC_UNROLL for (int v = 0; v < kVectors; v++) weights[v] = E::weight(w + v * kLanes * E::kUnit);
-      STDC_UNROLL for (int p = 0; p < P; p++) {
-        const auto x = E::broadcast(base[p / 3] + (p % 3) * step);
-        STDC_UNROLL for (int v = 0; v < kVectors; v++) acc[p][v] = E::multiply(acc[p][v], x, weights[v]);
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t left = a.steps[s].length; left > 0; left -= kLine) {
+      // The next pixels' line, which no prefetcher foresees: a pixel each is too many streams.
+      if (a.ahead) STDC_UNROLL for (int p = 0; p < P; p++) __builtin_prefetch(base[p / 3] + (P + p % 3) * step);
+      for (int64_t k = left < kLine ? left : kLine; k > 0; k -= E::kUnit) {
+        typename E::W weights[kVectors];
+        STDC_UNROLL for (int v = 0; v < kVectors; v++) weights[v] = E::weight(w + v * kLanes * E::kUnit);
+        STDC_UNROLL for (int p = 0; p < P; p++) {
+          const auto x = E::broadcast(base[p / 3] + (p % 3) * step);
+          STDC_UNROLL for (int v = 0; v < kVectors; v++) acc[p][v] = E::multiply(acc[p][v], x, weights[v]);
+        }
+        STDC_UNROLL for (int g = 0; g < (P + 2) / 3; g++) base[g] += E::kUnit;
+        w += kBlock * E::kUnit;
       }
-      STDC_UNROLL for (int g = 0; g < (P + 2) / 3; g++) base[g] += E::kUnit;
-      w += kBlock * E::kUnit;
     }
     // A sum of thousands of products loses less in parts.
     since += a.steps[s].length;

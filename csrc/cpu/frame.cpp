@@ -16,18 +16,31 @@ STDC_INLINE void put4(bf16* p, F4 v) {
   memcpy(p, &h, 8);
 }
 
+// Pixels less whole numbers are whole numbers of at most eight bits: exact in bf16.
+template <class T>
+STDC_INLINE void as_they_are(const FrameRow& a, T* out) {
+  constexpr int kRun = 64;
+  V near;
+  for (int i = 0; i < kLanes; i++) near[i] = i % 4 < 3 ? a.near[i % 4] : 0;
+  for (int64_t first = 0; first < a.pixels; first += kRun) {
+    const int count = a.pixels - first < kRun ? static_cast<int>(a.pixels - first) : kRun;
+    const uint8_t* p = a.top + 3 * first;
+    // Four bytes a pixel, of which the last is zero. There may be no fourth byte after the last pixel.
+    uint8_t bytes[4 * kRun] = {};
+    const int whole = first + count == a.pixels ? count - 1 : count;
+    for (int i = 0; i < whole; i++) memcpy(bytes + 4 * i, p + 3 * i, 4);
+    if (whole < count) memcpy(bytes + 4 * whole, p + 3 * whole, 3);
+    for (int i = 3; i < 4 * kRun; i += 4) bytes[i] = 0;
+    int i = 0;
+    for (; i + kLanes <= 4 * count; i += kLanes) store(out + 4 * first + i, load(bytes + i) - near);
+    if (i < 4 * count) store_some(out + 4 * first + i, load(bytes + i) - near, 4 * count - i);
+  }
+}
+
 template <class T>
 void row(const FrameRow& a) {
   T* out = static_cast<T*>(a.out);
-  if (!a.columns) {
-    // Pixels less whole numbers are whole numbers of at most eight bits: exact in bf16.
-    for (int64_t x = 0; x < a.pixels; x++) {
-      const uint8_t* p = a.top + 3 * x;
-      const F4 v = {p[0] - a.near[0], p[1] - a.near[1], p[2] - a.near[2], 0};
-      put4(out + 4 * x, v);
-    }
-    return;
-  }
+  if (!a.columns) return as_they_are(a, out);
   // Between the two rows, then between neighbours.
   float* mixed = a.scratch;
   const float w = a.weight;

@@ -32,6 +32,7 @@ struct ConvRow {
   int channels;         // that are stored, at most the block
   bool relu;
   bool out_f32;         // store float32 whatever the input is
+  bool ahead;           // fetch the next pixels: they may not be in the first-level cache
   float* sums;          // [channels], the sum over the row is added to it, or null
 };
 

@@ -56,6 +56,18 @@ STDC_INLINE V load(const bf16* p) {
   return reinterpret_cast<V>(u << 16);
 }
 
+STDC_INLINE V load(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<V>(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+#else
+  V v;
+  for (int i = 0; i < kLanes; i++) v[i] = p[i];
+  return v;
+#endif
+}
+
 // Round to nearest even, NaN stays NaN.
 STDC_INLINE void store(bf16* p, V v) {
 #if defined(__AVX512BF16__)

@@ -120,6 +120,7 @@ class Conv : public Op {
     row.step_count = static_cast<int>(steps.size()) / (subpixel() ? 4 : 1);
     row.relu = relu_;
     row.out_f32 = dense;
+    row.ahead = true;
     for (int b = v.task.blocks[0]; b < v.task.blocks[1]; b++) {
       const int first = b * block;
       row.channels = std::min(block, output.channels - first);

@@ -66,16 +66,15 @@ class Down : public Op {
     l.row_work = static_cast<double>(layout.place(output).columns) * layout.kernels.block * (4 * elements + 40);
   }
 
-  void cut(const Layout&, double work, OpLayout& l) const override {
-    cut_blocks(work, l);
-    l.band = std::clamp<int64_t>(l.band, 4, 8);
+  // Each band computes the row above it anew: as many rows as the second-level cache has room for, then blocks.
+  void cut(const Layout& layout, double work, OpLayout& l) const override {
+    l.band = std::clamp<int64_t>(kScratch / (2 * pitch(layout)), 4, std::max<int64_t>(4, l.rows));
+    l.part = std::clamp(static_cast<int>(work / (l.row_work * static_cast<double>(l.band))), 1, l.blocks);
   }
 
   void lay_out(const Layout& layout, OpLayout& l) const override {
     l.steps = product_steps(layout, *this, 1, 1);
-    l.scratch = (2 * l.band + 1) * (layout.place(inputs[0]).columns + 2) * layout.kernels.block *
-                    traits(layout.program.dtype).bytes +
-                64;
+    l.scratch = (2 * l.band + 1) * pitch(layout) + 64;
   }
 
   Rows needs(const Layout&, Rows out) const override { return {2 * out.first - 1, 2 * out.last}; }
@@ -100,6 +99,7 @@ class Down : public Op {
       row.pixels = from.columns;
       row.channels = channels;
       row.relu = true;
+      row.ahead = true;
       for (int64_t y = top; y < 2 * static_cast<int64_t>(v.task.rows[1]); y++) {
         if (y < 0 || y >= from.rows) {
           std::memset(between(y), 0, pitch * v.size);
@@ -136,6 +136,13 @@ class Down : public Op {
   }
 
  private:
+  static constexpr int64_t kScratch = 576 << 10;
+
+  // Bytes of a row of the map between.
+  int64_t pitch(const Layout& layout) const {
+    return (layout.place(inputs[0]).columns + 2) * layout.kernels.block * traits(layout.program.dtype).bytes;
+  }
+
   View pooled_;
   int weight_ = -1, bias_ = -1, depthwise_weight_ = -1, depthwise_bias_ = -1;
   bool count_include_pad_ = true;

@@ -11,8 +11,8 @@ The format (version 2) is that of ``csrc/core/program.cpp``::
     output BUFFER OFFSET CHANNELS
     data                        then zeros up to a multiple of 64 bytes, then all weights
 
-Weights are rounded to the plan's dtype; biases, depthwise weights and gates are float32. So are the weights of
-convolutions that Winograd's tiles may do: the engine rounds them once, transformed or not.
+Weights are rounded to the plan's dtype; biases, depthwise weights and gates are float32. So are the weights
+of convolutions that Winograd's tiles may do: the engine rounds them once, transformed or not.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ class Rounding:
     """Every stored tensor and weight is rounded to ``dtype``; sums, biases and logits are not.
 
     Args:
-        tiles: names of convolutions that round transformed tiles, see :mod:`stdc_fast.backends.eager.winograd`.
+        tiles: names of convolutions that round transformed tiles, as
+            :mod:`stdc_fast.backends.eager.winograd` has it.
     """
 
     def __init__(self, dtype: torch.dtype, tiles: Iterable[str] = ()):

@@ -65,8 +65,8 @@ class Tiles:
         self.weight = weight.to(dtype)
 
     def __call__(self, x: Tensor, size: tuple[int, int], before: tuple[int, int] = (1, 1)) -> Tensor:
-        """``x`` ``[N, in, h, w]`` to ``[N, out, *size]``; the first output's first tap is ``before`` the first
-        input, in rows and columns.
+        """``x`` ``[N, in, h, w]`` to ``[N, out, *size]``; the first tap of the first output is ``before`` the
+        first input, in rows and columns.
         """
         n = self.taps + TILE - 1
         high, wide = (-(-count // TILE) for count in size)
