@@ -34,8 +34,8 @@ def versions() -> dict[str, str | None]:
     return result
 
 
-def _default() -> tuple[str, str, str]:
-    """(backend, dtype, why this dtype) that "auto" means for the default weights.
+def _default() -> tuple[str, str, str, str | None]:
+    """(backend, dtype, why this dtype, what it does for speed) that "auto" means for the default weights.
 
     Instead of the backend, why it would fail: this is where one looks when it does.
     """
@@ -43,9 +43,10 @@ def _default() -> tuple[str, str, str]:
     precision, why = choose("auto", device)
     try:
         plan = optimise(build(checkpoints.read(zoo.find(zoo.DEFAULT)).network()))
-        return backends.select(plan, precision, device).name, precision.name, why
+        backend = backends.select(plan, precision, device).backend
+        return backend.name, precision.name, why, backend.memory(small=False)
     except UserError as error:
-        return f"none: {error}", precision.name, why
+        return f"none: {error}", precision.name, why, None
 
 
 def commit() -> str:
@@ -66,7 +67,7 @@ def _status(backend: backends.Backend) -> dict[str, object]:
 
 def collect() -> dict[str, object]:
     """All of the above, the native module, the backends with their reasons, and the embedded models."""
-    backend, dtype, why = _default()
+    backend, dtype, why, memory = _default()
     missing = _native.why_not()
     models = []
     for name in zoo.list_models():
@@ -84,5 +85,6 @@ def collect() -> dict[str, object]:
         "backends": [_status(b) for b in backends.BACKENDS],
         "default_backend": backend,
         "default_dtype": {"name": dtype, "reason": why},
+        "default_memory": {"name": "fast", "reason": memory},
         "models": models,
     }

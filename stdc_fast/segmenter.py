@@ -130,6 +130,7 @@ class Segmenter(nn.Module):
         name: str = "stdc",
         dtype: Like | None = None,
         why_dtype: str = "",
+        memory: str = "fast",
     ):
         super().__init__()
         if len(classes) != network.num_classes:
@@ -143,6 +144,7 @@ class Segmenter(nn.Module):
         self.eval()
         self.precision = precision_of(dtype or next(network.parameters()).dtype)
         self.why_precision = why_dtype or ("asked for" if dtype else "as its parameters")
+        self.memory = memory
         self._watched = Watched(self.network)
         self._decided: tuple[tuple[torch.device, Precision], backends.Decision] | None = None
 
@@ -158,6 +160,17 @@ class Segmenter(nn.Module):
     @dtype.setter
     def dtype(self, dtype: Like) -> None:
         self.precision, self.why_precision = precision_of(dtype), "set after loading"
+
+    @property
+    def memory(self) -> str:
+        """ "fast" or "small", see :func:`stdc_fast.load`; setting it packs the weights anew."""
+        return "small" if self._small else "fast"
+
+    @memory.setter
+    def memory(self, memory: str) -> None:
+        if memory not in ("fast", "small"):
+            raise UserError(f'memory must be "fast" or "small", not {memory!r}')
+        self._small = memory == "small"
 
     @property
     def decision(self) -> backends.Decision:
@@ -202,9 +215,11 @@ class Segmenter(nn.Module):
 
     @property
     def reason(self) -> str:
-        """Why this backend and this precision."""
+        """Why this backend and this precision, and what it does for speed or memory where it can choose."""
         decision = self.decision
-        return f"{decision.name}: {decision.reason}; {self.precision}: {self.why_precision}"
+        memory = decision.backend.memory(self._small)
+        last = f"; {self.memory}: {memory}" if memory else ""
+        return f"{decision.name}: {decision.reason}; {self.precision}: {self.why_precision}{last}"
 
     @property
     def device(self) -> torch.device:
@@ -266,11 +281,11 @@ class Segmenter(nn.Module):
         if state is None:
             return _Published(self.network, self.precision)
         frames = image.dtype == torch.uint8
-        key = self.precision, frames
+        key = self.precision, frames, self._small
         if key not in state.made:
             backend = self.decision.backend
             plan = self.kept_plan() if frames else self.plan(False)
-            state.made[key] = backend.compile(plan, self.precision, self.device)
+            state.made[key] = backend.compile(plan, self.precision, self.device, self._small)
             state.made.pop(Plan, None)  # it is as large as the network in float64
         return state.made[key]
 

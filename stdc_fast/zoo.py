@@ -39,6 +39,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: Like = "auto",
     backend: str = "auto",
+    memory: str = "fast",
 ) -> Segmenter:
     """Load STDC-Seg weights for inference.
 
@@ -51,6 +52,8 @@ def load(
             float16 can not hold runs in bfloat16 instead, and a warning says so.
         backend: "auto" or a name that ``stdc-fast info`` lists as available; the environment
             variable STDC_FAST_BACKEND stands in for "auto".
+        memory: "fast", or "small" for less than half the weights, which takes longer; both are the same
+            outside of the CPU engine.
 
     Returns a :class:`Segmenter` in eval mode, parameters frozen (``model.requires_grad_()`` to train them);
     ``report`` says what was mapped and dropped, ``reason`` why it runs in this dtype on this backend.
@@ -77,7 +80,7 @@ def load(
         raise UserError(f"{pretrained}: {error}") from None
     network.requires_grad_(False)
     name = Path(pretrained).stem
-    model = Segmenter(network.to(place), classes, size, backend, name, precision, why)
+    model = Segmenter(network.to(place), classes, size, backend, name, precision, why, memory)
     if precision == FLOAT16 and (problem := fp16_overflow(model.kept_plan(), place)) is not None:
         model.precision, model.why_precision = BFLOAT16, f"float16 would overflow: {problem}"
         log.warning("%s: runs in bfloat16: %s", pretrained, model.why_precision)

@@ -45,8 +45,17 @@ class Backend:
         """
         raise NotImplementedError
 
-    def compile(self, plan: Plan, precision: Precision, device: torch.device) -> Executable:
-        """The plan with packed weights. ValueError for what it does not run."""
+    def memory(self, small: bool) -> str | None:
+        """What :meth:`compile` does with ``small`` or without; None where there is no choice."""
+        return None
+
+    def compile(
+        self, plan: Plan, precision: Precision, device: torch.device, small: bool = False
+    ) -> Executable:
+        """The plan with packed weights. ValueError for what it does not run.
+
+        ``small`` asks for fewer bytes of weights rather than speed, where there is a choice.
+        """
         raise NotImplementedError
 
 

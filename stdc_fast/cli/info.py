@@ -74,6 +74,8 @@ def info(
         print(f"{'backend':<12} default {found['default_backend']}")
     dtype = found["default_dtype"]
     print(f"{'dtype':<12} {dtype['name']} (default): {dtype['reason']}")
+    if (reason := found["default_memory"]["reason"]) is not None:
+        print(f"{'memory':<12} fast (default): {reason}")
     for model in found["models"]:
         score = f"mIoU {model['miou']:.2%} ({model['miou_split']})" if model["miou"] else ""
         print(f"{'model':<12} {model['name']}: {model['variant']}, {score}")

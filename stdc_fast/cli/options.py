@@ -15,6 +15,7 @@ Model = Annotated[str, typer.Option("--model", "-m", help="Embedded name or chec
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help=f"auto, {', '.join(PRECISIONS)}.")]
 Backend = Annotated[str, typer.Option(help="auto or one that `stdc-fast info` lists.")]
+Memory = Annotated[str, typer.Option(help="fast, or small: fewer weights, longer times, on CPUs.")]
 Scale = Annotated[Optional[float], typer.Option(help="Resize the image by this factor for the network.")]
 Size = Annotated[
     Optional[str], typer.Option(help="HEIGHTxWIDTH for the network, or native. Default: the weights' own.")

@@ -15,6 +15,7 @@ from stdc_fast.cli.options import (
     Device,
     Dtype,
     Json,
+    Memory,
     Model,
     Quiet,
     Scale,
@@ -49,6 +50,7 @@ def predict(
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
+    memory: Memory = "fast",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -81,7 +83,7 @@ def predict(
     if labels and videos:
         raise UserError(f"{min(videos)}: labels of videos are not written; leave out --labels, or use "
                         "predict(..., stream=True) in Python")  # fmt: skip
-    segmenter = stdc_fast.load(model, device=device, dtype=dtype, backend=backend)
+    segmenter = stdc_fast.load(model, device=device, dtype=dtype, backend=backend, memory=memory)
     note(segmenter.report, quiet)
     results = []
     names = output_names(files)

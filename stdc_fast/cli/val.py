@@ -13,6 +13,7 @@ from stdc_fast.cli.options import (
     Device,
     Dtype,
     Json,
+    Memory,
     Model,
     Quiet,
     Scale,
@@ -33,6 +34,7 @@ def val(
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
+    memory: Memory = "fast",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -43,7 +45,7 @@ def val(
 
     network_size = parse_size(size)
     folder = open_folder(data, split)
-    segmenter = stdc_fast.load(model, device=device, dtype=dtype, backend=backend)
+    segmenter = stdc_fast.load(model, device=device, dtype=dtype, backend=backend, memory=memory)
     note(segmenter.report, quiet)
     count = min(limit or len(folder), len(folder))
     indices = progress(range(count), "val", quiet)

@@ -35,8 +35,15 @@ class Cpu(Backend):
             _native.isa()  # a mistake in STDC_FAST_CPU_ISA is said, not passed over
         return reason
 
-    def compile(self, plan: Plan, precision: Precision, device: torch.device) -> CpuExecutable:
-        return compile(plan, precision, device)
+    def memory(self, small: bool) -> str | None:
+        if small:
+            return "large weights as they are, Winograd's tiles at 1/8 and above"
+        return "Winograd's tiles, with four times the weights of a 3x3, wherever they are faster"
+
+    def compile(
+        self, plan: Plan, precision: Precision, device: torch.device, small: bool = False
+    ) -> CpuExecutable:
+        return compile(plan, precision, device, small=small)
 
 
 BACKEND = Cpu()

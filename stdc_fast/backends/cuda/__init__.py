@@ -73,7 +73,9 @@ class Cuda(GpuBackend):
             return f"it computes in float16 and bfloat16, not {precision}"
         return None if plan is None else why_not_native(plan)
 
-    def compile(self, plan: Plan, precision: Precision, device: torch.device) -> CudaExecutable:
+    def compile(
+        self, plan: Plan, precision: Precision, device: torch.device, small: bool = False
+    ) -> CudaExecutable:
         return compile(plan, precision, device)
 
     def model(self, device: torch.device) -> CudaModel:

@@ -55,7 +55,9 @@ class Eager(Backend):
     def why_not(self, plan: Plan | None, precision: Precision, device: torch.device) -> str | None:
         return None
 
-    def compile(self, plan: Plan, precision: Precision, device: torch.device) -> EagerExecutable:
+    def compile(
+        self, plan: Plan, precision: Precision, device: torch.device, small: bool = False
+    ) -> EagerExecutable:
         return compile(plan, precision, device)
 
 

@@ -98,7 +98,9 @@ class Triton(GpuBackend):
             return f"it computes in float16, bfloat16 and float32, not {precision}"
         return None if plan is None else why_not_native(plan)
 
-    def compile(self, plan: Plan, precision: Precision, device: torch.device) -> TritonExecutable:
+    def compile(
+        self, plan: Plan, precision: Precision, device: torch.device, small: bool = False
+    ) -> TritonExecutable:
         return compile(plan, precision, device)
 
     def model(self, device: torch.device) -> TritonModel:

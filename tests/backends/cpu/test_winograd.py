@@ -8,9 +8,11 @@ from oracle import FULL, LOW, given, street, trained_plan
 from sketch import plain
 from torch.nn import functional as F
 
+import stdc_fast
 from stdc_fast.backends import cpu, eager
 from stdc_fast.backends.eager.rounding import Rounding
 from stdc_fast.backends.eager.winograd import SubpixelTiles, Tiles, matrices
+from stdc_fast.errors import UserError
 from stdc_fast.numerics import relative_error
 from stdc_fast.plan.ops import Conv
 
@@ -98,3 +100,23 @@ def test_errors_at_trained_weights(small):
     for isa in ISAS:
         executable = cpu.compile(plan, LOW, isa=isa, small=small, poisoned=True)
         assert relative_error(executable(frames), exact) < 1.5 * rounded
+
+
+@needs_native
+def test_memory_is_chosen_at_load_and_after(monkeypatch):
+    monkeypatch.delenv("STDC_FAST_CPU_ISA", raising=False)
+    model = stdc_fast.load(device="cpu", dtype="bfloat16", backend="cpu", memory="small")
+    assert model.memory == "small" and "small: large weights as they are" in model.reason
+    frames, found = street((64, 96)), {}
+    for memory in ("small", "fast", "small"):
+        model.memory = memory
+        model.label(frames)
+        executable = model._runs(frames)
+        found.setdefault(memory, executable)
+        assert found[memory] is executable  # both are kept
+    assert 2 * found["small"].memory[0] < found["fast"].memory[0]
+    for load in (lambda: stdc_fast.load(memory="tiny"), lambda: setattr(model, "memory", "tiny")):
+        with pytest.raises(UserError, match='memory must be "fast" or "small", not \'tiny\''):
+            load()
+    eager = stdc_fast.load(device="cpu", backend="eager", memory="small")
+    assert "small" not in eager.reason
