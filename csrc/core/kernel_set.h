@@ -17,11 +17,17 @@ struct ByDType {
 template <class Arguments>
 using RowKernel = void (*)(const Arguments&);
 
+// What the row kernels of a dtype take, for Winograd's tiles or against them.
+struct Rates {
+  double products;  // multiply-adds a cycle
+  double in, out;   // cycles for each channel of a 6x6 tile that is transformed
+};
+
 struct KernelSet {
   const char* name;
   int block;  // output channels that a row of a convolution computes at once
   void (*finish)();  // gives back the tile registers; null where there are none
-  ByDType<bool> winograd;  // whether Winograd's tiles are faster than direct products
+  ByDType<Rates> rates;
 #define STDC_FIELD(set, name, arguments, dtypes) ByDType<RowKernel<arguments>> name;
   STDC_PRODUCT_KERNELS(STDC_FIELD, )
   STDC_OTHER_KERNELS(STDC_FIELD, )
