@@ -1,7 +1,7 @@
 """Times two trees of this library in turns, frames to labels: did a change make it slower, or faster?
 
     python -m bench.turns OLD NEW --out docs/results/turns.json
-    python -m bench.turns OLD NEW --backends cpu stdc1_camvid:512x1024 stdc2:768x1536:16
+    python -m bench.turns OLD NEW --backends cpu --workloads stdc1_camvid:512x1024 stdc2:768x1536:16
 
 Each tree has a process of its own, and was built before by ``python setup.py build_ext --inplace``. A round
 gives both a turn of a workload, in alternating order. A ratio is that of the two turns of one round, and the
@@ -92,7 +92,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.turns", description=__doc__.splitlines()[0])
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
-    parser.add_argument("workloads", nargs="*", type=parse, help="MODEL:HEIGHTxWIDTH[:BATCH]")
+    parser.add_argument(
+        "--workloads", nargs="+", default=DEFAULT, type=parse, help="MODEL:HEIGHTxWIDTH[:BATCH]"
+    )
     parser.add_argument("--backends", nargs="+", default=BACKENDS, choices=BACKENDS)
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     parser.add_argument("--rounds", type=int, default=11)
@@ -103,7 +105,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for workload, backend, dtype in itertools.product(
-            options.workloads or DEFAULT, options.backends, options.dtypes
+            options.workloads, options.backends, options.dtypes
         ):
             weights = str(resolve(workload["model"], Path(folder)))
             job = weights, backend, dtype, *workload["frame"], workload["batch"], workload["size"]

@@ -72,7 +72,10 @@ STDC_INLINE void tile_in(const T* in, ptrdiff_t row, ptrdiff_t pixel, T* out, pt
   STDC_UNROLL for (int i = 0; i < n; i++) {
     V v[n];
     Taps::input(half + n * i, 1, v, 1);
-    STDC_UNROLL for (int j = 0; j < n; j++, out += position) store(out, v[j]);
+    STDC_UNROLL for (int j = 0; j < n; j++, out += position) {
+      store(out, v[j]);
+      __builtin_prefetch(out + 64 / sizeof(T), 1);
+    }
   }
 }
 
@@ -84,7 +87,13 @@ STDC_INLINE void transform_in(const WinogradIn& a) {
     T* out = static_cast<T*>(a.out) + t * a.tile;
     const int64_t left = a.columns - kTile * t;
     if (a.rows == n && left >= n) {
-      for (int c = 0; c < a.channels; c += kLanes) tile_in<Taps>(in + c, a.row, a.pixel, out + c, a.position);
+      for (int c = 0; c < a.channels; c += kLanes) {
+        // The next tile's new columns.
+        if (c % (64 / static_cast<int>(sizeof(T))) == 0)
+          STDC_UNROLL for (int i = 0; i < n; i++)
+            STDC_UNROLL for (int j = n; j < n + kTile; j++) __builtin_prefetch(in + i * a.row + j * a.pixel + c);
+        tile_in<Taps>(in + c, a.row, a.pixel, out + c, a.position);
+      }
       continue;
     }
     // The rest of an edge is zeros.
@@ -103,6 +112,9 @@ STDC_INLINE void transform_out(const WinogradOut& a) {
   constexpr int n = Taps::n;
   for (int64_t t = 0; t < a.tiles; t++) {
     const int64_t left = a.columns - kTile * t;
+    STDC_UNROLL for (int i = 0; i < kTile; i++)
+      STDC_UNROLL for (int j = kTile; j < 2 * kTile; j++)
+        __builtin_prefetch(static_cast<T*>(a.out) + i * a.row + (kTile * t + j) * a.pixel, 1);
     for (int c = 0; c < a.channels; c += kLanes) {
       const int count = a.channels - c < kLanes ? a.channels - c : kLanes;
       const float* in = a.in + t * a.tile + c;
