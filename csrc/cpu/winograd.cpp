@@ -74,7 +74,7 @@ STDC_INLINE void tile_in(const T* in, ptrdiff_t row, ptrdiff_t pixel, T* out, pt
     Taps::input(half + n * i, 1, v, 1);
     STDC_UNROLL for (int j = 0; j < n; j++, out += position) {
       store(out, v[j]);
-      __builtin_prefetch(out + 64 / sizeof(T), 1);
+      __builtin_prefetch(out + 64 / sizeof(T), 1);  // of the channels that follow, to write
     }
   }
 }
@@ -112,9 +112,6 @@ STDC_INLINE void transform_out(const WinogradOut& a) {
   constexpr int n = Taps::n;
   for (int64_t t = 0; t < a.tiles; t++) {
     const int64_t left = a.columns - kTile * t;
-    STDC_UNROLL for (int i = 0; i < kTile; i++)
-      STDC_UNROLL for (int j = kTile; j < 2 * kTile; j++)
-        __builtin_prefetch(static_cast<T*>(a.out) + i * a.row + (kTile * t + j) * a.pixel, 1);
     for (int c = 0; c < a.channels; c += kLanes) {
       const int count = a.channels - c < kLanes ? a.channels - c : kLanes;
       const float* in = a.in + t * a.tile + c;
