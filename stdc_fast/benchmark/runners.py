@@ -193,6 +193,7 @@ def ours(device: str, dtypes: list[str], names: list[str] | None = None) -> list
 
 _TORCH = "stdc_fast.benchmark.torch_peers"
 _OTHER = "stdc_fast.benchmark.runtime_peers"
+_PHONE = "stdc_fast.benchmark.phone_peers"
 _ONNX = ("onnx", "onnxscript")
 
 
@@ -222,4 +223,8 @@ def peers(device: str, dtypes: list[str], int8: bool = False) -> list[Spec]:
     found += [dataclasses.replace(vino, dtype=dtype) for dtype in both]
     if int8:
         found.append(dataclasses.replace(vino, dtype="int8", needs=("openvino", "nncf")))
-    return found
+    ncnn = Spec("ncnn", "", f"{_PHONE}:Ncnn", needs=("ncnn", "pnnx"), compiles=True)
+    found += [dataclasses.replace(ncnn, dtype=d) for d in both if d != "float16"]
+    # Asked for bfloat16 on x86, it says that it uses it, and gives the bits of float32.
+    mnn = Spec("MNN", "", f"{_PHONE}:MNN", needs=(*_ONNX, "MNN"), compiles=True)
+    return found + [dataclasses.replace(mnn, dtype=dtype) for dtype in full]

@@ -1,4 +1,7 @@
-"""Inference runtimes: ONNX Runtime, OpenVINO, TensorRT, with normalisation and argmax in their graphs."""
+"""Inference runtimes: ONNX Runtime, OpenVINO, TensorRT, with normalisation and argmax in their graphs.
+
+Those that were made for phones are in :mod:`stdc_fast.benchmark.phone_peers`.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-class _Exported(Runner):
+class Exported(Runner):
     """A runner whose graph comes from the reference network, on the CPU, in float32 unless said otherwise."""
 
     def deployed(self, scope: str, dtype: torch.dtype = torch.float32) -> Deployed:
@@ -58,7 +61,7 @@ class _Exported(Runner):
         return path
 
 
-class OnnxRuntime(_Exported):
+class OnnxRuntime(Exported):
     """ONNX Runtime with all graph optimisations; on a GPU its CUDA provider, inputs bound on the device."""
 
     def __init__(self, workload: Workload, dtype: str, device: str, threads: int):
@@ -127,7 +130,7 @@ def _output(
     return torch.empty((workload.batch, *size), dtype=torch.uint8, device=device)
 
 
-class OpenVINO(_Exported):
+class OpenVINO(Exported):
     """OpenVINO in latency mode, in float32, bfloat16, or quantised to 8 bits by NNCF."""
 
     def __init__(self, workload: Workload, dtype: str, device: str, threads: int):
@@ -170,7 +173,7 @@ class OpenVINO(_Exported):
         return nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples))
 
 
-class TensorRT(_Exported):
+class TensorRT(Exported):
     """A TensorRT engine built from ONNX, in one CUDA graph."""
 
     def __init__(self, workload: Workload, dtype: str, device: str, threads: int):

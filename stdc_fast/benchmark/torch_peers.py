@@ -36,13 +36,17 @@ class Deployed(nn.Module):
         if self.scope == "logits":
             return self.network.logits8(x)
         x = (x.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        return self.resized(x).argmax(1).to(torch.uint8)
+
+    def resized(self, x: Tensor) -> Tensor:
+        """Normalised float32 ``[N, 3, H, W]`` at the frame's size to float32 logits ``[N, C, H, W]``."""
         if self.scope == "frame" and self.size != FRAME:
             x = upsample(x, self.size)
         logits = self.network.logits8(x.to(self.dtype)).float()
         logits = upsample(logits, self.size)
         if self.scope == "frame" and self.size != FRAME:
             logits = upsample(logits, FRAME)
-        return logits.argmax(1).to(torch.uint8)
+        return logits
 
 
 class PublishedHeads(nn.Module):

@@ -35,7 +35,7 @@ def test_peers_compute_the_network(spec, scope, want):
     assert not broken
 
 
-@pytest.mark.parametrize("name", ["eager", "OpenVINO"])
+@pytest.mark.parametrize("name", ["eager", "OpenVINO", "ncnn", "MNN"])
 def test_end_to_end_is_the_official_protocol(name, want):
     spec = next(spec for spec in runners.peers("cpu", ["float32"]) if spec.name == name)
     if spec.missing("cpu"):
