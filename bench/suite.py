@@ -26,7 +26,7 @@ from stdc_fast.errors import UserError
 
 ALL = ("logits", "labels", "frame")
 # Those that were the fastest where all were measured.
-FEW = "eager folded,torch.compile,ONNX Runtime,OpenVINO"
+FEW = "eager folded,torch.compile,ONNX Runtime,OpenVINO,ncnn,MNN"
 GPU = "eager as published,eager channels_last,cuDNN graph,torch.compile,ONNX Runtime,TensorRT"
 GPU_FEW = "eager channels_last,cuDNN graph"
 
