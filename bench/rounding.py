@@ -65,6 +65,7 @@ def main() -> None:
         "bfloat16 emulated": emulated(plan, rounding=Rounding(torch.bfloat16)),
         "bfloat16 eager": emulated(plan, torch.bfloat16),
         "bfloat16 native": cpu.compile(model.plan(), torch.bfloat16).logits,
+        "bfloat16 native, small": cpu.compile(model.plan(), torch.bfloat16, small=True).logits,
     }
     folders = {}
     if arguments.data is not None:

@@ -66,9 +66,11 @@ class Down : public Op {
     l.row_work = static_cast<double>(layout.place(output).columns) * layout.kernels.block * (4 * elements + 40);
   }
 
-  // Each band computes the row above it anew: as many rows as the second-level cache has room for, then blocks.
+  // Each band computes the row above it anew: as many rows as the second-level cache has room for, as long
+  // as there is a task for each thread; then blocks.
   void cut(const Layout& layout, double work, OpLayout& l) const override {
-    l.band = std::clamp<int64_t>(kScratch / (2 * pitch(layout)), 4, std::max<int64_t>(4, l.rows));
+    const int64_t cached = kScratch / (2 * pitch(layout)), shared = l.rows * l.blocks / (4 * layout.key.threads);
+    l.band = std::clamp<int64_t>(std::min(cached, shared), 4, std::max<int64_t>(4, l.rows));
     l.part = std::clamp(static_cast<int>(work / (l.row_work * static_cast<double>(l.band))), 1, l.blocks);
   }
 

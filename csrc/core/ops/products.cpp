@@ -10,8 +10,6 @@
 namespace stdc {
 namespace {
 
-constexpr int64_t kLongest = 1024;  // elements of one step
-
 int channels_of(const std::vector<View>& views) {
   int total = 0;
   for (const View& v : views) total += v.channels;

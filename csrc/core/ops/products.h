@@ -13,6 +13,9 @@ namespace stdc {
 // Of a convolution that reads two views.
 constexpr size_t kMostSteps = 64;
 
+// Elements of one step.
+constexpr int64_t kLongest = 1024;
+
 // Weights as the row kernel reads them.
 struct PackedWeights {
   Bytes weights;  // [set][block of output channels][elements][block]

@@ -152,7 +152,10 @@ class Winograd::Task {
                     (std::min(t.blocks[1] * block_, op_.output.channels) - t.blocks[0] * block_) * sizeof(float));
 
     const auto multiply = v_.kernels.conv[v_.dtype];
-    const Step step{0, channels_, channels_};
+    // In parts, between which the kernels may add up sums.
+    std::vector<Step> steps;
+    for (int64_t done = 0; done < channels_; done += kLongest)
+      steps.push_back({done, channels_, std::min<int64_t>(kLongest, channels_ - done)});
     const int64_t chunks = up(count_, most);
     for (int64_t i = 0; i < chunks; i++) {
       const int64_t first = count_ * i / chunks, last = count_ * (i + 1) / chunks;
@@ -167,8 +170,8 @@ class Winograd::Task {
           });
         }
         ConvRow row{};
-        row.steps = &step;
-        row.step_count = 1;
+        row.steps = steps.data();
+        row.step_count = static_cast<int>(steps.size());
         row.bias = nothing;
         row.out_step = block_;
         row.pixels = last - first;

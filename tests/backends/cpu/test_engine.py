@@ -8,9 +8,9 @@ import pytest
 import torch
 from cases import down
 from engines.cpu import CPUS, ISAS, in_both_dtypes, needs_native
-from oracle import LOW, street, trained_plan
+from oracle import FULL, LOW, street, trained_plan
 from plans import random_frames, random_images
-from sketch import small_network
+from sketch import plain, small_network
 
 from stdc_fast.backends import cpu
 
@@ -36,6 +36,13 @@ def networks():
 @in_both_dtypes
 def test_down_of_more_channels_than_a_step_has(engine, dtype):
     engine.agrees(down(1030, 16, True), dtype, [(1, 3, 5)])
+
+
+@pytest.mark.parametrize("engine", CPUS, ids=str)
+def test_long_sums_of_tiles(engine):
+    """Thousands of products are added up in parts, as direct ones are."""
+    executable = engine.agrees(plain(3072, 32, 3, 1), FULL, [(1, 5, 9)])
+    assert set(executable.forms.values()) == {"F(4x4, 3x3)"}
 
 
 @in_both_dtypes
