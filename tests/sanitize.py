@@ -122,8 +122,8 @@ def write_blocks(cases: Cases, dtype: str) -> None:
                 expected = exact(*(x.double() for x in inputs))
                 limit = tolerance(dtype).op
                 if rounding is not None:
-                    # Weights, inner maps and the output are rounded, each by half a unit roundoff on average; tiles
-                    # are as well, on the instruction sets where they pay.
+                    # Weights, inner maps and the output are rounded, each by half a unit roundoff on
+                    # average; tiles are as well, on the instruction sets where they pay.
                     error = relative_error(rounding(*(x.float() for x in inputs)), expected)
                     limit = max(1e-2, tolerance(dtype).emulation * error)
             stored = torch.float32 if kind == "SegHead" else getattr(torch, dtype)
