@@ -184,10 +184,7 @@ class Segmenter(nn.Module):
         return decided[1]
 
     def decide(self, environment: bool = True) -> backends.Decision:
-        """Choose the backend now; by STDC_FAST_BACKEND, if ``environment``, where none was asked for.
-
-        UserError as of :attr:`decision`.
-        """
+        """:attr:`decision`, made now: with ``environment`` by STDC_FAST_BACKEND where none was asked for."""
         key = self.device, self.precision
         chosen = backends.select(self._plan_to_decide(), *reversed(key), self._asked, environment)
         self._decided = key, chosen
