@@ -144,8 +144,8 @@ class Segmenter(nn.Module):
         self.eval()
         self.precision = precision_of(dtype or next(network.parameters()).dtype)
         self.why_precision = why_dtype or ("asked for" if dtype else "as its parameters")
-        self.memory = memory
         self._watched = Watched(self.network)
+        self.memory = memory
         self._decided: tuple[tuple[torch.device, Precision], backends.Decision] | None = None
 
     @property
@@ -168,9 +168,10 @@ class Segmenter(nn.Module):
 
     @memory.setter
     def memory(self, memory: str) -> None:
-        if memory not in ("fast", "small"):
+        if not isinstance(memory, str) or memory not in ("fast", "small"):
             raise UserError(f'memory must be "fast" or "small", not {memory!r}')
         self._small = memory == "small"
+        self.repack()  # both together would be larger than either
 
     @property
     def decision(self) -> backends.Decision:
@@ -278,7 +279,7 @@ class Segmenter(nn.Module):
         if state is None:
             return _Published(self.network, self.precision)
         frames = image.dtype == torch.uint8
-        key = self.precision, frames, self._small
+        key = self.precision, frames
         if key not in state.made:
             backend = self.decision.backend
             plan = self.kept_plan() if frames else self.plan(False)

@@ -1,5 +1,5 @@
-// 3x3 convolutions by Winograd's F(4x4, 3x3), a quarter of the multiplications, and sub-pixel ones by F(4x4, 2x2). Tiles
-// and weights are transformed in float32 and rounded once, to the dtype of the maps; sums are float32.
+// 3x3 convolutions by Winograd's F(4x4, 3x3), a quarter of the multiplications, and sub-pixel ones by F(4x4, 2x2), 25 of
+// 64. Tiles are transformed in float32, weights in float64, and rounded to the dtype of the maps; sums are float32.
 #include "winograd.h"
 
 #include <algorithm>
@@ -152,10 +152,10 @@ class Winograd::Task {
                     (std::min(t.blocks[1] * block_, op_.output.channels) - t.blocks[0] * block_) * sizeof(float));
 
     const auto multiply = v_.kernels.conv[v_.dtype];
-    // In parts, between which the kernels may add up sums.
+    // In parts, between which the kernels may add up sums: the transforms enlarge what long sums lose.
     std::vector<Step> steps;
-    for (int64_t done = 0; done < channels_; done += kLongest)
-      steps.push_back({done, channels_, std::min<int64_t>(kLongest, channels_ - done)});
+    for (int64_t done = 0; done < channels_; done += kLongest / 2)
+      steps.push_back({done, channels_, std::min<int64_t>(kLongest / 2, channels_ - done)});
     const int64_t chunks = up(count_, most);
     for (int64_t i = 0; i < chunks; i++) {
       const int64_t first = count_ * i / chunks, last = count_ * (i + 1) / chunks;
