@@ -62,8 +62,9 @@ void finish_amx_emulated();
 
 namespace {
 
-// Measured on one Zen 4 core. AMX was not: its products are taken at nine tenths of the peak, which nothing that streams
-// weights has reached, so that tiles are used only where they pay in any case.
+// Those of AVX512-BF16 are from whole frames on a Zen 4 core, the others are estimates from them, by width and
+// instructions; tiles were faster with each of these sets there. AMX was not measured: its products are taken at nine
+// tenths of the peak, which nothing that streams weights reaches, so that tiles are used only where they pay anyway.
 [[maybe_unused]] constexpr Rates kAmx{460, 20, 10}, kAvx512Bf16{31, 20, 10}, kAvx512Pairs{11, 20, 10}, kAvx512{15.5, 20, 10},
     kAvx2Pairs{7, 20, 10}, kAvx2{13, 20, 10};
 constexpr Rates kPortable{3.5, 45, 20};

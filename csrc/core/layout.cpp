@@ -197,7 +197,7 @@ class Layouter {
     l.counter = l_.counters;
     l_.counters += l.bands;
     if (!l.prepared_bytes) return;
-    l.prepared_bands = static_cast<int>((l.rows + l.prepared_band - 1) / l.prepared_band);
+    l.prepared_bands = static_cast<int>((l.rows + l.band_unit - 1) / l.band_unit);
     l.prepared_counter = l_.counters;
     l_.counters += l.prepared_bands;
   }
@@ -259,8 +259,8 @@ class Layouter {
   void prepare(int o, int first) {
     const OpLayout& l = l_.ops[o];
     for (int band = 0; band < l.prepared_bands; band++) {
-      const int64_t top = band * l.prepared_band;
-      const int64_t bottom = std::min(top + l.prepared_band, l.rows);
+      const int64_t top = band * l.band_unit;
+      const int64_t bottom = std::min(top + l.band_unit, l.rows);
       wait_for(needed(o, first, top, bottom));
       emit(o, top, bottom, 0, l.prepared_counter + band, true);
     }

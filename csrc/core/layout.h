@@ -72,8 +72,8 @@ struct OpLayout {
   size_t prepared = 0;            // place of the transformed input, where tasks of their own transform it
   size_t prepared_bytes = 0;      // 0 where there are no such tasks
   int64_t prepared_position = 0;  // elements from one position of the tiles to the next
-  int64_t prepared_band = 1;      // rows of the output whose input such a task transforms
-  int prepared_bands = 0, prepared_counter = 0;
+  int prepared_bands = 0;         // such tasks, each for the rows of one band_unit
+  int prepared_counter = 0;
 };
 
 struct Layout {

@@ -25,6 +25,9 @@ bool Winograd::pays(const Program& program, const KernelSet& kernels, const Op& 
   const int channels = op.inputs[0].channels;
   if (op.inputs.size() != 1 || channels % 32 || program.buffer(op.output).store != Store::act) return false;
   if (kernel == 2 && op.mean) return false;
+  const auto in = (kernel == 3 ? kernels.winograd3_in : kernels.winograd2_in)[program.dtype];
+  const auto out = (kernel == 3 ? kernels.winograd3_out : kernels.winograd2_out)[program.dtype];
+  if (!in || !out) return false;
   if (program.small && program.buffer(op.output).stride > 8) return false;
   // Cycles of one tile of all channels. A core's share of tiles and of bandwidth is the same for any number of cores.
   const Rates& rates = kernels.rates[program.dtype];
@@ -109,7 +112,6 @@ void Winograd::cut(const Layout& layout, const Op& op, double work, OpLayout& l)
   } else {
     l.part = 1;
     l.band = unit * std::clamp<int64_t>(static_cast<int64_t>(work / row), 1, down);
-    l.prepared_band = unit;
     l.prepared_position = across * down * channels + kPad / size;
     l.prepared_bytes = l.prepared_position * size * positions() * phases();
   }

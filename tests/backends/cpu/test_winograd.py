@@ -17,8 +17,8 @@ from stdc_fast.numerics import relative_error
 from stdc_fast.plan.ops import Conv
 from stdc_fast.plan.plan import Plan
 
-#: Relative error of one convolution of random numbers in bfloat16: what a float64 emulation showed, and a
-#: quarter more. Direct products have 2.4e-3.
+#: Relative error of one convolution of random numbers in bfloat16: what a float64 emulation showed, 1.0e-2
+#: and 6.7e-3, and a quarter to a third more.
 RANDOM = {"F(4x4, 3x3)": 1.3e-2, "F(4x4, 2x2)": 0.9e-2}
 
 
@@ -74,9 +74,11 @@ def test_which_convolutions_are_by_tiles():
 @needs_native
 def test_small_leaves_large_weights_as_they_are():
     plan = trained_plan()
-    for form, op in forms("", LOW, small=True).values():
-        if form != "direct":
-            assert plan.buffers[op.output.buffer].stride <= 8
+    small, fast = (
+        {plan.buffers[op.output.buffer].stride for form, op in found.values() if form != "direct"}
+        for found in (forms("portable", LOW, small=True), forms("portable", LOW))
+    )
+    assert small == {stride for stride in fast if stride <= 8} < fast
 
 
 @needs_native
