@@ -31,7 +31,7 @@ class EmulatedCuda(Engine):
                 return "another dtype"
             return None if plan is None else why_not_native(plan)
 
-        def compile(plan, precision, device, small):
+        def compile(plan, precision, device, small=False):
             plans.append(plan)
             return Hosted(plan, precision)
 
