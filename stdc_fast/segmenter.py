@@ -22,7 +22,8 @@ from stdc_fast.freshness import Watched
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Like, Precision, precision_of
-from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, normalise, upsample
+from stdc_fast.published import Published
+from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, upsample
 from stdc_fast.segmentation import Segmentation
 from stdc_fast.stream import Stream, open_stream
 
@@ -269,15 +270,15 @@ class Segmenter(nn.Module):
             )
         check_input(x)
         size = tuple(x.shape[2:])
-        return upsample(self._runs(x).logits(x, size), size)
+        return upsample(self._runs(x).logits(x, size), size, self.network.align_corners)
 
-    def _runs(self, image: Tensor) -> Executable | _Published:
+    def _runs(self, image: Tensor) -> Executable | Published:
         """What runs the network on such images: the backend, or the network itself where it must."""
         # Left to a compiler as it is: what the eager backend does by hand, it does itself.
         compiling = torch.compiler.is_compiling()
         state = None if compiling else self._watched.state(self.network, (image,))
         if state is None:
-            return _Published(self.network, self.precision)
+            return Published(self.network, self.precision)
         frames = image.dtype == torch.uint8
         key = self.precision, frames
         if key not in state.made:
@@ -435,7 +436,9 @@ class Segmenter(nn.Module):
         seconds = time.perf_counter() - start
         return Segmentation(
             result,
-            images.denormalise(image) if isinstance(image, Tensor) else image,
+            images.denormalise(image, self.network.mean, self.network.std)
+            if isinstance(image, Tensor)
+            else image,
             self.classes,
             name,
             seconds,
@@ -469,32 +472,5 @@ class Segmenter(nn.Module):
         """
         runs = self._runs(image)
         if confidence:
-            return label_logits(runs.logits(image, seen), seen, size, True)
+            return label_logits(runs.logits(image, seen), seen, size, True, self.network.align_corners)
         return runs.labels(image, size, seen=seen), None
-
-
-class _Published:
-    """The network as it is, for what no plan may run: training, hooks inside of it, and whoever traces it.
-
-    It runs in the dtype of its parameters; logits are in that of the precision's sums.
-    """
-
-    def __init__(self, network: STDCSeg, precision: Precision):
-        self.network, self.precision = network, precision
-
-    def logits(self, image: Tensor, seen: tuple[int, int]) -> Tensor:
-        """As of :meth:`stdc_fast.backends.base.Executable.logits`."""
-        x = normalise(image, self.precision.sums) if image.dtype == torch.uint8 else image
-        if x.shape[2:] != seen:
-            x = upsample(x, seen)
-        x = x.to(next(self.network.parameters()).dtype).contiguous(memory_format=torch.channels_last)
-        if not torch.compiler.is_compiling():
-            return self.network.logits8(x).to(self.precision.sums)
-        # The precision of the model counts, whatever autocast it is called under.
-        low = self.precision.maps in (torch.float16, torch.bfloat16)
-        with torch.autocast(x.device.type, self.precision.maps if low else None, enabled=low):
-            return self.network.logits8(x).to(self.precision.sums)
-
-    def labels(self, image: Tensor, size: tuple[int, int], *, seen: tuple[int, int]) -> Tensor:
-        """As of :meth:`stdc_fast.backends.base.Executable.labels`."""
-        return label_logits(self.logits(image, seen), seen, size)[0]
