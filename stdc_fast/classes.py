@@ -23,7 +23,7 @@ class ClassSet:
     @staticmethod
     def from_names(names: tuple[str, ...]) -> ClassSet:
         """The known set of these names, else these names with evenly spread colours."""
-        for known in (CAMVID, CITYSCAPES):
+        for known in (CAMVID, CITYSCAPES, PASCAL_VOC):
             if [n.lower() for n in names] == [n.lower() for n in known.names]:
                 return known
         return ClassSet(tuple(names), spread_palette(len(names)))
@@ -62,6 +62,21 @@ CITYSCAPES = ClassSet(
         (0, 80, 100), (0, 0, 230), (119, 11, 32),
     ),
 )  # fmt: skip
+
+_VOC_NAMES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+
+
+def _voc_colour(index: int) -> tuple[int, int, int]:
+    """VOC's rule: the lowest three bits of the id are the highest of red, green and blue, and so on."""
+    channels = (sum((index >> (3 * i + c) & 1) << (7 - i) for i in range(3)) for c in range(3))
+    return tuple(channels)
+
+
+PASCAL_VOC = ClassSet(_VOC_NAMES, tuple(_voc_colour(i) for i in range(len(_VOC_NAMES))))
 
 
 def class_set(count: int) -> ClassSet:
