@@ -15,6 +15,7 @@ them here. ``python -m bench.models_doc`` writes docs/models.md from the records
 from __future__ import annotations
 
 import dataclasses
+import json
 
 from stdc_fast.classes import CITYSCAPES, PASCAL_VOC, ClassSet
 
@@ -87,7 +88,7 @@ class Record:
 
     def facts(self) -> dict[str, object]:
         """All of it as JSON values, classes and palette as in the metadata of our own files."""
-        return dataclasses.asdict(self) | _classes(self.classes)
+        return json.loads(json.dumps(dataclasses.asdict(self) | _classes(self.classes)))
 
     def defaults(self) -> dict[str, object]:
         """What :func:`stdc_fast.load` takes from here where the file has no such metadata."""
@@ -246,12 +247,13 @@ _OFFICIAL = (
 _SG_ROOT = "https://deci-pretrained-models.s3.amazonaws.com"
 _SG_PAGE = "https://github.com/Deci-AI/super-gradients"
 _SG_GONE = "The address of the last release, https://sghub.deci.ai/models/{}, is gone with its host."
+_SG_DOUBT = "The last one says more, and it is not known which of them the file has."
 
 
 def _super_gradients(
     variant: str, percent: int, path: str, miou: float, old: str, t4: tuple[float, float], xavier: float
 ) -> Record:
-    """``old`` is the mIoU of an earlier release; ``t4`` and ``xavier`` are milliseconds."""
+    """``old`` is the mIoU of an earlier release, if it is another; ``t4`` and ``xavier`` are milliseconds."""
     size = {50: "512x1024", 75: "768x1536"}[percent]
     on_t4 = f"T4, TensorRT, float16, batch 1, {size} resized from and to 1024x2048"
     return Record(
@@ -276,9 +278,8 @@ def _super_gradients(
         terms=_CITYSCAPES_TERMS,
         notes=(
             _SG_GONE.format(f"{variant}_seg{percent}_cityscapes.pth"),
-            f"The release that had this address says {old} %, the last release {100 * miou:.2f} %. It is not "
-            "known which of them the file has.",
             "Labels were reduced as the image was, so its mIoU is not comparable with those at full size.",
+            *([f"The release that had this address says {old} %. {_SG_DOUBT}"] if old else []),
         ),
     )
 
@@ -287,7 +288,7 @@ _SUPER_GRADIENTS = (
     _super_gradients("stdc1", 50, "stdc1_seg50/ckpt_best-3", 0.7511, "74.36", (3.34, 30.12), 27.54),
     _super_gradients("stdc1", 75, "stdc1_seg75_cityscapes/ckpt_best", 0.778, "76.87", (5.53, 32.49), 43.88),
     _super_gradients("stdc2", 50, "stdc2_seg50_cityscapes/ckpt_best", 0.7644, "75.27", (4.12, 30.94), 32.03),
-    _super_gradients("stdc2", 75, "stdc2_seg75_cityscapes/ckpt_best", 0.7893, "78.93", (6.95, 33.89), 54.48),
+    _super_gradients("stdc2", 75, "stdc2_seg75_cityscapes/ckpt_best", 0.7893, "", (6.95, 33.89), 54.48),
     *(
         _backbone(
             name=f"{variant}_in1k.sg",
