@@ -51,11 +51,18 @@ def place(record: Record) -> Path:
     return cache_folder("STDC_FAST_HOME") / "models" / record.name / record.file
 
 
+def known_place(record: Record) -> Path | None:
+    """:func:`place`, None where there is no folder for it."""
+    with contextlib.suppress(UserError):
+        return place(record)
+    return None
+
+
 def status(record: Record) -> str:
     """ "cached", or how to come by the file: "download", "uncertain" (may be gone), "manual" (by hand)."""
-    with contextlib.suppress(UserError):
-        if os.path.isfile(place(record)):
-            return "cached"
+    path = known_place(record)
+    if path is not None and os.path.isfile(path):
+        return "cached"
     return "manual" if not record.urls else "uncertain" if record.uncertain else "download"
 
 

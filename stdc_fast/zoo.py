@@ -53,14 +53,16 @@ def model_info(name: str = DEFAULT) -> dict[str, object]:
 
     For embedded weights, and for a file, that is what they say of themselves: recipe, mIoU, classes, terms
     and more. For published ones it is their :class:`stdc_fast.registry.Record`. To both come "name", "status"
-    and "path", where the file is or would be. UserError, with the nearest names, for an unknown one.
+    and "path", where the file is or would be; None without a home directory. UserError, with the nearest
+    names, for an unknown one.
     """
     if (record := registry.RECORDS.get(str(name))) is not None:
-        facts, path = record.facts(), download.place(record)
+        facts, path = record.facts(), download.known_place(record)
     else:
         path = find(name)
         facts = checkpoints.read(path).metadata
-    return {**facts, "name": title(name), "status": _status(str(name)), "path": str(path)}
+    place = None if path is None else str(path)
+    return {**facts, "name": title(name), "status": _status(str(name)), "path": place}
 
 
 def _embedded() -> list[str]:

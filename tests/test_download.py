@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import socket
@@ -154,6 +155,16 @@ def test_what_can_not_go_on_starts_again(change, remote, unhashed):
     assert download.fetch(unhashed).read_bytes() == remote.content
 
 
+def test_a_server_that_answers_with_another_range(remote, record):
+    remote.always = 5
+    assert "a part of the file" in refusal(record)
+    remote.always, remote.stop_after = None, 100_000
+    refusal(record)
+    remote.always = 99_999
+    assert "a part of the file" in refusal(record)
+    assert not part(record).exists()
+
+
 @pytest.mark.parametrize("modified", [None, "Sat, 01 Jan 2022 00:00:00 GMT"])
 def test_only_a_remote_file_that_can_be_told_goes_on(modified, remote, record):
     remote.etag, remote.modified, remote.stop_after = None, modified, 100_000
@@ -213,6 +224,18 @@ def test_nobody_there(record):
 def test_redirects(remote, record):
     with serve(Remote(moved=record.urls[0])) as old:
         assert download.fetch(dataclasses.replace(record, urls=(f"{old.address}/x",))).is_file()
+
+
+def test_no_way_from_a_protected_address_to_an_unprotected_one(record, monkeypatch):
+    class Opener:
+        def open(self, *_, **__):
+            answer = io.BytesIO(CONTENT)
+            answer.geturl = lambda: "http://elsewhere.test/file"
+            return answer
+
+    monkeypatch.setattr("urllib.request.build_opener", lambda *_: Opener())
+    said = refusal(dataclasses.replace(record, urls=("https://here.test/file",)))
+    assert "https://here.test/file leads to an unprotected address (http://elsewhere.test/file)" in said
 
 
 def test_no_proxy_for_this_machine(remote, record, monkeypatch):

@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Remote:
     """What is served; a test changes it while the server runs.
 
-    ``ranges`` off ignores Range, ``stop_after`` ends each answer after so many bytes, ``pause`` is slept
-    before each block, ``length`` off sends no Content-Length. ``asked`` has the path and Range of every
-    request, ``sent`` the bytes of bodies.
+    ``ranges`` off ignores Range, ``always`` starts at this byte whatever is asked, ``stop_after`` ends each
+    answer after so many bytes, ``pause`` is slept before each block, ``length`` off sends no Content-Length.
+    ``asked`` has the path and Range of every request, ``sent`` the bytes of bodies.
     """
 
     content: bytes = b""
@@ -23,6 +23,7 @@ class Remote:
     status: int | None = None
     kind: str = "application/octet-stream"
     ranges: bool = True
+    always: int | None = None
     length: bool = True
     stop_after: int | None = None
     pause: float = 0
@@ -55,6 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
             if start >= size:
                 self.send_error(416)
                 return
+        start = start if remote.always is None else remote.always
         self.send_response(206 if start else 200)
         self.send_header("Content-Type", remote.kind)
         if remote.length:
