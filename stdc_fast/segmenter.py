@@ -52,10 +52,11 @@ class InputSize:
     """Size at which the network sees an image, where the caller does not say.
 
     ``short_side`` is the length in pixels to which the shorter side is brought, so that things appear as
-    large as in training; None leaves the image as it is.
+    large as in training. Without it, ``scale`` is what the image is resized by.
     """
 
     short_side: int | None = None
+    scale: float = 1.0
 
     def resolve(
         self,
@@ -66,17 +67,16 @@ class InputSize:
     ) -> tuple[int, int]:
         """(H, W) for an image of that size; ``scale`` and ``size`` ("native" or (H, W)) go first."""
         size = check_request(scale, size)
-        if scale is not None:
-            result = (int(height * scale), int(width * scale))
-        elif size == "native":
+        if size == "native":
             result = (height, width)
         elif size is not None:
             result = size
-        elif self.short_side is not None:
+        elif scale is None and self.short_side is not None:
             factor = self.short_side / min(height, width)
             result = (round(height * factor), round(width * factor))
         else:
-            result = (height, width)
+            scale = self.scale if scale is None else scale
+            result = (int(height * scale), int(width * scale))
         if min(result) < MIN_SIZE or result[0] * result[1] > images.MAX_PIXELS:
             raise UserError(
                 f"the network would see {result[1]}x{result[0]}; both sides must be at least {MIN_SIZE} "

@@ -19,6 +19,7 @@ from stdc_fast.checkpoints import families
 from stdc_fast.checkpoints.canonical import (
     Checkpoint,
     check_metadata,
+    check_names,
     finite,
     from_content,
     inference_state,
@@ -28,7 +29,16 @@ from stdc_fast.checkpoints.options import differing
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 
-__all__ = ["Checkpoint", "check_metadata", "from_state", "inference_state", "read", "read_backbone", "save"]
+__all__ = [
+    "Checkpoint",
+    "check_metadata",
+    "check_names",
+    "from_state",
+    "inference_state",
+    "read",
+    "read_backbone",
+    "save",
+]
 
 
 def read(path: str | Path, **options: object) -> Checkpoint:

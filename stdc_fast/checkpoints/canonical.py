@@ -134,6 +134,9 @@ def check_metadata(metadata: dict[str, object], state: State) -> None:
     side = metadata.get("short_side")
     if side is not None and not (isinstance(side, int) and side >= 32):
         raise UserError(f"its metadata 'short_side' is not a number of pixels from 32 on, but {side!r}")
+    scale = metadata.get("scale")
+    if scale is not None and not (isinstance(scale, (int, float)) and 0 < scale <= 16):
+        raise UserError(f"its metadata 'scale' is not a number above 0 and up to 16, but {scale!r}")
 
 
 def check_names(metadata: Mapping[str, object], count: int) -> None:
