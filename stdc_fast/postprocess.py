@@ -32,8 +32,8 @@ def resize_argmax(
 ) -> tuple[Tensor, Tensor | None]:
     """Bilinear resize and argmax, storing at most 256 MB of resized logits.
 
-    Equal to ``upsample(logits, size, align_corners).argmax(1)`` up to the rounding of the interpolation, but the
-    memory it takes does not grow with classes times output pixels. Ties take the lowest class.
+    Equal to ``upsample(logits, size, align_corners).argmax(1)`` up to the rounding of the interpolation, but
+    the memory it takes does not grow with classes times output pixels. Ties take the lowest class.
 
     Args:
         logits: ``[N, C, h, w]``, float, C <= 256.

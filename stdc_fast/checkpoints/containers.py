@@ -151,8 +151,8 @@ def _refuse_others(content: object) -> None:
                     f"{key} is {what}, which is not read; save the weights as plain float tensors"
                 )
             raise UserError(
-                f"holds a whole Python object ({key}: {value.name}), made by code that is not in it; save the "
-                "weights where it came from: torch.save(model.state_dict(), file)"
+                f"holds a whole Python object ({key}: {value.name}), made by code that is not in it; save "
+                "the weights where it came from: torch.save(model.state_dict(), file)"
             )
     if others:
         raise UserError(
