@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 sys.modules.setdefault("torchvision", types.ModuleType("torchvision")).__version__ = "none"
-corpus.stub( "mmcv.ops", "mmcv.ops.point_sample", "mmcv.ops.multi_scale_deform_attn")
+corpus.stub("mmcv.ops", "mmcv.ops.point_sample", "mmcv.ops.multi_scale_deform_attn")
 import mmseg
 from mmcv import Config
 from mmcv.cnn.utils import revert_sync_batchnorm
@@ -55,6 +55,7 @@ def config(arch: str, data: Path, work: Path, classes, palette) -> Config:
         dict(type="LoadAnnotations"),
         scale,
         dict(type="RandomCrop", crop_size=(64, 128)),
+        dict(type="RandomFlip", prob=0.5),
         dict(type="Normalize", **mean),
         dict(type="DefaultFormatBundle"),
         dict(type="Collect", keys=["img", "gt_semantic_seg"]),

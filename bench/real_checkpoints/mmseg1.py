@@ -5,9 +5,12 @@ Training checkpoints by mmengine's Runner, published files, and networks whose o
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import os
 import shutil
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -117,6 +120,7 @@ def binary(threshold: float | None):
         for head in (cfg.model.decode_head, *cfg.model.auxiliary_head[:2]):
             head.num_classes, head.out_channels = 2, 1
             head.loss_decode = dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0)
+            head.sampler = None  # its OHEM sampler fails on one channel
             if threshold is not None:
                 head.threshold = threshold
         cfg.train_dataloader.dataset.data_prefix.seg_map_path = "binary"
@@ -238,16 +242,61 @@ def train(out: Path, name: str, cfg: Config, options: dict, expect: str = "load"
     shutil.rmtree(work)
 
 
-def published(out: Path, name: str, source: Path, keep_meta: bool) -> None:
-    """As tools/misc/publish_model.py of the library does it: all but state_dict and meta removed."""
+def tool(place: str):
+    """A script of the library that its wheel holds under .mim/tools."""
+    path = Path(mmseg.__file__).parent / ".mim/tools" / place
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def published(out: Path, source: Path) -> None:
+    """By tools/misc/publish_model.py, and by mmengine.save_checkpoint with and without what it says of itself."""
     raw = torch.load(source, map_location="cpu", weights_only=False)
-    raw = {k: v for k, v in raw.items() if k in ("meta", "state_dict", "ema_state_dict")}
-    if not keep_meta:
-        raw["meta"] = {}
-    path = out / name
-    save_checkpoint(raw, str(path))
-    cfg = Config.fromstring(torch.load(source, weights_only=False)["meta"]["cfg"], ".py")
-    describe(path, cfg, {}, "load", "mmengine.runner.checkpoint.save_checkpoint of state_dict and meta")
+    cfg = Config.fromstring(raw["meta"]["cfg"], ".py")
+    before = set(out.iterdir())
+    tool("misc/publish_model.py").process_checkpoint(str(source), str(out / "mmseg1_stdc1_published.pth"))
+    while not (made := [p for p in out.glob("mmseg1_stdc1_published-*.pth") if p not in before]):
+        time.sleep(0.1)  # its mv runs in the background
+    describe(made[0], cfg, {}, "load", "tools/misc/publish_model.py, which drops the optimizer only")
+    for meta, name in ((raw["meta"], "weights_and_meta"), ({}, "weights")):
+        path = out / f"mmseg1_stdc1_{name}.pth"
+        save_checkpoint({"meta": meta, "state_dict": raw["state_dict"]}, str(path))
+        describe(path, cfg, {}, "load", "mmengine.runner.checkpoint.save_checkpoint")
+
+
+def backbones(out: Path) -> None:
+    """Its STDCNet alone, and the converter's output of the official ImageNet file."""
+    converter = tool("model_converters/stdc2mmseg.py").convert_stdc
+    for arch, number in (("stdc1", "STDC1"), ("stdc2", "STDC2")):
+        cfg = Config.fromfile(Path(mmseg.__file__).parent / ".mim/configs/_base_/models/stdc.py")
+        settings = dict(cfg.model.backbone.backbone_cfg, stdc_type=f"STDCNet{number[-1]}")
+        settings["norm_cfg"] = dict(type="BN")
+        net = MODELS.build(settings)
+        corpus.randomise(net)
+        files = {f"mmseg1_{arch}_backbone.pth": (net.state_dict(), "torch.save of STDCNet's state_dict()")}
+        source = out / f"official_{'STDCNet813M_73.91' if arch == 'stdc1' else 'STDCNet1446_76.47'}.tar"
+        made = converter(torch.load(source, weights_only=True)["state_dict"], number)
+        files[f"mmseg1_{arch}_converted.pth"] = (made, f"tools/model_converters/stdc2mmseg.py of {source.name}")
+        for name, (state, how) in files.items():
+            torch.save(state, out / name)
+            strange = net.load_state_dict(state, strict=False)
+            assert not strange.missing_keys
+            double = copy.deepcopy(net).double().eval()
+            x = corpus.picture()
+            with torch.inference_mode():
+                features = double(torch.from_numpy(x).double())
+            corpus.answer(
+                out / name,
+                family="mmseg",
+                packages=PACKAGES,
+                made=how,
+                kind="backbone",
+                said=f"{len(strange.unexpected_keys)} other keys: {strange.unexpected_keys[:3]}",
+                tensors=sum(k.startswith("stages.") and not corpus.counts(k) for k in state),
+                arrays=dict(x=x, **{f"features{s}": f.numpy() for s, f in zip((8, 16, 32), features, strict=True)}),
+            )
 
 
 def main(out: Path, wanted: list[str]) -> None:
@@ -268,9 +317,9 @@ def main(out: Path, wanted: list[str]) -> None:
     if chosen("epoch"):
         train(out, "mmseg1_stdc1", config("stdc1", data, work, epochs=True), {})
     if chosen("published"):
-        source = out / "mmseg1_stdc1.iter_2.pth"
-        published(out, "mmseg1_stdc1_published.pth", source, True)
-        published(out, "mmseg1_stdc1_published_without_meta.pth", source, False)
+        published(out, out / "mmseg1_stdc1.iter_2.pth")
+    if chosen("backbones"):
+        backbones(out)
     for name, (change, expect) in VARIANTS.items():
         if chosen(name):
             cfg = config("stdc1", data, work)
