@@ -1,7 +1,7 @@
 """Files that hold no STDC-Seg weights, or damaged ones: python others.py OUT ZH320 BISENET
 
 ZH320 and BISENET are checkouts of zh320/realtime-semantic-segmentation-pytorch at c77b1b6 and CoinCheung/BiSeNet at
-6b4b67a. WHOLE files are made anew, so nothing but the two checkouts is read.
+6b4b67a.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 os.environ["CRASH_HANDLER"] = "FALSE"
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # 3.7.1 can not read its own averages otherwise
 import corpus
 import numpy as np
 import torch

@@ -288,6 +288,11 @@ def main(out: Path) -> None:
             write(f"legacy_{name}", value, "legacy torch.save", arrays(value), _use_new_zipfile_serialization=False)
     for name, (value, why) in refused(net, state).items():
         write(f"refused_{name}", value, "torch.save", expect="refuse", why=why)
+    special(out, net, state, write, told)
+
+
+def special(out: Path, net: nn.Module, state: dict, write, told) -> None:
+    """Files that need torch's switches, and sharded ones."""
     key = "conv_out.conv_out.weight"
     sparse = {**state, key: state[key].to_sparse()}
     write("sparse", sparse, "torch.save, one weight sparse", expect="either", why="a sparse weight")
