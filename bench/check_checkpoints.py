@@ -2,8 +2,9 @@
 
     python -m bench.check_checkpoints DIR [--out FILE.jsonl]
 
-``bench/real_checkpoints`` makes the folder. For each FILE with FILE.json the file is read with the stated arguments, its
-outputs are compared in float64 with those in FILE.npz, and one record is written. The table goes to standard output.
+``bench/real_checkpoints`` makes the folder. Each FILE with FILE.json is read with the stated arguments, and
+its outputs are compared in float64 with those in FILE.npz. That gives one record a file, and one row of the
+table on standard output.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 from stdc_fast.reference.networks import STDCBackbone
 
-#: Relative error, of the largest difference to the largest value, that float64 arithmetic in another order gives.
+#: Largest difference over largest value that float64 arithmetic in another order may give.
 LIMIT = 1e-12
 
 
@@ -69,7 +70,9 @@ def of_backbone(path: Path, truth: dict, arrays: dict[str, np.ndarray]) -> dict[
         raise UserError(f"backbone lacks {missing[:3]} and has {strange.unexpected_keys[:3]}")
     with torch.inference_mode():
         features = network(torch.from_numpy(arrays["x"]).double())[2:]
-    errors = [relative_error(f.numpy(), arrays[f"features{s}"]) for s, f in zip((8, 16, 32), features, strict=True)]
+    errors = [
+        relative_error(f.numpy(), arrays[f"features{s}"]) for s, f in zip((8, 16, 32), features, strict=True)
+    ]
     return {"tensors": len(state), "error": max(errors)}
 
 
@@ -106,9 +109,12 @@ def table(records: list[dict]) -> str:
             middle = f"{r['tensors']} of {r['true_tensors']} | {r['error']:.1e} | {kept}"
         else:
             said = r.get("refused") or r.get("raised") or r.get("report", "")
-            middle = f"{'refused' if 'refused' in r else 'raised' if 'raised' in r else 'loaded'} | | {said[:160]}"
+            middle = (
+                f"{'refused' if 'refused' in r else 'raised' if 'raised' in r else 'loaded'} | | {said[:160]}"
+            )
         packages = ", ".join(f"{k} {v}" for k, v in list(r["packages"].items())[:1])
-        cells = f"| {r['file']} | {r['family']} | {packages}: {r['made']} | {middle} | {'yes' if r['ok'] else 'NO'} |"
+        start = f"| {r['file']} | {r['family']} | {packages}: {r['made']}"
+        cells = f"{start} | {middle} | {'yes' if r['ok'] else 'NO'} |"
         rows.append(cells.replace("\n", " "))
     return "\n".join(rows)
 

@@ -1,6 +1,6 @@
 """pytorch-lightning 2.6.6: python lightning_files.py OUT
 
-Checkpoints by its Trainer, around the network of stdc_fast.reference: run it in the folder of stdc_fast's checkout.
+Checkpoints by its Trainer, around the network of stdc_fast.reference.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """mmsegmentation 0.30.0: python mmseg0.py OUT
 
-Training checkpoints by mmcv 1.7.2's runners, as tools/train.py starts them. mmcv is without its compiled operators.
+Training checkpoints by mmcv 1.7.2's runners, as tools/train.py starts them. mmcv has no compiled operators.
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ def main(out: Path) -> None:
     # As tools/publish_model.py: the optimizer is deleted, and torch.save called.
     del source["optimizer"]
     torch.save(source, out / "mmseg0_stdc1_published.pth")
-    describe(out / "mmseg0_stdc1_published.pth", cfg, "tools/publish_model.py: torch.save without the optimizer")
+    describe(
+        out / "mmseg0_stdc1_published.pth", cfg, "tools/publish_model.py: torch.save without the optimizer"
+    )
     legacy = out / "mmseg0_stdc1_published_legacy.pth"
     torch.save(source, legacy, _use_new_zipfile_serialization=False)
     describe(legacy, cfg, "tools/publish_model.py of torch < 1.6: not a zip archive")

@@ -1,6 +1,7 @@
 """mmsegmentation 1.2.2: python mmseg1.py OUT [NAME ...]
 
-Training checkpoints by mmengine's Runner, published files, and networks whose options the tensors alone do not tell.
+Training checkpoints by mmengine's Runner, published files, backbones, and networks of other options, which
+the tensors alone do not tell.
 """
 
 from __future__ import annotations
@@ -252,7 +253,7 @@ def tool(place: str):
 
 
 def published(out: Path, source: Path) -> None:
-    """By tools/misc/publish_model.py, and by mmengine.save_checkpoint with and without what it says of itself."""
+    """By tools/misc/publish_model.py, and by mmengine.save_checkpoint with and without meta."""
     raw = torch.load(source, map_location="cpu", weights_only=False)
     cfg = Config.fromstring(raw["meta"]["cfg"], ".py")
     before = set(out.iterdir())
@@ -278,7 +279,10 @@ def backbones(out: Path) -> None:
         files = {f"mmseg1_{arch}_backbone.pth": (net.state_dict(), "torch.save of STDCNet's state_dict()")}
         source = out / f"official_{'STDCNet813M_73.91' if arch == 'stdc1' else 'STDCNet1446_76.47'}.tar"
         made = converter(torch.load(source, weights_only=True)["state_dict"], number)
-        files[f"mmseg1_{arch}_converted.pth"] = (made, f"tools/model_converters/stdc2mmseg.py of {source.name}")
+        files[f"mmseg1_{arch}_converted.pth"] = (
+            made,
+            f"tools/model_converters/stdc2mmseg.py of {source.name}",
+        )
         for name, (state, how) in files.items():
             torch.save(state, out / name)
             strange = net.load_state_dict(state, strict=False)
@@ -295,7 +299,9 @@ def backbones(out: Path) -> None:
                 kind="backbone",
                 said=f"{len(strange.unexpected_keys)} other keys: {strange.unexpected_keys[:3]}",
                 tensors=sum(k.startswith("stages.") and not corpus.counts(k) for k in state),
-                arrays=dict(x=x, **{f"features{s}": f.numpy() for s, f in zip((8, 16, 32), features, strict=True)}),
+                arrays=dict(
+                    x=x, **{f"features{s}": f.numpy() for s, f in zip((8, 16, 32), features, strict=True)}
+                ),
             )
 
 

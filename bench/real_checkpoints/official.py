@@ -1,8 +1,8 @@
 """The paper's own code: python official.py OUT SOURCE
 
-SOURCE is a checkout of MichaelFan01/STDC-Seg at commit 59ff37f. Its in-place batch norm is a CUDA extension; here its
-CPU rule, the one of modules/src/inplace_abn_cpu.cpp, takes the extension's place: (x - mean) / sqrt(var + eps) *
-(|gamma| + eps) + beta, in the very class of modules/bn.py, so that names and counters of the files are the real ones.
+SOURCE is a checkout of MichaelFan01/STDC-Seg at commit 59ff37f. Its in-place batch norm is a CUDA extension.
+Here the rule of its modules/src/inplace_abn_cpu.cpp takes its place, in the class of modules/bn.py:
+(x - mean) / sqrt(var + eps) * (|gamma| + eps) + beta. So names and counters of the files are the real ones.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ def forward(x, weight, bias, mean, var, training, momentum, eps, activation, slo
 
 
 def source(folder: Path) -> types.ModuleType:
-    """models/model_stages.py, with the rule above in place of the extension that modules/functions.py compiles."""
+    """models/model_stages.py, with the rule above in place of the extension of modules/functions.py."""
     functions = types.ModuleType("modules.functions")
     functions.inplace_abn = functions.inplace_abn_sync = forward
     functions.ACT_RELU, functions.ACT_LEAKY_RELU = "relu", "leaky_relu"
     functions.ACT_ELU, functions.ACT_NONE = "elu", "none"
     package = types.ModuleType("modules")
     package.__path__ = [str(folder / "modules")]
-    sys.modules.update({"modules": package, "modules.functions": functions, "torchvision": types.ModuleType("tv")})
+    sys.modules.update(
+        {"modules": package, "modules.functions": functions, "torchvision": types.ModuleType("tv")}
+    )
     sys.path.insert(0, str(folder))
     from models import model_stages
 
@@ -41,7 +43,7 @@ def source(folder: Path) -> types.ModuleType:
 
 
 def plain(network: nn.Module) -> nn.Module:
-    """The same network with nn.BatchNorm2d in its decoder, as the commented-out line of model_stages.py has it."""
+    """The same network with nn.BatchNorm2d in its decoder, as a commented-out line of model_stages.py has it."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ == "InPlaceABNSync":
@@ -67,7 +69,8 @@ def main(out: Path, folder: Path) -> None:
         return made.eval()
 
     def answers(name: str, made: nn.Module, state: dict, how: str, **more: object) -> None:
-        torch.save(state, out / name)
+        old = {k: more.pop(k) for k in ("_use_new_zipfile_serialization",) if k in more}
+        torch.save(state, out / name, **old)
         double, x = made.double(), corpus.picture(120, 250)
         kept = {}
         handle = double.conv_out.register_forward_hook(lambda m, i, o: kept.update(low=o))
@@ -96,7 +99,30 @@ def main(out: Path, folder: Path) -> None:
         wrapped = {f"module.{k}": v for k, v in made.state_dict().items()}
         assert list(nn.DataParallel(made).state_dict()) == list(wrapped)
         if arch == "stdc1":
-            answers("official_stdc1_dataparallel.pth", made, wrapped, "torch.save of a DataParallel's state_dict()")
+            answers(
+                "official_stdc1_dataparallel.pth",
+                made,
+                wrapped,
+                "torch.save of a DataParallel's state_dict()",
+            )
+        if arch == "stdc1":
+            bare = {k: v for k, v in made.state_dict().items() if not corpus.counts(k)}
+            answers(
+                "official_stdc1_without_counters.pth",
+                made,
+                bare,
+                f"{saved}, then without num_batches_tracked",
+                options={"decoder norm": "in place"},
+                said="no counter anywhere, as of a plain network whose counters were removed",
+                load={"norm": "in place"},
+            )
+            answers(
+                "official_stdc1_legacy.pth",
+                made,
+                made.state_dict(),
+                f"{saved} by torch < 1.6, as of the published files: no zip archive",
+                _use_new_zipfile_serialization=False,
+            )
         made = network(backbone, "plain")
         answers(f"official_{arch}_plain.pth", made, made.state_dict(), f"{saved}, with nn.BatchNorm2d")
         stripped = {k: v for k, v in made.state_dict().items() if not corpus.counts(k)}

@@ -1,7 +1,7 @@
 """Files that hold no STDC-Seg weights, or damaged ones: python others.py OUT ZH320 BISENET
 
-ZH320 and BISENET are checkouts of zh320/realtime-semantic-segmentation-pytorch at c77b1b6 and CoinCheung/BiSeNet at
-6b4b67a.
+ZH320 and BISENET are checkouts of zh320/realtime-semantic-segmentation-pytorch at c77b1b6 and of
+CoinCheung/BiSeNet at 6b4b67a.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ def damaged(out: Path, told) -> None:
     flipped[at] ^= 0x40
     told("flipped_byte.pth", bytes(flipped), f"damaged: the CRC of {largest.filename} differs")
     for part in (0.1, 0.5, 0.999):
-        told(f"truncated_{part}.pth", data[: int(len(data) * part)], "damaged: cut off, the zip's directory is missing")
+        told(
+            f"truncated_{part}.pth",
+            data[: int(len(data) * part)],
+            "damaged: cut off, the zip's directory is missing",
+        )
     legacy = io.BytesIO()
     torch.save(state, legacy, _use_new_zipfile_serialization=False)
     old = legacy.getvalue()
@@ -115,7 +119,9 @@ def formats(out: Path, told) -> None:
     told("message.pth", b'{"message": "Not Found"}\n', "JSON text, such as a server's error")
     png = b"\x89PNG\r\n\x1a\n" + bytes(100)
     told("picture.pth", png, "a PNG picture")
-    told("list_of_dicts.pkl", pickle.dumps([{"image": "a.png", "score": 0.5}] * 3), "a pickle without tensors")
+    told(
+        "list_of_dicts.pkl", pickle.dumps([{"image": "a.png", "score": 0.5}] * 3), "a pickle without tensors"
+    )
     told("protocol0.pkl", pickle.dumps({"a": 1}, 0), "a pickle without tensors")
 
 

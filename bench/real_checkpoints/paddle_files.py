@@ -1,6 +1,6 @@
 """PaddleSeg 2.8.0 on PaddlePaddle 3.3.1: python paddle_files.py OUT
 
-PaddleSeg is installed without its dependencies; those that its models import and never call are empty modules.
+PaddleSeg is installed without its dependencies. Where its models import one and never call it, it is an empty module.
 """
 
 from __future__ import annotations
@@ -13,8 +13,19 @@ import numpy as np
 import paddle
 
 corpus.stub(
-    "six", "yaml", "requests", "sklearn", "sklearn.metrics", "cv2", "scipy", "scipy.ndimage", "scipy.optimize",
-    "skimage", "filelock", "prettytable", "visualdl",
+    "six",
+    "yaml",
+    "requests",
+    "sklearn",
+    "sklearn.metrics",
+    "cv2",
+    "scipy",
+    "scipy.ndimage",
+    "scipy.optimize",
+    "skimage",
+    "filelock",
+    "prettytable",
+    "visualdl",
 )
 from paddleseg.models.backbones.stdcnet import STDC1, STDC2
 from paddleseg.models.stdcseg import STDCSeg
@@ -59,7 +70,10 @@ def arrays(made: paddle.nn.Layer, variant: str, height: int, width: int) -> dict
     state = {k: v.astype("float64") for k, v in made.state_dict().items()}
     before = paddle.get_default_dtype()
     paddle.set_default_dtype("float64")
-    double = STDCSeg(num_classes=made.conv_out.conv_out.weight.shape[0], backbone={"stdc1": STDC1, "stdc2": STDC2}[variant]())
+    double = STDCSeg(
+        num_classes=made.conv_out.conv_out.weight.shape[0],
+        backbone={"stdc1": STDC1, "stdc2": STDC2}[variant](),
+    )
     double.set_state_dict(state)
     double.eval()
     paddle.set_default_dtype(before)
@@ -110,7 +124,10 @@ def main(out: Path) -> None:
             stored = network(variant, classes)
             stored.set_state_dict({k: v.astype("float32") for k, v in half.items()})
             write(
-                f"{name}_fp16.pdparams", half, "paddle.save of float16 weights", found=arrays(stored, variant, 120, 250)
+                f"{name}_fp16.pdparams",
+                half,
+                "paddle.save of float16 weights",
+                found=arrays(stored, variant, 120, 250),
             )
             optimizer = paddle.optimizer.Momentum(0.01, 0.9, parameters=made.parameters(), weight_decay=4e-5)
             made.train()

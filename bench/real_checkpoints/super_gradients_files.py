@@ -1,7 +1,7 @@
 """super-gradients 3.7.1: python super_gradients_files.py OUT
 
-Checkpoints by the package's own Trainer. It is installed without its dependencies' pins; data-gradients, which reports on
-data sets only, is an empty module, and torchvision is imported without its compiled operators.
+Checkpoints by the package's own Trainer. It is installed without its pins. data-gradients only reports
+on data sets and is an empty module here. torchvision is imported without its compiled operators.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ corpus.stub(
 from super_gradients.training import Trainer, models
 from super_gradients.training.datasets.segmentation_datasets.segmentation_dataset import SegmentationDataSet
 from super_gradients.training.metrics import IoU
-from super_gradients.training.transforms.transforms import SegNormalize, SegStandardize, SegConvertToTensor
+from super_gradients.training.transforms.transforms import SegConvertToTensor, SegNormalize, SegStandardize
 
 PACKAGES = corpus.versions("super-gradients", "torch", "numpy", "torchmetrics")
 CLASSES = [f"thing {i}" for i in range(7)]
@@ -57,7 +57,9 @@ class Pictures(SegmentationDataSet):
         self.classes = list(CLASSES)
 
     def _generate_samples_and_targets(self) -> None:
-        self.samples_targets_tuples_list = [(f"{self.root}/img/{i}.png", f"{self.root}/ann/{i}.png") for i in range(4)]
+        self.samples_targets_tuples_list = [
+            (f"{self.root}/img/{i}.png", f"{self.root}/ann/{i}.png") for i in range(4)
+        ]
 
 
 def dataset(folder: Path) -> Pictures:
@@ -67,7 +69,11 @@ def dataset(folder: Path) -> Pictures:
     for i in range(4):
         Image.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(folder / f"img/{i}.png")
         Image.fromarray(rng.integers(0, 7, (64, 96), dtype=np.uint8)).save(folder / f"ann/{i}.png")
-    steps = [SegStandardize(), SegNormalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]), SegConvertToTensor(mask_output_dtype=torch.long)]
+    steps = [
+        SegStandardize(),
+        SegNormalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+        SegConvertToTensor(mask_output_dtype=torch.long),
+    ]
     return Pictures(folder, steps)
 
 

@@ -64,7 +64,9 @@ def network() -> STDCSeg:
 def arrays(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """Of the values that the file holds, whatever their dtype."""
     made = STDCSeg("stdc1", 7, classifier_bias=True).double().eval()
-    made.load_state_dict({k: v.detach().to(torch.float64) if v.is_floating_point() else v for k, v in state.items()})
+    made.load_state_dict(
+        {k: v.detach().to(torch.float64) if v.is_floating_point() else v for k, v in state.items()}
+    )
     x = corpus.picture(120, 250)
     with torch.inference_mode():
         y = torch.from_numpy(x).double()
@@ -93,8 +95,20 @@ def beside() -> dict[str, object]:
         "slice": [slice(1, 2), range(3), 1 + 2j, b"x", bytearray(b"y"), Ellipsis, NotImplemented],
         "numpy_generator": np.random.default_rng(0),
         "numpy_random_state": [np.random.RandomState(0), np.random.get_state(), random.getstate()],
-        "numpy_scalars": [np.float64(0.7), np.int64(3), np.float32(1), np.bool_(True), np.str_("a"), np.datetime64(0, "s")],
-        "numpy_arrays": [np.arange(6).reshape(2, 3)[:, ::-1], np.array(["a", None], object), np.zeros(2, "U3"), np.ma.ones(2)],
+        "numpy_scalars": [
+            np.float64(0.7),
+            np.int64(3),
+            np.float32(1),
+            np.bool_(True),
+            np.str_("a"),
+            np.datetime64(0, "s"),
+        ],
+        "numpy_arrays": [
+            np.arange(6).reshape(2, 3)[:, ::-1],
+            np.array(["a", None], object),
+            np.zeros(2, "U3"),
+            np.ma.ones(2),
+        ],
         "enum": [Phase.TRAIN, re.compile("a+", re.I), re.I],
         "dataclass": Settings(),
         "partial": functools.partial(nn.BatchNorm2d, eps=1e-5),
@@ -119,7 +133,18 @@ def beside() -> dict[str, object]:
 def containers(state: dict) -> dict[str, object]:
     epoch = {"epoch": 3, "best": 0.7}
     inner = {"state_dict": state, **epoch}
-    names = "model_state_dict model_state params state model net network weights module model_weights student".split()
+    usual = [
+        "model_state_dict",
+        "model_state",
+        "params",
+        "state",
+        "model",
+        "net",
+        "network",
+        "weights",
+        "module",
+    ]
+    names = [*usual, "model_weights", "student"]
     found = {f"in_{name}": {name: state, **epoch} for name in names}
     return {
         **found,
@@ -127,7 +152,7 @@ def containers(state: dict) -> dict[str, object]:
         "in_checkpoint_model": {"checkpoint": {"model": state}, **epoch},
         "in_list": [epoch, state],
         "in_tuple": (state, 3),
-        "in_lists_of_parameters": [(k, v) for k, v in state.items()],
+        "in_lists_of_parameters": list(state.items()),
         "mixed": {**state, "epoch": 3, "optimizer": {"lr": 0.1}},
         "bare_dict": dict(state),
     }
@@ -148,7 +173,9 @@ def prefixes(net: nn.Module) -> dict[str, dict]:
         "data_parallel_compiled": torch.compile(nn.DataParallel(net)).state_dict(),
         "fsdp": {f"_fsdp_wrapped_module.{k}": v for k, v in state.items()},
         "fsdp_inner": {k.replace("cp.", "cp._fsdp_wrapped_module.", 1): v for k, v in state.items()},
-        "checkpoint_wrapper": {k.replace("cp.", "cp._checkpoint_wrapped_module.", 1): v for k, v in state.items()},
+        "checkpoint_wrapper": {
+            k.replace("cp.", "cp._checkpoint_wrapped_module.", 1): v for k, v in state.items()
+        },
         "own_prefix_net": {f"net.{k}": v for k, v in state.items()},
         "own_prefix_model_student": {f"model.student.{k}": v for k, v in state.items()},
         "with_criterion": {**{f"model.{k}": v for k, v in state.items()}, "criterion.weight": torch.ones(7)},
@@ -180,8 +207,12 @@ def layouts(state: dict) -> dict[str, dict]:
     return {
         "one_storage": views,
         "strided": each(strided),
-        "channels_last": each(lambda v: v.contiguous(memory_format=torch.channels_last), lambda k, v: v.ndim == 4),
-        "transposed": each(lambda v: v.transpose(0, 1).contiguous().transpose(0, 1), lambda k, v: v.ndim == 4),
+        "channels_last": each(
+            lambda v: v.contiguous(memory_format=torch.channels_last), lambda k, v: v.ndim == 4
+        ),
+        "transposed": each(
+            lambda v: v.transpose(0, 1).contiguous().transpose(0, 1), lambda k, v: v.ndim == 4
+        ),
         "float64": each(lambda v: v.double()),
         "float16": each(lambda v: v.half()),
         "bfloat16": each(lambda v: v.bfloat16()),
@@ -223,7 +254,10 @@ def refused(net: nn.Module, state: dict) -> dict[str, tuple[object, str]]:
         "fused": (fused.state_dict(), "conv_out.conv's norm is folded into its convolution"),
         "empty_dict": ({}, "no tensors"),
         "one_tensor": (torch.ones(3), "one tensor, no names"),
-        "optimizer_only": ({"optimizer": torch.optim.SGD(net.parameters(), 0.1, 0.9).state_dict()}, "no weights"),
+        "optimizer_only": (
+            {"optimizer": torch.optim.SGD(net.parameters(), 0.1, 0.9).state_dict()},
+            "no weights",
+        ),
     }
 
 
@@ -265,7 +299,11 @@ def main(out: Path) -> None:
         )
 
     for name, value in beside().items():
-        write(f"beside_{name}", {"state_dict": state, "extra": value}, f"torch.save, beside the weights {type(value).__name__}")
+        write(
+            f"beside_{name}",
+            {"state_dict": state, "extra": value},
+            f"torch.save, beside the weights {type(value).__name__}",
+        )
     for name, value in containers(state).items():
         unusual = name in ("in_list", "in_tuple", "in_lists_of_parameters", "mixed", "in_student")
         reason = "a container of no known training code" if unusual else ""
@@ -275,7 +313,12 @@ def main(out: Path) -> None:
     for name, value in layouts(state).items():
         write(f"stored_{name}", value, "torch.save of a state dict", arrays(value))
     for protocol in (2, 3, 4, 5):
-        write(f"protocol{protocol}", {"state_dict": state, "extra": Settings()}, f"torch.save(pickle_protocol={protocol})", pickle_protocol=protocol)
+        write(
+            f"protocol{protocol}",
+            {"state_dict": state, "extra": Settings()},
+            f"torch.save(pickle_protocol={protocol})",
+            pickle_protocol=protocol,
+        )
         write(
             f"legacy_protocol{protocol}",
             {"state_dict": state, "extra": np.float64(0.7)},
@@ -285,7 +328,13 @@ def main(out: Path) -> None:
         )
     for name, value in layouts(state).items():
         if name in ("one_storage", "transposed", "bfloat16", "parameters"):
-            write(f"legacy_{name}", value, "legacy torch.save", arrays(value), _use_new_zipfile_serialization=False)
+            write(
+                f"legacy_{name}",
+                value,
+                "legacy torch.save",
+                arrays(value),
+                _use_new_zipfile_serialization=False,
+            )
     for name, (value, why) in refused(net, state).items():
         write(f"refused_{name}", value, "torch.save", expect="refuse", why=why)
     special(out, net, state, write, told)
@@ -302,7 +351,9 @@ def special(out: Path, net: nn.Module, state: dict, write, told) -> None:
     tag = torch.serialization.location_tag
     torch.serialization.location_tag = lambda storage: "cuda:3"
     write("from_cuda", state, "torch.save with location tags of a GPU")
-    write("from_cuda_legacy", state, "legacy, with location tags of a GPU", _use_new_zipfile_serialization=False)
+    write(
+        "from_cuda_legacy", state, "legacy, with location tags of a GPU", _use_new_zipfile_serialization=False
+    )
     torch.serialization.location_tag = tag
     path = out / "torch_big_endian.pth"
     big_endian(out / "torch_bare_dict.pth", path, state)
