@@ -43,7 +43,7 @@ def source(folder: Path) -> types.ModuleType:
 
 
 def plain(network: nn.Module) -> nn.Module:
-    """The same network with nn.BatchNorm2d in its decoder, as a commented-out line of model_stages.py has it."""
+    """The same network with nn.BatchNorm2d in its decoder, as a comment of model_stages.py has it."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ == "InPlaceABNSync":

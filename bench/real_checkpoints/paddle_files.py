@@ -1,6 +1,6 @@
 """PaddleSeg 2.8.0 on PaddlePaddle 3.3.1: python paddle_files.py OUT
 
-PaddleSeg is installed without its dependencies. Where its models import one and never call it, it is an empty module.
+PaddleSeg is installed without its dependencies. Empty modules stand for those that its models never call.
 """
 
 from __future__ import annotations
