@@ -93,7 +93,7 @@ def check(path: Path) -> dict[str, object]:
         refusal = str(error).replace(str(path), path.name)
         return {**record, "refused": refusal, "ok": truth["expect"] != "load"}
     except Exception as error:  # a traceback is what a user must never see
-        return {**record, "raised": "".join(traceback.format_exception_only(error)).strip(), "ok": False}
+        return {**record, "raised": traceback.format_exception_only(error)[-1].split("\n")[0], "ok": False}
     right = arrays is not None and found["error"] <= LIMIT
     kept = found.get("names_kept") is not False and found.get("palette_kept") is not False
     return {**record, **found, "ok": truth["expect"] != "refuse" and right and kept}
