@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from stdc_fast.cli.options import Option, pairs
 from stdc_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,20 +20,17 @@ TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt")
 
 
 def convert(
-    source: Annotated[
-        str, typer.Argument(help="Embedded name, or checkpoint or backbone of any known family.")
-    ],
+    source: Annotated[str, typer.Argument(help="Embedded name, checkpoint or backbone of any family.")],
     target: Annotated[Path, typer.Argument(help="File to write.")],
     to: Annotated[
         str, typer.Option(help="safetensors (ours), official, official-plain, mmseg or super-gradients.")
     ] = "safetensors",
-    half: Annotated[
-        bool, typer.Option("--half", help="Store convolutions as fp16; safetensors only.")
-    ] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store convolutions as fp16.")] = False,
     meta: Annotated[
         Optional[list[str]],
         typer.Option(help='KEY=VALUE to add or replace in its metadata, e.g. terms="...".'),
     ] = None,
+    option: Option = None,
     backbone: Annotated[
         bool, typer.Option("--backbone", help="Only the backbone of a segmentation network.")
     ] = False,
@@ -59,7 +56,7 @@ def convert(
         print(f"{path}: backbone of {len(state)} tensors")
         notes = _named(path, writers.write_backbone, state, target, to)
     else:
-        checkpoint = _described(checkpoints.read(path), meta or [])
+        checkpoint = _described(checkpoints.read(path, **pairs(option, "--option")), meta)
         print(checkpoint.report)
         if to == "safetensors":
             checkpoints.save(checkpoint.state, target, checkpoint.metadata, half)
@@ -71,19 +68,12 @@ def convert(
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
 
 
-def _described(checkpoint: Checkpoint, items: list[str]) -> Checkpoint:
+def _described(checkpoint: Checkpoint, items: list[str] | None) -> Checkpoint:
     """The checkpoint with what ``--meta`` adds to its metadata."""
     from stdc_fast import checkpoints
 
-    metadata = {"variant": checkpoint.variant, "family": checkpoint.family, **checkpoint.metadata}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise UserError(f"--meta must be KEY=VALUE, not {item!r}")
-        try:
-            metadata[key] = json.loads(value)
-        except json.JSONDecodeError:
-            metadata[key] = value
+    known = {"variant": checkpoint.variant, "family": checkpoint.family, **checkpoint.metadata}
+    metadata = {**known, **pairs(items, "--meta")}
     checkpoints.check_metadata(metadata, checkpoint.state)
     return dataclasses.replace(checkpoint, metadata=metadata)
 
@@ -101,8 +91,6 @@ def _check_suffix(target: Path, to: str) -> None:
     """UserError for a name that says another kind of file than is written."""
     suffix = target.suffix.lower()
     if to == "safetensors" and suffix in TORCH_SUFFIXES:
-        raise UserError(
-            f"{target}: {suffix} is for torch files; name it .safetensors, or say --to official, ..."
-        )
+        raise UserError(f"{target}: {suffix} is for torch files; name it .safetensors, or give --to")
     if to != "safetensors" and suffix == ".safetensors":
         raise UserError(f"{target}: --to {to} writes a torch file; name it .pth, or leave --to out")

@@ -60,8 +60,8 @@ def holds_backbone(path: str | Path) -> bool:
 def write_backbone(state: State, path: str | Path, to: str) -> list[str]:
     """Write a backbone, tensors ``features.*`` as :func:`stdc_fast.checkpoints.read_backbone` gives them.
 
-    Arguments, results and errors are those of :func:`write`, and ``to`` may be "safetensors" too. What else than
-    ``features.*`` is in ``state`` is not written.
+    Arguments, results and errors are those of :func:`write`, and ``to`` may be "safetensors" too. Only
+    ``features.*`` are written.
     """
     state = {k: v for k, v in state.items() if k.startswith("features.")}
     module = "add" if any(".skip." in k for k in state) else "cat"
