@@ -22,6 +22,7 @@ from stdc_fast.checkpoints.writers.writer import BIASES, EPS, MEAN, STD
 from stdc_fast.classes import class_set
 from stdc_fast.errors import UserError
 from stdc_fast.plan import build, optimise
+from stdc_fast.reference import ConvBNReLU
 from stdc_fast.reference.networks import STDCSeg, upsample
 
 PHOTO = Path(__file__).parent / "assets" / "street.jpg"
@@ -36,6 +37,7 @@ PUBLISHED = {
     "threshold": None,
     "short_side": None,
 }
+_LAST = "cp.backbone.conv_last."
 # Without a size of its own the network is tried at this one.
 _SHORT_SIDE = 512
 _FIRST = 3
@@ -50,8 +52,8 @@ def examine(path: Path, photo: Path = PHOTO, **options: object) -> dict[str, obj
         options: what the file does not say of its network, as for :func:`stdc_fast.checkpoints.read`.
 
     Returns a dict. "file" is always there. "refused" is the reason why the file cannot be loaded, or None.
-    The rest is there as far as it is known: "weights", "tensors", "options", "batch_norm", "classes", "palette",
-    "fp16", "suspicious", "careless". Raises UserError for a file or photo that is not there.
+    The rest is there as far as it is known: "weights", "tensors", "options", "batch_norm", "classes",
+    "palette", "fp16", "suspicious", "photo", "careless". Raises UserError for a file or photo that is not there.
     """
     found: dict[str, object] = {"file": _file(path), "refused": None}
     picture = images.read_image(photo)
@@ -60,10 +62,16 @@ def examine(path: Path, photo: Path = PHOTO, **options: object) -> dict[str, obj
     except UserError as error:
         return found | {"refused": str(error)}
     found["tensors"] = _tensors(content)
-    if content.metadata is None and (backbone := families.backbone(content.tensors)) is not None:
-        return found | {
-            "weights": {"kind": "backbone", "container": content.container, "report": _blocks(backbone)}
-        }
+    family = next((f for f in families.FAMILIES if f.holds(content.tensors)), None)
+    family = families.OURS if content.metadata is not None else family
+    weights = {
+        "kind": "unknown" if family is None else "segmentation",
+        "family": None if family is None else family.name,
+        "container": content.container,
+    }
+    found["weights"] = weights
+    if family is None and (code_base := _code_base(content)) is not None:
+        return found | {"weights": weights | {"kind": "backbone", "family": code_base}}
     try:
         checkpoint = from_content(content, **({"told": options} if options else {}))
     except UserError as error:
@@ -71,7 +79,7 @@ def examine(path: Path, photo: Path = PHOTO, **options: object) -> dict[str, obj
     network = checkpoint.network()
     size = _size(checkpoint, *picture.shape[:2])
     found |= {
-        "weights": _weights(checkpoint, content),
+        "weights": weights | _weights(checkpoint),
         "options": _options(checkpoint),
         "batch_norm": _batch_norm(checkpoint),
         **_names(checkpoint),
@@ -128,17 +136,13 @@ def _counts_batches(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def _blocks(backbone: object) -> str:
-    family, state = backbone
-    numbers = {k.split(".")[1] for k in state}
-    return f"classification backbone of {family.name}, {len(numbers)} blocks"
+def _code_base(content: Content) -> str | None:
+    """Whose classification backbone it is, if it is one."""
+    return next((f.name for f in families.FAMILIES if f.holds_backbone(content.tensors)), None)
 
 
-def _weights(checkpoint: Checkpoint, content: Content) -> dict[str, object]:
+def _weights(checkpoint: Checkpoint) -> dict[str, object]:
     return {
-        "kind": "segmentation",
-        "family": checkpoint.family,
-        "container": content.container,
         "variant": checkpoint.variant,
         "module": checkpoint.module,
         "num_classes": checkpoint.num_classes,
@@ -269,6 +273,8 @@ def _careless(
         yield changed("with count_include_pad=True", altered(_published_pool))
     if said["conv_last"]:
         yield changed("without conv_last", altered(_without_conv_last))
+    elif last := {k: v for k, v in content.tensors.items() if k.startswith(_LAST)}:
+        yield changed("with its conv_last applied", dataclasses.replace(right, network=_with(last, network)))
     biases = {k: torch.zeros_like(checkpoint.state[k]) for k in BIASES if k in checkpoint.state}
     if any(checkpoint.state[k].any() for k in biases):
         other = dataclasses.replace(checkpoint, state={**checkpoint.state, **biases}).network()
@@ -298,6 +304,15 @@ def _published_eps(module: nn.Module) -> None:
 def _published_pool(module: nn.Module) -> None:
     if isinstance(module, nn.AvgPool2d):
         module.count_include_pad = True
+
+
+def _with(last: families.State, network: STDCSeg) -> STDCSeg:
+    """The network with the convolution that official files hold and seldom use, on the features at 1/32."""
+    layer, other = ConvBNReLU(1024, 1024, 1), copy.deepcopy(network)
+    layer.load_state_dict({k.removeprefix(_LAST): v for k, v in last.items()}, strict=False)
+    layer.eval()
+    other.cp.backbone.register_forward_hook(lambda module, x, features: (*features[:-1], layer(features[-1])))
+    return other
 
 
 def _without_conv_last(module: nn.Module) -> None:

@@ -29,6 +29,8 @@ class Checkpoint:
         family: whose names the checkpoint had; "stdc_fast" for our own.
         metadata: what the checkpoint says of itself, empty for foreign ones.
         report: one line about what was mapped and dropped.
+        origins: where each option of the network was read, by its name.
+        notes: what the file does not say, and what was done about it.
     """
 
     state: State
@@ -38,6 +40,8 @@ class Checkpoint:
     family: str
     metadata: dict[str, object]
     report: str
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def network(self, dtype: torch.dtype = torch.float32) -> STDCSeg:
         """The reference network with copies of these weights, in eval mode, on the CPU.

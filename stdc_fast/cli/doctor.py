@@ -48,16 +48,20 @@ def _lines(found: dict):
     yield "sha256", file["sha256"] + named[file.get("name_has_its_hash")]
     if found["refused"] is not None:
         yield "refused", found["refused"]
-    if weights and weights["kind"] == "backbone":
-        yield "weights", f"{weights['report']}; start a training with it, or convert it"
-        yield "container", weights["container"]
-    elif weights:
-        form = f"{weights['variant']}, {weights['num_classes']} classes, form {weights['module']!r}"
-        yield "weights", f"{weights['family']}: {form}"
+    if weights:
+        form = {"backbone": "a classification backbone; start a training with it, or convert it"}
+        if "variant" in weights:
+            form["segmentation"] = (
+                f"{weights['variant']}, {weights['num_classes']} classes, {weights['module']!r}"
+            )
+        yield (
+            "weights",
+            f"{weights['family'] or 'of no known family'}: {form.get(weights['kind'], 'not loaded')}",
+        )
         yield "container", weights["container"]
     if tensors:
         yield from _tensor_lines(tensors)
-    if not weights or weights["kind"] == "backbone":
+    if not weights or "variant" not in weights:
         return
     for note in weights["notes"]:
         yield "note", note

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import pprint
 import re
+
+import torch
 
 from stdc_fast.checkpoints.canonical import Checkpoint
 from stdc_fast.checkpoints.families import State
@@ -21,6 +24,7 @@ from stdc_fast.checkpoints.writers.writer import (
     without_zero_biases,
 )
 
+_CLASSIFIER = "conv_out.conv_out"
 _BACKBONE = "backbone.backbone."
 _STAGES = tuple(f"{_BACKBONE}stages.{i}." + ("#." if i > 1 else "") for i in range(5))
 
@@ -69,16 +73,16 @@ def _renamed(state: State, variant: str, module: str) -> State:
     return result
 
 
-def _config(checkpoint: Checkpoint) -> str:
-    """The configuration that builds the network, as the text of a Python file."""
+def _config(checkpoint: Checkpoint, outputs: int) -> str:
+    """The configuration that builds the network with so many outputs, as the text of a Python file."""
     metadata, eps = checkpoint.metadata, eps_of(checkpoint)
     mean, std = normalisation(checkpoint)
 
     def norm(part: str) -> dict[str, object]:
         return {"type": "BN", "requires_grad": True, **({"eps": eps[part]} if eps[part] != EPS else {})}
 
-    head = {"num_classes": checkpoint.num_classes}
-    if checkpoint.num_classes == 1:
+    head = {"num_classes": outputs}
+    if outputs == 1:
         head = {"num_classes": 2, "out_channels": 1, "threshold": metadata.get("threshold", 0.5)}
     preprocessor = {
         "type": "SegDataPreProcessor",
@@ -126,7 +130,7 @@ def _config(checkpoint: Checkpoint) -> str:
             "dropout_ratio": 0.1,
             "norm_cfg": norm("head"),
             "align_corners": bool(metadata.get("align_corners", True)),
-            "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": checkpoint.num_classes == 1},
+            "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": outputs == 1},
         },
         "train_cfg": {},
         "test_cfg": {"mode": "whole"},
@@ -144,6 +148,20 @@ def _config(checkpoint: Checkpoint) -> str:
     return "".join(f"{k} = {pprint.pformat(v, width=100, sort_dicts=False)}\n" for k, v in values.items())
 
 
+def _classifier(state: State, threshold: float | None) -> State:
+    """With a bias. Of two outputs that stand for one and its threshold, this one."""
+    weight = state[f"{_CLASSIFIER}.weight"]
+    bias = state.get(f"{_CLASSIFIER}.bias")
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    if threshold is not None and len(weight) == 2 and not weight[0].any():
+        first = math.log(threshold / (1 - threshold))
+        if math.isclose(bias[0].item(), first, rel_tol=1e-6, abs_tol=1e-6):
+            weight, bias = weight[1:], bias[1:]
+            exact = bias.to(weight.dtype)
+            bias = exact if torch.equal(exact.double(), bias.double()) else bias
+    return {**state, f"{_CLASSIFIER}.weight": weight, f"{_CLASSIFIER}.bias": bias}
+
+
 def _content(checkpoint: Checkpoint) -> Written:
     state = without_zero_biases(checkpoint.state, BIASES[1:])
     reasons = averages_differ(checkpoint)
@@ -152,10 +170,8 @@ def _content(checkpoint: Checkpoint) -> Written:
     if biases := [k for k in BIASES[1:] if k in state]:
         reasons.append(f"biases in its feature fusion ({', '.join(biases)})")
     refuse("mmsegmentation", reasons, "keep it with --to safetensors")
-    weight = state["conv_out.conv_out.weight"]
-    if "conv_out.conv_out.bias" not in state:
-        state["conv_out.conv_out.bias"] = weight.new_zeros(len(weight))
-    meta: dict[str, object] = {"cfg": _config(checkpoint)}
+    state = _classifier(state, checkpoint.metadata.get("threshold"))
+    meta: dict[str, object] = {"cfg": _config(checkpoint, len(state[f"{_CLASSIFIER}.weight"]))}
     known = {k: checkpoint.metadata.get(k) for k in ("classes", "palette")}
     if dataset := {k: v for k, v in known.items() if v is not None}:
         meta["dataset_meta"] = dataset

@@ -76,14 +76,19 @@ def _content(norms: Callable[[State], tuple[State, str]], biases: bool) -> Calla
     return content
 
 
+def _counted(state: State) -> State:
+    # Where conv_last is used, its counter must be that of the rest and not 0: by that readers can tell it.
+    return with_counters(state, int(any(k.startswith(f"{_BACKBONE}conv_last.") for k in state)))
+
+
 def _plain(state: State) -> tuple[State, str]:
-    return with_counters(state), "its decoder needs nn.BatchNorm2d in the place of in-place batch norm"
+    return _counted(state), "its decoder needs nn.BatchNorm2d in the place of in-place batch norm"
 
 
 def _in_place(state: State) -> tuple[State, str]:
     state, note = in_place(state)
     backbone = {k: v for k, v in state.items() if k.startswith(_BACKBONE)}
-    return with_counters(backbone) | {k: v for k, v in state.items() if k not in backbone}, note
+    return _counted(backbone) | {k: v for k, v in state.items() if k not in backbone}, note
 
 
 def _backbone(state: State, variant: str) -> Written:

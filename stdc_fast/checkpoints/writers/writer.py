@@ -78,12 +78,12 @@ def unkept(checkpoint: Checkpoint, *names: str) -> list[str]:
     return [f"the file has no place for {', '.join(lost)}"] if lost else []
 
 
-def with_counters(state: State) -> State:
-    """With a batch counter of zero behind each norm that has none: plain batch norm stores one."""
+def with_counters(state: State, count: int = 0) -> State:
+    """With a batch counter behind each norm that has none: plain batch norm stores one."""
     result = {}
     for key, value in state.items():
         result[key] = value
         norm = key.removesuffix("running_var")
         if norm != key and f"{norm}num_batches_tracked" not in state:
-            result[f"{norm}num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
+            result[f"{norm}num_batches_tracked"] = torch.tensor(count)
     return result
