@@ -53,7 +53,8 @@ def examine(path: Path, photo: Path = PHOTO, **options: object) -> dict[str, obj
 
     Returns a dict. "file" is always there. "refused" is the reason why the file cannot be loaded, or None.
     The rest is there as far as it is known: "weights", "tensors", "options", "batch_norm", "classes",
-    "palette", "fp16", "suspicious", "photo", "careless". Raises UserError for a file or photo that is not there.
+    "palette", "fp16", "suspicious", "photo", "careless". Raises UserError for a file or photo that is not
+    there.
     """
     found: dict[str, object] = {"file": _file(path), "refused": None}
     picture = images.read_image(photo)
