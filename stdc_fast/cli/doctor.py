@@ -49,15 +49,12 @@ def _lines(found: dict):
     if found["refused"] is not None:
         yield "refused", found["refused"]
     if weights:
-        form = {"backbone": "a classification backbone; start a training with it, or convert it"}
-        if "variant" in weights:
-            form["segmentation"] = (
-                f"{weights['variant']}, {weights['num_classes']} classes, {weights['module']!r}"
-            )
-        yield (
-            "weights",
-            f"{weights['family'] or 'of no known family'}: {form.get(weights['kind'], 'not loaded')}",
-        )
+        form = "not loaded"
+        if weights["kind"] == "backbone":
+            form = "a classification backbone; start a training with it, or convert it"
+        elif "variant" in weights:
+            form = f"{weights['variant']}, {weights['num_classes']} classes, modules {weights['module']!r}"
+        yield "weights", f"{weights['family'] or 'of no known family'}: {form}"
         yield "container", weights["container"]
     if tensors:
         yield from _tensor_lines(tensors)

@@ -12,7 +12,7 @@ import typer
 from stdc_fast.errors import UserError
 from stdc_fast.precision import PRECISIONS
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Embedded name or checkpoint file.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Name (stdc-fast models) or checkpoint file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help=f"auto, {', '.join(PRECISIONS)}.")]
 Backend = Annotated[str, typer.Option(help="auto or one that `stdc-fast info` lists.")]

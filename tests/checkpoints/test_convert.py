@@ -287,7 +287,7 @@ def test_biases(tmp_path, to, key):
     for value in (0.0, 0.5):
         state = {**checkpoint.state, key: torch.full((channels,), value)}
         biased = dataclasses.replace(checkpoint, state=state)
-        if value and to in ("official", "super-gradients") or value and to == "mmseg" and key != BIAS:
+        if (value and to in ("official", "super-gradients")) or (value and to == "mmseg" and key != BIAS):
             with pytest.raises(UserError, match=f"bias.*{key}"):
                 writers.write(biased, tmp_path / "out.pth", to)
             continue
