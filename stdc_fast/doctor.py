@@ -18,6 +18,7 @@ from stdc_fast.backends.eager.ranges import fp16_overflow
 from stdc_fast.checkpoints import families
 from stdc_fast.checkpoints.canonical import Checkpoint, from_content
 from stdc_fast.checkpoints.containers import Content, open_file
+from stdc_fast.checkpoints.options import OPTIONS
 from stdc_fast.checkpoints.writers.writer import BIASES, EPS, MEAN, STD
 from stdc_fast.classes import class_set
 from stdc_fast.errors import UserError
@@ -26,17 +27,8 @@ from stdc_fast.reference import ConvBNReLU
 from stdc_fast.reference.networks import STDCSeg, upsample
 
 PHOTO = Path(__file__).parent / "assets" / "street.jpg"
-#: Options that tensors alone do not show, and what the published networks have.
-PUBLISHED = {
-    "align_corners": True,
-    "conv_last": False,
-    "count_include_pad": True,
-    "eps": EPS,
-    "mean": MEAN,
-    "std": STD,
-    "threshold": None,
-    "short_side": None,
-}
+#: What of a network its tensors do not show, and what the published ones have.
+PUBLISHED = {name: published for name, (_, _, published) in OPTIONS.items() if name != "batch_norm"}
 _LAST = "cp.backbone.conv_last."
 # Without a size of its own the network is tried at this one.
 _SHORT_SIDE = 512
@@ -154,7 +146,7 @@ def _weights(checkpoint: Checkpoint) -> dict[str, object]:
 
 def _options(checkpoint: Checkpoint) -> dict[str, dict[str, object]]:
     result = {}
-    for name, published in PUBLISHED.items():
+    for name, published in {**PUBLISHED, "short_side": None}.items():
         value = checkpoint.metadata.get(name, published)
         origin = "metadata" if name in checkpoint.metadata else "default"
         if value is not None:

@@ -9,13 +9,11 @@ import torch
 
 from stdc_fast.checkpoints.canonical import Checkpoint
 from stdc_fast.checkpoints.families import State
+from stdc_fast.checkpoints.options import OPTIONS, PARTS
 from stdc_fast.errors import UserError
 
 #: What the published networks have where a checkpoint's metadata says nothing.
-EPS = 1e-5
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-#: Parts of the network whose norms may differ in eps.
-PARTS = ("backbone", "arms", "context", "fusion", "head")
+EPS, MEAN, STD = (OPTIONS[name][2] for name in ("eps", "mean", "std"))
 
 #: Convolutions of the decoder may have these; the published network's have none.
 BIASES = ("conv_out.conv_out.bias", "ffm.conv1.bias", "ffm.conv2.bias")
