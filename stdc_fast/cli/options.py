@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from typing import Annotated, Optional
@@ -20,8 +21,26 @@ Scale = Annotated[Optional[float], typer.Option(help="Resize the image by this f
 Size = Annotated[
     Optional[str], typer.Option(help="HEIGHTxWIDTH for the network, or native. Default: the weights' own.")
 ]
+Option = Annotated[
+    Optional[list[str]],
+    typer.Option(metavar="KEY=VALUE", help="What the file does not say of its network, e.g. conv_last=true."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def pairs(items: list[str] | None, option: str) -> dict[str, object]:
+    """KEY=VALUE items as a dict; values that are JSON are read as such. UserError for another form."""
+    found: dict[str, object] = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"{option} must be KEY=VALUE, not {item!r}")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found
 
 
 def exact_size(text: str) -> tuple[int, int]:
