@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from stdc_fast.classes import ClassSet
 from stdc_fast.data import open_folder
 from stdc_fast.errors import UserError
-from stdc_fast.evaluate import Confusion, evaluate
+from stdc_fast.evaluation import Confusion, evaluate
 from stdc_fast.reference import STDCSeg
 from stdc_fast.segmenter import Segmenter
 
