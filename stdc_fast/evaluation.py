@@ -139,9 +139,8 @@ class Evaluation(Confusion):
 
     def save_confusion(self, path: str | Path) -> None:
         """Write the matrix as CSV: pixels, a row a true class; the first cell says how they came about."""
-        with_heads = [
-            [f"rows true, columns predicted; {self.model['model']}, {self.how()}", *self.classes.names]
-        ]
+        about = f"rows true, columns predicted; {self.model['model']}, {self.how()}"
+        with_heads = [[about, *self.classes.names]]
         with_heads += [[n, *row] for n, row in zip(self.classes.names, self.matrix.tolist(), strict=True)]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(with_heads)

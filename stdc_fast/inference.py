@@ -109,10 +109,9 @@ def _windows(model: Segmenter, frame: Tensor, protocol: Protocol, view: View) ->
     """The windows of a view; the whole of it is one."""
     if protocol.name == "mmseg":
         frame = resize_bytes(frame, view.size)
-    elif protocol.window:
+    elif protocol.window and frame.shape[1:3] != view.size:
         # The published code has no windows; as it resizes the normalised image, they are cut from that.
-        if frame.shape[1:3] != view.size:
-            frame = upsample(normalise(frame, model.precision.sums), view.size)
+        frame = upsample(normalise(frame, model.precision.sums), view.size)
     across = 2 if frame.dtype == torch.uint8 else 3
     frame = frame.flip(across) if view.mirrored else frame
     if not protocol.window:

@@ -123,8 +123,9 @@ def val(
         save_figure(plot, lambda: figure(result, title))
     if as_json:
         about = {"data": str(data), "split": split, "images_of_split": len(folder), "drawn": drawn}
+        asked = {"scale": how.scale, "size": how.size}
         default = {"default_short_side": segmenter.input_size.short_side}
-        print(json.dumps(about | default | result.to_dict(), indent=1))
+        print(json.dumps(about | asked | default | result.to_dict(), indent=1))
     else:
         _print(result, title)
 

@@ -363,7 +363,8 @@ def test_val_matches_classes_by_name(run_cli, tiny_weights, workplace):
     camvid(workplace / "plain", classes="")
     plain = json.loads(run_cli("val", "plain", "-m", tiny_weights, "--json").out)
     order = list(reversed(range(11)))
-    camvid(workplace / "turned", classes="\n".join(f"{i} {CAMVID.names[i].upper()}" for i in order))
+    names = "\n".join(f"{i} {CAMVID.names[i].upper()}" for i in order)
+    camvid(workplace / "turned", classes=f"{names}\n11 Void")
     turned = json.loads(run_cli("val", "turned", "-m", tiny_weights, "--json").out)
     assert turned["miou"] == pytest.approx(plain["miou"])
     assert list(turned["iou"]) == [CAMVID.names[i].upper() for i in order]
