@@ -6,8 +6,9 @@ Images are RGB uint8 ``[H, W, 3]``, labels uint8 ``[H, W]`` with 255 for pixels 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,15 @@ _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28,
 class SegmentationFolder:
     """Pairs of image and label files of one split of a data set.
 
-    ``remap`` is a 256-entry table from stored label values to class ids and 255.
+    ``remap`` is a 256-entry table from stored label values to class ids and 255; ``known`` has the values
+    that may occur, all by default.
     """
 
     images: tuple[Path, ...]
     labels: tuple[Path, ...]
     classes: ClassSet
     remap: np.ndarray
+    known: frozenset[int] = frozenset(range(256))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,17 +57,26 @@ class SegmentationFolder:
         return read_image(self.images[index])
 
     def load_labels(self, index: int) -> np.ndarray:
-        """Class ids uint8 ``[H, W]``, 255 where no class counts."""
+        """Class ids uint8 ``[H, W]``, 255 where no class counts. UserError for values that are not known."""
         path = self.labels[index]
         try:
             with Image.open(path) as im:
                 if im.mode not in ("L", "P"):
                     raise UserError(f"{path}: labels must be one 8-bit channel of class ids, not {im.mode}")
-                return self.remap[np.asarray(im)]
+                stored = np.asarray(im)
         except UserError:
             raise
         except Exception as error:  # decoders raise many types on damaged files
             raise UserError(f"{path}: not a readable image ({error})") from None
+        pixels = np.bincount(stored.ravel(), minlength=256)
+        strange = [v for v in np.flatnonzero(pixels).tolist() if v not in self.known]
+        if strange:
+            raise UserError(
+                f"{path}: {pixels[strange[0]]} pixels have the value {strange[0]}, which is no class id of "
+                f"this data and none that is ignored ({_ranges(self.known)} are); mend the labels, or name "
+                "the value in classes.txt"
+            )
+        return self.remap[stored]
 
     def histograms(self) -> np.ndarray:
         """Pixels of every class in every image, int64 ``[images, classes]``; reads all labels."""
@@ -113,35 +125,42 @@ def _open_camvid(root: Path, split: str) -> SegmentationFolder:
             what = f"{split}annot" if stem in images else split
             raise UserError(f"{root / what}: no file for {stem!r}")
     remap = np.full(256, IGNORE, np.uint8)
-    classes = CAMVID
+    classes, ignored = CAMVID, {len(CAMVID)}  # the twelfth of the usual release is "void"
     if (root / "classes.txt").is_file():
-        names = _read_classes(root / "classes.txt")
+        names, ignored = _read_classes(root / "classes.txt")
         classes = ClassSet.from_names(tuple(names.values()))
         ids = list(names)
     else:
         ids = list(range(len(classes)))
     remap[ids] = np.arange(len(ids))
     return SegmentationFolder(
-        tuple(images[s] for s in stems), tuple(labels[s] for s in stems), classes, remap
+        tuple(images[s] for s in stems),
+        tuple(labels[s] for s in stems),
+        classes,
+        remap,
+        frozenset({*ids, *ignored, IGNORE}),
     )
 
 
-def _read_classes(path: Path) -> dict[int, str]:
-    names = {}
+def _read_classes(path: Path) -> tuple[dict[int, str], set[int]]:
+    """Classes by stored value, and values that are ignored."""
+    names, ignored = {}, set()
     for line in path.read_text().splitlines():
         if not line.strip():
             continue
         match = re.fullmatch(r"(\d+)\s+(\S.*)", line.strip())
         if not match or int(match[1]) > 254:
             raise UserError(f"{path}: expected lines of the form '3 Road', got {line.strip()!r}")
-        if match[2].lower() not in ("unlabelled", "void", "ignore"):
+        if match[2].lower() in ("unlabelled", "void", "ignore"):
+            ignored.add(int(match[1]))
+        else:
             names[int(match[1])] = match[2]
     if not names:
         raise UserError(f"{path}: names no class")
     repeated = [n for n in names.values() if list(names.values()).count(n) > 1]
     if repeated:
         raise UserError(f"{path}: names {repeated[0]!r} twice; each class needs a name of its own")
-    return names
+    return names, ignored
 
 
 def _open_cityscapes(root: Path, split: str) -> SegmentationFolder:
@@ -167,7 +186,17 @@ def _open_cityscapes(root: Path, split: str) -> SegmentationFolder:
         raise UserError(f"{root / 'leftImg8bit' / split}: holds no */*_leftImg8bit images")
     remap = np.full(256, IGNORE, np.uint8)
     remap[list(range(19) if train_ids else _CITYSCAPES_IDS)] = np.arange(19)
-    return SegmentationFolder(tuple(images), tuple(labels), CITYSCAPES, remap)
+    known = frozenset({*range(19 if train_ids else 34), IGNORE})
+    return SegmentationFolder(tuple(images), tuple(labels), CITYSCAPES, remap, known)
+
+
+def _ranges(values: Iterable[int]) -> str:
+    """Numbers as "0-18, 255"."""
+    found = []
+    for _, group in itertools.groupby(enumerate(sorted(values)), lambda pair: pair[1] - pair[0]):
+        run = [value for _, value in group]
+        found.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]))
+    return ", ".join(found)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from stdc_fast import backends, checkpoints, files, info
 from stdc_fast.data import Augmentation, TrainingStream, open_folder
 from stdc_fast.errors import UserError
-from stdc_fast.evaluate import Confusion, evaluate
+from stdc_fast.evaluation import Confusion, evaluate
 from stdc_fast.images import normalise
 from stdc_fast.recipe import TrainConfig, amp_dtype, optimizer
 from stdc_fast.reference import LossTerms, OhemCrossEntropy, SegmentationLoss, STDCSeg

@@ -16,7 +16,7 @@ import stdc_fast
 from stdc_fast import checkpoints
 from stdc_fast.data import open_folder
 from stdc_fast.errors import UserError
-from stdc_fast.evaluate import evaluate
+from stdc_fast.evaluation import evaluate
 from stdc_fast.reference import STDCClassifier
 from stdc_fast.train import Average, TrainConfig, train
 
