@@ -9,7 +9,7 @@ from PIL import Image
 
 from stdc_fast.appearance import Appearance
 from stdc_fast.classes import CAMVID, CITYSCAPES, ClassSet, class_set
-from stdc_fast.data import Augmentation, TrainingStream, open_folder
+from stdc_fast.data import Augmentation, TrainingStream, open_folder, open_folders
 from stdc_fast.errors import UserError
 from stdc_fast.images import MEAN, STD, normalise
 
@@ -46,6 +46,23 @@ def test_cityscapes_folder(tmp_path, train_ids):
     assert folder.classes == CITYSCAPES
     labels = folder.load_labels(0)
     assert (labels[:2] == 255).all() and set(np.unique(labels[2:])) == {0, 1, 2}
+
+
+def test_several_splits_are_one(tmp_path):
+    root = folders.camvid(tmp_path)
+    both = open_folders(root, ("train", "val"))
+    parts = [open_folder(root, s) for s in ("train", "val")]
+    assert both.images == parts[0].images + parts[1].images
+    assert both.labels == parts[0].labels + parts[1].labels
+    assert np.array_equal(both.load_labels(4), parts[1].load_labels(0))
+
+
+def test_splits_of_different_ids_are_not_one(tmp_path):
+    root = folders.cityscapes(tmp_path)
+    for path in (root / "gtFine" / "val").rglob("*_labelIds.png"):
+        path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
+    with pytest.raises(UserError, match="the labels of train and val have different classes or ids"):
+        open_folders(root, ("train", "val"))
 
 
 @pytest.mark.skipif(not SHARED_CAMVID.is_dir(), reason="CamVid is not at ../shared/data/camvid")
