@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image
 from torch import Tensor
 
+from stdc_fast.appearance import Appearance
 from stdc_fast.classes import CAMVID, CITYSCAPES, ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.images import MEAN, is_image, read_image
@@ -110,6 +111,17 @@ def open_folder(root: str | Path, split: str) -> SegmentationFolder:
     )
 
 
+def open_folders(root: str | Path, splits: Sequence[str]) -> SegmentationFolder:
+    """Several splits of one data set as one; UserError as :func:`open_folder`, or if their labels differ."""
+    folders = [open_folder(root, split) for split in splits]
+    first = folders[0]
+    for split, folder in zip(splits, folders, strict=True):
+        if folder.classes != first.classes or not np.array_equal(folder.remap, first.remap):
+            raise UserError(f"{root}: the labels of {splits[0]} and {split} have different classes or ids")
+    images, labels = (tuple(p for f in folders for p in getattr(f, k)) for k in ("images", "labels"))
+    return dataclasses.replace(first, images=images, labels=labels)
+
+
 def _open_camvid(root: Path, split: str) -> SegmentationFolder:
     images = {p.stem: p for p in sorted((root / split).iterdir()) if is_image(p)}
     labels = {p.stem: p for p in sorted((root / f"{split}annot").iterdir()) if is_image(p)}
@@ -201,19 +213,19 @@ def _ranges(values: Iterable[int]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Random scale, crop, flip and colour.
+    """Random scale, crop, flip and appearance.
 
     Args:
         scales: range of the scale factor, drawn log-uniformly.
         aspect: largest stretch of the width against the height, e.g. 0.1 for 10 % either way.
         balance: probability that a crop is placed on a random pixel of a random class.
-        jitter: largest relative change of brightness, contrast and saturation.
+        appearance: light, colours and sharpness.
     """
 
     scales: tuple[float, float] = (0.5, 2.0)
     aspect: float = 0.1
     balance: float = 0.5
-    jitter: float = 0.4
+    appearance: Appearance = dataclasses.field(default_factory=Appearance)
 
     def __call__(
         self,
@@ -250,7 +262,7 @@ class Augmentation:
 
         box = (left, top, min(left + in_w, width), min(top + in_h, height))
         pixels = Image.fromarray(image).resize((out_w, out_h), Image.Resampling.BILINEAR, box)
-        pixels = np.asarray(self._colour(pixels, rng))
+        pixels = np.asarray(self.appearance(pixels, rng))
         ids = np.asarray(Image.fromarray(labels).resize((out_w, out_h), Image.Resampling.NEAREST, box))
         if rng.random() < 0.5:
             pixels, ids = pixels[:, ::-1], ids[:, ::-1]
@@ -260,13 +272,6 @@ class Augmentation:
         out = np.full(crop, IGNORE, np.uint8)
         out[y : y + out_h, x : x + out_w] = ids
         return canvas, out
-
-    def _colour(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
-        for i in rng.permutation(len(enhancers)):
-            factor = float(rng.uniform(1 - self.jitter, 1 + self.jitter))
-            image = enhancers[i](image).enhance(factor)
-        return image
 
 
 class TrainingStream(torch.utils.data.Dataset):

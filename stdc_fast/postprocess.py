@@ -91,7 +91,7 @@ def rows_of(x: Tensor) -> Rows:
 def resized_rows(
     rows: Rows, source: tuple[int, int], size: tuple[int, int], align_corners: bool = True
 ) -> Rows:
-    """The rows of ``upsample(x, size, align_corners)``, up to its rounding, for the rows of an ``x`` of (h, w) ``source``.
+    """The rows of ``upsample(x, size, align_corners)``, up to its rounding, for those of an ``x`` of ``source``.
 
     A band of them reads no more of ``x`` than it needs, so that ``x`` itself may be computed in bands.
     """
