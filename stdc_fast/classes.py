@@ -23,7 +23,7 @@ class ClassSet:
     @staticmethod
     def from_names(names: tuple[str, ...]) -> ClassSet:
         """The known set of these names, else these names with evenly spread colours."""
-        for known in (CAMVID, CITYSCAPES):
+        for known in (CAMVID, CITYSCAPES, PASCAL_VOC):
             if [n.lower() for n in names] == [n.lower() for n in known.names]:
                 return known
         return ClassSet(tuple(names), spread_palette(len(names)))
@@ -63,10 +63,21 @@ CITYSCAPES = ClassSet(
     ),
 )  # fmt: skip
 
+_VOC_NAMES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
 
-def class_set(count: int) -> ClassSet:
-    """The best guess for a checkpoint without names: by the number of its classes."""
-    for known in (CAMVID, CITYSCAPES):
-        if len(known) == count:
-            return known
-    return ClassSet(tuple(f"class {i}" for i in range(count)), spread_palette(count))
+
+def _voc_colour(index: int) -> tuple[int, int, int]:
+    """VOC's rule: the lowest three bits of the id are the highest of red, green and blue, and so on."""
+    channels = (sum((index >> (3 * i + c) & 1) << (7 - i) for i in range(3)) for c in range(3))
+    return tuple(channels)
+
+
+PASCAL_VOC = ClassSet(_VOC_NAMES, tuple(_voc_colour(i) for i in range(len(_VOC_NAMES))))
+
+
+#: Names and colours by the name of a data set.
+DATA_SETS = {"camvid": CAMVID, "cityscapes": CITYSCAPES, "voc": PASCAL_VOC}

@@ -1,9 +1,10 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all; and the user's folder for what can be made or fetched again."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -61,3 +62,22 @@ def atomic(path: Path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cache_folder(variable: str) -> Path:
+    """The folder that an environment variable names, else stdc_fast in the platform's folder for caches.
+
+    An absolute path; nothing is made. UserError if there is neither the variable nor a home directory.
+    """
+    try:
+        if given := os.environ.get(variable):
+            return Path(given).expanduser().absolute()
+        if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+            return Path(local) / "stdc_fast"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "stdc_fast"
+        # A relative path counts as none, says the XDG specification.
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        return (given if given.is_absolute() else Path.home() / ".cache") / "stdc_fast"
+    except RuntimeError as error:
+        raise UserError(f"no folder for caches ({error}); set {variable} to one") from None

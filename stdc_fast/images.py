@@ -6,7 +6,7 @@ import contextlib
 import glob
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -144,10 +144,10 @@ def tensor_images(tensor: Tensor, bgr: bool = False) -> list[np.ndarray | Tensor
     )
 
 
-def denormalise(image: Tensor) -> np.ndarray:
-    """RGB uint8 ``[H, W, 3]`` of one normalised float image ``[3, H, W]``."""
+def denormalise(image: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> np.ndarray:
+    """RGB uint8 ``[H, W, 3]`` of one float image ``[3, H, W]`` that was normalised with these."""
     x = image.detach().double().cpu().numpy().transpose(1, 2, 0)
-    x = (x * np.array(STD) + np.array(MEAN)) * 255
+    x = (x * np.array(std) + np.array(mean)) * 255
     return np.clip(np.round(np.nan_to_num(x)), 0, 255).astype(np.uint8)
 
 

@@ -68,8 +68,8 @@ def scores(model: Segmenter, frame: np.ndarray | Tensor, protocol: Protocol) -> 
     views = []
     for view in protocol.views(*size, model.input_size):
         windows = _windows(model, frame, protocol, view)
-        seen = _averaged(windows, view)
-        views.append(resized_rows(seen, view.size, size))
+        seen = _averaged(windows, view, model.network.align_corners)
+        views.append(resized_rows(seen, view.size, size, model.network.align_corners))
     return Scores(views, size, windows[0].logits)
 
 
@@ -111,7 +111,8 @@ def _windows(model: Segmenter, frame: Tensor, protocol: Protocol, view: View) ->
         frame = resize_bytes(frame, view.size)
     elif protocol.window and frame.shape[1:3] != view.size:
         # The published code has no windows; as it resizes the normalised image, they are cut from that.
-        frame = upsample(normalise(frame, model.precision.sums), view.size)
+        network = model.network
+        frame = upsample(normalise(frame, model.precision.sums, network.mean, network.std), view.size)
     across = 2 if frame.dtype == torch.uint8 else 3
     frame = frame.flip(across) if view.mirrored else frame
     if not protocol.window:
@@ -132,9 +133,9 @@ def _spans(length: int, window: int, stride: int) -> list[tuple[int, int]]:
     return [(min(i * stride, length - window), window) for i in range(steps + 1)]
 
 
-def _averaged(windows: list[_Window], view: View) -> Rows:
+def _averaged(windows: list[_Window], view: View, align_corners: bool) -> Rows:
     """Rows of a view's logits ``[1, C, h, w]``, not mirrored: the mean of the windows that hold a pixel."""
-    resized = [resized_rows(rows_of(w.logits), w.logits.shape[2:], w.size) for w in windows]
+    resized = [resized_rows(rows_of(w.logits), w.logits.shape[2:], w.size, align_corners) for w in windows]
 
     def band(start: int, stop: int) -> Tensor:
         if len(windows) == 1:

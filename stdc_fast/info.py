@@ -70,7 +70,7 @@ def collect() -> dict[str, object]:
     backend, dtype, why, memory = _default()
     missing = _native.why_not()
     models = []
-    for name in zoo.list_models():
+    for name in zoo.list_models(status="embedded"):
         meta = zoo.model_info(name)
         models.append({"name": name, **{k: meta.get(k) for k in ("variant", "miou", "miou_split", "terms")}})
     return {

@@ -18,27 +18,34 @@ Rows: TypeAlias = Callable[[int, int], Tensor]
 
 
 def label_logits(
-    logits: Tensor, seen: tuple[int, int], size: tuple[int, int], confidence: bool = False
+    logits: Tensor,
+    seen: tuple[int, int],
+    size: tuple[int, int],
+    confidence: bool = False,
+    align_corners: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """The published protocol's end: logits to the size that the network saw, then to ``size``, then argmax.
 
     Arguments and results are those of :func:`resize_argmax`, with (H, W) ``seen`` besides.
     """
-    return resize_argmax(logits if seen == size else upsample(logits, seen), size, confidence)
+    if seen != size:
+        logits = upsample(logits, seen, align_corners)
+    return resize_argmax(logits, size, confidence, align_corners)
 
 
 def resize_argmax(
-    logits: Tensor, size: tuple[int, int], confidence: bool = False
+    logits: Tensor, size: tuple[int, int], confidence: bool = False, align_corners: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """Bilinear resize (align_corners=True) and argmax, storing at most 256 MB of resized logits.
+    """Bilinear resize and argmax, storing at most 256 MB of resized logits.
 
-    Equal to ``upsample(logits, size).argmax(1)`` up to the rounding of the interpolation, but the
-    memory it takes does not grow with classes times output pixels. Ties take the lowest class.
+    Equal to ``upsample(logits, size, align_corners).argmax(1)`` up to the rounding of the interpolation, but
+    the memory it takes does not grow with classes times output pixels. Ties take the lowest class.
 
     Args:
         logits: ``[N, C, h, w]``, float, C <= 256.
         size: (H, W) of the labels.
         confidence: also return the softmax probability of the chosen class.
+        align_corners: of the interpolation.
 
     Returns:
         Labels uint8 ``[N, H, W]`` and confidence float32 ``[N, H, W]`` or None.
@@ -50,11 +57,12 @@ def resize_argmax(
     rows = max(1, _BAND_BYTES // max(1, n * c * width * logits.element_size()))
     logits = logits.contiguous()  # NCHW: one plane per class
     if rows < height:
-        wide = upsample(logits, (h, width))
-        resized = resized_rows(rows_of(wide), (h, width), size)
+        wide = upsample(logits, (h, width), align_corners)
+        resized = resized_rows(rows_of(wide), (h, width), size, align_corners)
     for start in range(0, height, rows):
         band = slice(start, min(start + rows, height))
-        values = resized(band.start, band.stop) if rows < height else upsample(logits, size)
+        whole = rows >= height
+        values = upsample(logits, size, align_corners) if whole else resized(band.start, band.stop)
         best = argmax(values, labels[:, band])
         if chosen is not None:
             chosen[:, band] = (values - best.unsqueeze(1)).exp_().sum(1).reciprocal_()
@@ -80,23 +88,27 @@ def rows_of(x: Tensor) -> Rows:
     return lambda start, stop: x[:, :, start:stop]
 
 
-def resized_rows(rows: Rows, source: tuple[int, int], size: tuple[int, int]) -> Rows:
-    """The rows of ``upsample(x, size)``, up to its rounding, for the rows of an ``x`` of (h, w) ``source``.
+def resized_rows(
+    rows: Rows, source: tuple[int, int], size: tuple[int, int], align_corners: bool = True
+) -> Rows:
+    """The rows of ``upsample(x, size, align_corners)``, up to its rounding, for the rows of an ``x`` of (h, w) ``source``.
 
     A band of them reads no more of ``x`` than it needs, so that ``x`` itself may be computed in bands.
     """
     if source == size:
         return rows
-    height, step = source[0], (source[0] - 1) / max(size[0] - 1, 1)
+    height = source[0]
+    step = (height - 1) / max(size[0] - 1, 1) if align_corners else height / size[0]
 
     def band(start: int, stop: int) -> Tensor:
         # Positions in float64: in float32 they are off by some 1e-4 of a row.
-        where = torch.arange(start, stop, dtype=torch.float64) * step
+        where = torch.arange(start, stop, dtype=torch.float64)
+        where = where * step if align_corners else ((where + 0.5) * step - 0.5).clamp_(min=0)
         top = where.long().clamp_(max=height - 1)
         first, last = int(top[0]), min(int(top[-1]) + 1, height - 1)
         x = rows(first, last + 1)
         if source[1] != size[1]:
-            x = upsample(x, (x.shape[2], size[1]))
+            x = upsample(x, (x.shape[2], size[1]), align_corners)
         weight = (where - top).to(x).view(-1, 1)
         above = (top - first).to(x.device)
         return torch.lerp(x[:, :, above], x[:, :, (above + 1).clamp_(max=last - first)], weight)

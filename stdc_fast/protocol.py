@@ -16,7 +16,7 @@ from stdc_fast.segmenter import InputSize, check_request
 #: Scales of "ms+flip" in mmsegmentation's tables.
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
-_LOGITS = "bilinear, align_corners=True, to the size seen, then to the labels' size; argmax"
+_LOGITS = "bilinear to the size seen, then to the labels' size; argmax"
 #: How each code base resizes images and logits, in words.
 PROTOCOLS = {
     "official": {"image": "normalised image, bilinear, align_corners=True", "logits": _LOGITS},

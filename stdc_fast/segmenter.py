@@ -22,7 +22,8 @@ from stdc_fast.freshness import Watched
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Like, Precision, precision_of
-from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, normalise, upsample
+from stdc_fast.published import Published
+from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, upsample
 from stdc_fast.segmentation import Segmentation
 from stdc_fast.stream import Stream, open_stream
 
@@ -51,10 +52,11 @@ class InputSize:
     """Size at which the network sees an image, where the caller does not say.
 
     ``short_side`` is the length in pixels to which the shorter side is brought, so that things appear as
-    large as in training; None leaves the image as it is.
+    large as in training. Without it, ``scale`` is what the image is resized by.
     """
 
     short_side: int | None = None
+    scale: float = 1.0
 
     def resolve(
         self,
@@ -65,17 +67,16 @@ class InputSize:
     ) -> tuple[int, int]:
         """(H, W) for an image of that size; ``scale`` and ``size`` ("native" or (H, W)) go first."""
         size = check_request(scale, size)
-        if scale is not None:
-            result = (int(height * scale), int(width * scale))
-        elif size == "native":
+        if size == "native":
             result = (height, width)
         elif size is not None:
             result = size
-        elif self.short_side is not None:
+        elif scale is None and self.short_side is not None:
             factor = self.short_side / min(height, width)
             result = (round(height * factor), round(width * factor))
         else:
-            result = (height, width)
+            scale = self.scale if scale is None else scale
+            result = (int(height * scale), int(width * scale))
         if min(result) < MIN_SIZE or result[0] * result[1] > images.MAX_PIXELS:
             raise UserError(
                 f"the network would see {result[1]}x{result[0]}; both sides must be at least {MIN_SIZE} "
@@ -269,15 +270,15 @@ class Segmenter(nn.Module):
             )
         check_input(x)
         size = tuple(x.shape[2:])
-        return upsample(self._runs(x).logits(x, size), size)
+        return upsample(self._runs(x).logits(x, size), size, self.network.align_corners)
 
-    def _runs(self, image: Tensor) -> Executable | _Published:
+    def _runs(self, image: Tensor) -> Executable | Published:
         """What runs the network on such images: the backend, or the network itself where it must."""
         # Left to a compiler as it is: what the eager backend does by hand, it does itself.
         compiling = torch.compiler.is_compiling()
         state = None if compiling else self._watched.state(self.network, (image,))
         if state is None:
-            return _Published(self.network, self.precision)
+            return Published(self.network, self.precision)
         frames = image.dtype == torch.uint8
         key = self.precision, frames
         if key not in state.made:
@@ -435,7 +436,9 @@ class Segmenter(nn.Module):
         seconds = time.perf_counter() - start
         return Segmentation(
             result,
-            images.denormalise(image) if isinstance(image, Tensor) else image,
+            images.denormalise(image, self.network.mean, self.network.std)
+            if isinstance(image, Tensor)
+            else image,
             self.classes,
             name,
             seconds,
@@ -469,32 +472,5 @@ class Segmenter(nn.Module):
         """
         runs = self._runs(image)
         if confidence:
-            return label_logits(runs.logits(image, seen), seen, size, True)
+            return label_logits(runs.logits(image, seen), seen, size, True, self.network.align_corners)
         return runs.labels(image, size, seen=seen), None
-
-
-class _Published:
-    """The network as it is, for what no plan may run: training, hooks inside of it, and whoever traces it.
-
-    It runs in the dtype of its parameters; logits are in that of the precision's sums.
-    """
-
-    def __init__(self, network: STDCSeg, precision: Precision):
-        self.network, self.precision = network, precision
-
-    def logits(self, image: Tensor, seen: tuple[int, int]) -> Tensor:
-        """As of :meth:`stdc_fast.backends.base.Executable.logits`."""
-        x = normalise(image, self.precision.sums) if image.dtype == torch.uint8 else image
-        if x.shape[2:] != seen:
-            x = upsample(x, seen)
-        x = x.to(next(self.network.parameters()).dtype).contiguous(memory_format=torch.channels_last)
-        if not torch.compiler.is_compiling():
-            return self.network.logits8(x).to(self.precision.sums)
-        # The precision of the model counts, whatever autocast it is called under.
-        low = self.precision.maps in (torch.float16, torch.bfloat16)
-        with torch.autocast(x.device.type, self.precision.maps if low else None, enabled=low):
-            return self.network.logits8(x).to(self.precision.sums)
-
-    def labels(self, image: Tensor, size: tuple[int, int], *, seen: tuple[int, int]) -> Tensor:
-        """As of :meth:`stdc_fast.backends.base.Executable.labels`."""
-        return label_logits(self.logits(image, seen), seen, size)[0]

@@ -1,17 +1,19 @@
-"""Weights that come with the package, and :func:`load`."""
+"""Weights by name, embedded and published, and :func:`load`."""
 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from stdc_fast import backends, checkpoints
+from stdc_fast import backends, checkpoints, download, registry
 from stdc_fast.backends.eager.ranges import fp16_overflow
-from stdc_fast.classes import ClassSet, class_set
+from stdc_fast.classes import DATA_SETS, ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.precision import BFLOAT16, FLOAT16, FLOAT64, Like, choose
 from stdc_fast.segmenter import InputSize, Segmenter
@@ -22,14 +24,62 @@ WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "stdc1_camvid"
 
 
-def list_models() -> list[str]:
-    """Names of the embedded weights."""
-    return sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))
+#: What a name's status may be; :func:`model_info` gives it.
+STATUSES = ("embedded", "cached", "download", "uncertain", "manual")
+
+
+def list_models(pattern: str = "*", *, backbones: bool = False, status: str | None = None) -> list[str]:
+    """Names that :func:`load` knows: the embedded weights, then the published ones.
+
+    Args:
+        pattern: as of a shell, such as "*city*"; upper and lower case are the same.
+        backbones: with ImageNet backbones, which are files to start a training from.
+        status: only names of this status: "embedded"; "cached", its file is on this machine; "download";
+            "uncertain", only addresses that may be gone are known; "manual", fetched by hand only.
+
+    Raises UserError for another status. docs/models.md has what is published of each name.
+    """
+    if status is not None and status not in STATUSES:
+        raise UserError(f"status must be one of {', '.join(STATUSES)}, not {status!r}")
+    published = (r.name for r in registry.RECORDS.values() if backbones or r.task != registry.BACKBONE)
+    return [
+        name
+        for name in (*_embedded(), *sorted(published))
+        if fnmatch.fnmatchcase(name, pattern.lower()) and status in (None, _status(name))
+    ]
 
 
 def model_info(name: str = DEFAULT) -> dict[str, object]:
-    """What the embedded weights say of themselves: recipe, mIoU, classes, terms, ..."""
-    return checkpoints.read(find(name)).metadata
+    """All that is known of a name of :func:`list_models`, as JSON values.
+
+    For embedded weights, and for a file, that is what they say of themselves: recipe, mIoU, classes, terms
+    and more. For published ones it is their :class:`stdc_fast.registry.Record`. To both come "name", "status"
+    and "path", where the file is or would be; None without a home directory. UserError, with the nearest
+    names, for an unknown one.
+    """
+    if (record := registry.RECORDS.get(str(name))) is not None:
+        facts, path = record.facts(), download.known_place(record)
+    else:
+        path = find(name)
+        facts = checkpoints.read(path).metadata
+    place = None if path is None else str(path)
+    return {**facts, "name": title(name), "status": _status(str(name)), "path": place}
+
+
+def _embedded() -> list[str]:
+    return sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))
+
+
+def _status(name: str) -> str:
+    """One of STATUSES; "cached" for files."""
+    if name in registry.RECORDS:
+        return download.status(registry.RECORDS[name])
+    return "embedded" if name in _embedded() else "cached"
+
+
+def title(pretrained: str | Path) -> str:
+    """A name as it is, and of a file its name without suffix."""
+    return str(pretrained) if str(pretrained) in registry.RECORDS else Path(pretrained).stem
 
 
 @torch.inference_mode(False)  # tensors made in that mode do not count their changes
@@ -40,11 +90,15 @@ def load(
     dtype: Like = "auto",
     backend: str = "auto",
     memory: str = "fast",
+    download: bool = False,
+    classes: str | Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+    **options: object,
 ) -> Segmenter:
     """Load STDC-Seg weights for inference.
 
     Args:
-        pretrained: an embedded name (:func:`list_models`) or a checkpoint file of any family that
+        pretrained: a name (:func:`list_models`) or a checkpoint file of any family that
             :func:`stdc_fast.checkpoints.read` knows, told apart by content.
         device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", ...
         dtype: "auto" (float16 on a GPU with tensor cores, bfloat16 on a CPU with instructions for it, else
@@ -54,33 +108,37 @@ def load(
             variable STDC_FAST_BACKEND stands in for "auto".
         memory: "fast", or "small" for less than half the weights, which takes longer; both are the same
             outside of the CPU engine.
+        download: fetch published weights that are not on this machine; without it nothing is downloaded.
+        classes: names of the classes by class id, or "camvid" or "cityscapes"; they go before those of the
+            file. Where neither has them they are "class 0", "class 1", ..., and a warning says so.
+        palette: an RGB colour (0..255) for each class; goes before the file's.
+        options: what a file can not say of its network: ``batch_norm`` ("plain", "in-place"), ``conv_last``,
+            ``threshold``, ``align_corners``, ``eps``, ``mean``, ``std``, ``count_include_pad``. A file that
+            leaves one of them open is refused with its name; ``docs/checkpoints.md`` explains them.
 
     Returns a :class:`Segmenter` in eval mode, parameters frozen (``model.requires_grad_()`` to train them);
     ``report`` says what was mapped and dropped, ``reason`` why it runs in this dtype on this backend.
-    Raises UserError for unknown names (with the nearest one), files that do not match exactly,
-    and devices, dtypes or backends that are not available here.
+    Raises UserError for unknown names (with the nearest ones), weights that are not on this machine (with
+    how to get them), files that do not match exactly, and devices, dtypes or backends that are not available
+    here.
     """
     place = backends.resolve_device(device)
     precision, why = choose(dtype, place)
     if backend != "auto":
         backends.named(backend)  # a misspelt name is said before anything is read
-    checkpoint = checkpoints.read(find(pretrained))
+    checkpoint = checkpoints.read(find(pretrained, download), **options)
     log.info("%s: %s", pretrained, checkpoint.report)
-    meta = checkpoint.metadata
-    if meta.get("classes") is not None:
-        names = tuple(meta["classes"])
-        palette = tuple(tuple(c) for c in meta.get("palette") or ())
-        classes = ClassSet(names, palette) if palette else ClassSet.from_names(names)
-    else:
-        classes = class_set(checkpoint.num_classes)
-    size = InputSize(short_side=meta["short_side"]) if "short_side" in meta else InputSize()
+    record = registry.RECORDS.get(str(pretrained))
+    meta = (record.defaults() if record else {}) | checkpoint.metadata
+    known = named_classes(pretrained, checkpoint, meta, classes, palette)
+    size = InputSize(meta.get("short_side"), meta.get("scale") or 1.0)
     try:
         network = checkpoint.network(torch.float64 if precision == FLOAT64 else torch.float32)
     except UserError as error:
         raise UserError(f"{pretrained}: {error}") from None
     network.requires_grad_(False)
-    name = Path(pretrained).stem
-    model = Segmenter(network.to(place), classes, size, backend, name, precision, why, memory)
+    name = title(pretrained)
+    model = Segmenter(network.to(place), known, size, backend, name, precision, why, memory)
     if precision == FLOAT16 and (problem := fp16_overflow(model.kept_plan(), place)) is not None:
         model.precision, model.why_precision = BFLOAT16, f"float16 would overflow: {problem}"
         log.warning("%s: runs in bfloat16: %s", pretrained, model.why_precision)
@@ -90,18 +148,69 @@ def load(
     return model
 
 
-def find(pretrained: str | Path) -> Path:
-    """The weights file of an embedded name, or the file itself. UserError, with the nearest name, if none."""
-    path = Path(pretrained)
+def named_classes(
+    pretrained: str | Path,
+    checkpoint: checkpoints.Checkpoint,
+    meta: Mapping[str, object],
+    classes: str | Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+) -> ClassSet:
+    """Names and colours of a checkpoint's classes: the caller's, else those in ``meta``, else numbers.
+
+    UserError for names or colours that do not fit.
+    """
+    count = checkpoint.num_classes
+    if isinstance(classes, str):
+        given = DATA_SETS.get(classes.lower())
+        if given is None:
+            raise UserError(f"classes must be names, or one of {', '.join(DATA_SETS)}, not {classes!r}")
+        classes, colours = given.names, given.palette
+    elif classes is not None:
+        classes, colours = tuple(classes), None
+    elif meta.get("classes") is not None:
+        classes, colours = tuple(meta["classes"]), meta.get("palette")
+    else:
+        log.warning(
+            "%s: has no names of its %d classes, so they are called class 0 to class %d; "
+            "give them as classes=[...], or classes='cityscapes' if it is of that data set",
+            pretrained, count, count - 1,
+        )  # fmt: skip
+        classes, colours = tuple(f"class {i}" for i in range(count)), None
+    colours = palette if palette is not None else colours
+    plain = None if colours is None else [[int(v) for v in colour] for colour in colours]
+    try:
+        checkpoints.check_names({"classes": list(classes), "palette": plain}, count)
+    except UserError as error:
+        raise UserError(f"{pretrained}: {error}") from None
+    return ClassSet(classes, tuple(map(tuple, plain))) if plain else ClassSet.from_names(classes)
+
+
+def find(pretrained: str | Path, fetch: bool = False) -> Path:
+    """The weights file of a name, or the file itself; ``fetch`` downloads what is not on this machine.
+
+    UserError for an unknown name, with the nearest ones, for a backbone, and for a file that is not here,
+    with how to get it.
+    """
+    path, text = Path(pretrained), str(pretrained)
     embedded = WEIGHTS / f"{pretrained}.safetensors"
-    if path.name == str(pretrained) and os.path.isfile(embedded):
+    if path.name == text and os.path.isfile(embedded):
         return embedded
+    if (record := registry.RECORDS.get(text)) is not None:
+        if record.task == registry.BACKBONE:
+            raise UserError(
+                f"{text} is a backbone, not a segmentation network; it is for stdc-fast train --backbone "
+                f'FILE, and "stdc-fast download {text}" fetches the file'
+            )
+        return download.fetch(record) if fetch else download.find(record)
     if os.path.exists(path):
         return path
-    text = str(pretrained)
-    known = list_models()
-    if "/" in text or "\\" in text or path.suffix in (".pth", ".pt", ".tar", ".safetensors"):
-        raise UserError(f"{text}: no such file; embedded weights are {', '.join(known) or 'none'}")
-    nearest = difflib.get_close_matches(text, known, 1, cutoff=0.4)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known) or 'none'}"
-    raise UserError(f"unknown model {text!r}, and no such file; {hint}")
+    if "/" in text or "\\" in text or path.suffix in (".pth", ".pt", ".tar", ".safetensors", ".pdparams"):
+        raise UserError(f"{text}: no such file; embedded weights are {', '.join(_embedded()) or 'none'}")
+    raise UserError(f"unknown model {text!r}, and no such file; {nearest(text)}")
+
+
+def nearest(name: str) -> str:
+    """What an unknown name may have meant, in words."""
+    known = list_models(backbones=True)
+    close = difflib.get_close_matches(name.lower(), known, 3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else 'see "stdc-fast models"'

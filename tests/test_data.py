@@ -7,7 +7,7 @@ import torch
 from paths import ROOT
 from PIL import Image
 
-from stdc_fast.classes import CAMVID, CITYSCAPES, ClassSet, class_set
+from stdc_fast.classes import CAMVID, CITYSCAPES, ClassSet
 from stdc_fast.data import Augmentation, TrainingStream, open_folder
 from stdc_fast.errors import UserError
 from stdc_fast.images import MEAN, STD, normalise
@@ -161,9 +161,7 @@ def test_every_epoch_sees_every_image(tmp_path):
 
 
 def test_classes():
-    assert class_set(11) is CAMVID and class_set(19) is CITYSCAPES
-    assert class_set(3).names == ("class 0", "class 1", "class 2")
-    assert len(set(class_set(40).palette)) == 40
+    assert len(set(ClassSet.from_names(tuple(map(str, range(40)))).palette)) == 40
     assert ClassSet.from_names(tuple(n.upper() for n in CAMVID.names)) is CAMVID
     with pytest.raises(ValueError, match="2 names but 1 colours"):
         ClassSet(("a", "b"), ((0, 0, 0),))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from stdc_fast.plan.ops import FUSED, Conv, Gate, Stem, Upsample
 from stdc_fast.plan.plan import Plan
+from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Precision
 from stdc_fast.reference.networks import upsample
 
@@ -73,10 +74,12 @@ class Executable:
         self.plan = plan.bare()
         self.precision = precision
         self.device = torch.device(device)
-        ends = {op.output.buffer: op.input for op in plan.ops if isinstance(op, Upsample)}
+        ends = {op.output.buffer: op for op in plan.ops if isinstance(op, Upsample)}
         output = plan.outputs[0]
+        end = ends.get(output.buffer)
         #: Logits of a network, else what the plan gives.
-        self._output = ends.get(output.buffer, output)
+        self._output = end.input if end else output
+        self._align_corners = end.align_corners if end else True
         self._frames = plan.buffers[plan.inputs[0]].store == "uint8"
         self._of_network = plan.buffers[self._output.buffer].store == "float32"
 
@@ -130,7 +133,10 @@ class Executable:
         if not self._of_network:
             raise ValueError(f"{self.plan.name} gives a map, not labels")
         image, shape, seen = self._resized(image, seen)
-        return self._labels_of(image, tuple(size or shape), seen, exact)
+        size = tuple(size or shape)
+        if not self._align_corners:  # no kernel has that interpolation: it is torch's
+            return label_logits(self._logits_of(image, seen), seen if exact else size, size, False, False)[0]
+        return self._labels_of(image, size, seen, exact)
 
     def _logits_of(self, image: Tensor, seen: tuple[int, int]) -> Tensor:
         """As :meth:`logits`; a normalised image has the size that is seen."""

@@ -1,7 +1,7 @@
 """Weights on disk and in memory: our safetensors, and reading the other families' checkpoints.
 
 Every family becomes one canonical state dict: the names of :class:`stdc_fast.reference.STDCSeg`,
-which are those of the paper's own code without its aliases. Nothing is executed on loading.
+which are those of the paper's own code without its aliases. Nothing in a file is executed or imported.
 """
 
 from __future__ import annotations
@@ -19,31 +19,49 @@ from stdc_fast.checkpoints import families
 from stdc_fast.checkpoints.canonical import (
     Checkpoint,
     check_metadata,
+    check_names,
     finite,
     from_content,
     inference_state,
 )
-from stdc_fast.checkpoints.containers import FORMAT, open_file, unwrap
+from stdc_fast.checkpoints.containers import FORMAT, FORMAT_OPTIONS, open_file, unwrap
+from stdc_fast.checkpoints.options import differing
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 
-__all__ = ["Checkpoint", "check_metadata", "from_state", "inference_state", "read", "read_backbone", "save"]
+__all__ = [
+    "Checkpoint",
+    "check_metadata",
+    "check_names",
+    "from_state",
+    "inference_state",
+    "read",
+    "read_backbone",
+    "save",
+]
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path, **options: object) -> Checkpoint:
     """Read a segmentation checkpoint of any known family, strictly.
 
-    Families: official STDC-Seg, mmsegmentation, super-gradients, and our safetensors. ``docs/checkpoints.md``
-    says how each is recognised and what is converted.
+    Families: official STDC-Seg, mmsegmentation, super-gradients, PaddleSeg, and our safetensors.
+    ``docs/checkpoints.md`` says how each is recognised and what is converted.
+
+    Args:
+        path: the file.
+        options: what the file does not say of its network, such as ``conv_last=True``; the same page lists
+            them. What it does say must not be contradicted.
 
     Raises UserError, naming the file, for anything that is not exactly one STDC-Seg network with
     finite weights; the first missing and unexpected keys are listed.
     """
     with _named(path):
-        return from_content(open_file(Path(path)))
+        return from_content(open_file(Path(path)), options)
 
 
-def from_state(tensors: Mapping[str, Tensor], metadata: Mapping[str, object] | None = None) -> Checkpoint:
+def from_state(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, object] | None = None, **options: object
+) -> Checkpoint:
     """The checkpoint that a state dict in memory is, with the same checks as :func:`read`.
 
         checkpoint = checkpoints.from_state(torch.load("iter_80000.pth", weights_only=True))
@@ -57,13 +75,14 @@ def from_state(tensors: Mapping[str, Tensor], metadata: Mapping[str, object] | N
             canonical, as in :attr:`Checkpoint.state` or :func:`inference_state`, and the values are taken
             as they are; ``docs/checkpoints.md`` lists the keys, ``{}`` is enough. Canonical names are the
             official ones, so metadata alone tells that no in-place batch norm is to be converted.
+        options: as for :func:`read`.
 
     Raises UserError for anything that is not exactly one STDC-Seg network with finite weights.
     """
     if metadata is not None and not isinstance(metadata, Mapping):
         raise UserError(f"metadata must be a dict or None, not {type(metadata).__name__}")
     with _named("state dict"):
-        return from_content(unwrap(tensors, None if metadata is None else dict(metadata)))
+        return from_content(unwrap(tensors, None if metadata is None else dict(metadata)), options)
 
 
 def read_backbone(path: str | Path) -> families.State:
@@ -74,10 +93,11 @@ def read_backbone(path: str | Path) -> families.State:
     """
     with _named(path):
         content = open_file(Path(path))
-        state = families.backbone(content.tensors)
-        if state is None:
+        found = families.backbone(content.tensors) if content.metadata is None else None
+        if found is None:
             prefix, whole = "cp.backbone.", from_content(content).state
             return {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
+        state = found[1]
         for key, tensor in state.items():
             if not finite(tensor):
                 raise UserError(f"{key} holds NaN or infinite values; copy the file again")
@@ -102,7 +122,10 @@ def save(state: families.State, path: str | Path, metadata: dict[str, object], h
         if small and not finite(stored):
             raise UserError(f"{path}: {name} exceeds the range of fp16; save it without half")
         tensors[name] = stored
-    text = {"format": FORMAT, **{k: json.dumps(v) for k, v in metadata.items()}}
+    text = {
+        "format": FORMAT_OPTIONS if differing(metadata) else FORMAT,
+        **{k: json.dumps(v) for k, v in metadata.items()},
+    }
     write_atomic(path, lambda p: safetensors.torch.save_file(tensors, p, metadata=text))
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from stdc_fast.checkpoints import options as known_options
 from stdc_fast.checkpoints.containers import Content
 from stdc_fast.checkpoints.families import CANONICAL, OURS, Family, State, recognise
+from stdc_fast.checkpoints.families.family import Said
 from stdc_fast.errors import UserError
 from stdc_fast.reference.networks import STAGES, STDCSeg
 
 _CLASSIFIER = "conv_out.conv_out"
+_STEM = "cp.backbone.features.0.conv.weight"
+_LAST = "cp.backbone.conv_last."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +30,14 @@ class Checkpoint:
     Attributes:
         state: the inference tensors, in the checkpoint's dtype; norms that were converted are float64.
         variant: "stdc1" or "stdc2".
-        num_classes: of the classifier.
+        num_classes: of the classifier; 2 where a threshold made two of its one output.
         module: "cat" or "add", the form of the STDC modules.
         family: whose names the checkpoint had; "stdc_fast" for our own.
-        metadata: what the checkpoint says of itself, empty for foreign ones.
+        metadata: what the checkpoint says of itself: classes, palette, and those options of the network, see
+            ``docs/checkpoints.md``, that are not the published ones.
         report: one line about what was mapped and dropped.
+        origins: where each option was read, by its name.
+        notes: what the file does not say, and what was done about it.
     """
 
     state: State
@@ -38,6 +47,8 @@ class Checkpoint:
     family: str
     metadata: dict[str, object]
     report: str
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def network(self, dtype: torch.dtype = torch.float32) -> STDCSeg:
         """The reference network with copies of these weights, in eval mode, on the CPU.
@@ -54,9 +65,13 @@ class Checkpoint:
         return network.eval()
 
 
-def from_content(content: Content) -> Checkpoint:
-    """The checkpoint that a state dict holds; UserError if it is not exactly one STDC-Seg network's."""
-    tensors, metadata = content.tensors, content.metadata or {}
+def from_content(content: Content, told: Mapping[str, object] | None = None) -> Checkpoint:
+    """The checkpoint that a state dict holds; UserError if it is not exactly one STDC-Seg network's.
+
+    ``told`` are options of the network, which must not contradict what the file says.
+    """
+    told = known_options.check(told or {})
+    tensors = content.tensors
     family = recognise(tensors) if content.metadata is None else OURS
     if not family.holds(tensors):
         raise UserError(
@@ -64,19 +79,40 @@ def from_content(content: Content) -> Checkpoint:
             f"{', '.join(list(tensors)[:3])}; give another family's state dict without metadata"
         )
     kept = {k: v for k, v in tensors.items() if not family.trains_only(k)}
-    dropped = sum(k not in kept and not _counts_batches(k) for k in tensors)
-    converted, note = family.convert(family.rename(kept))
-    state = {k: v.detach() for k, v in converted.items() if not _counts_batches(k)}
-    classifier = state.get(f"{_CLASSIFIER}.weight")
+    renamed = family.rename(kept)
+    said = family.said(content, renamed) if content.metadata is None else _says(content.metadata)
+    options = known_options.agree(known_options.check(_without_channels(said.options)), told)
+    for name, why in said.unsure.items():
+        if name not in told:
+            raise UserError(why)
+    plain = {k: v.detach() for k, v in renamed.items() if not _counts_batches(k)}
+    state = _with_conv_last(plain, family, options)
+    converted, note = family.convert(state, options)
+    dropped = sum(k not in kept and not _counts_batches(k) for k in tensors) + len(plain) - len(state)
+    if said.options.get("channels") == "bgr":
+        converted = _as_rgb(converted)
+        note = f"{note}; " * bool(note) + "reads BGR: channels of the first layer exchanged"
+    converted, options = _two_outputs(converted, options)
+    metadata = _metadata(content.metadata, said, options, converted)
+    notes = [*content.notes, *said.notes, *metadata.pop("", [])]
     result = Checkpoint(
-        state,
-        str(metadata.get("variant") or _variant(state)),
-        len(classifier) if classifier is not None and classifier.ndim and len(classifier) else 1,
-        "add" if any(re.match(r"cp\.backbone\.features\.\d+\.skip\.", k) for k in state) else "cat",
+        converted,
+        str(metadata.get("variant") or _variant(converted)),
+        _outputs(converted),
+        "add" if any(re.match(r"cp\.backbone\.features\.\d+\.skip\.", k) for k in converted) else "cat",
         family.name,
         metadata,
-        f"{family.name} ({content.container}): mapped {len(state)} of {len(state)} tensors, "
-        f"dropped {dropped} training-only ones{'; ' if note else ''}{note}",
+        "; ".join(
+            (
+                f"{family.name} ({content.container}): mapped {len(converted)} of {len(converted)} tensors, "
+                f"dropped {dropped} training-only ones",
+                *([note] if note else []),
+                *(f"{k}={v}" for k, v in known_options.differing(options).items() if k != "batch_norm"),
+                *notes,
+            )
+        ),
+        {**said.origins, **dict.fromkeys(told, "argument")},
+        tuple(notes),
     )
     _check(result, family)
     return result
@@ -93,6 +129,18 @@ def inference_state(network: nn.Module) -> State:
 
 def check_metadata(metadata: dict[str, object], state: State) -> None:
     """Raise UserError unless what :func:`stdc_fast.load` builds on has the right types and fits ``state``."""
+    check_names(metadata, _outputs(state))
+    known_options.check({k: metadata[k] for k in known_options.OPTIONS if k in metadata})
+    side = metadata.get("short_side")
+    if side is not None and not (isinstance(side, int) and side >= 32):
+        raise UserError(f"its metadata 'short_side' is not a number of pixels from 32 on, but {side!r}")
+    scale = metadata.get("scale")
+    if scale is not None and not (isinstance(scale, (int, float)) and 0 < scale <= 16):
+        raise UserError(f"its metadata 'scale' is not a number above 0 and up to 16, but {scale!r}")
+
+
+def check_names(metadata: Mapping[str, object], count: int) -> None:
+    """UserError unless 'classes' and 'palette' in ``metadata``, where there, are of ``count`` classes."""
     try:
         plain = json.loads(json.dumps({k: metadata.get(k) for k in ("classes", "palette")}))
     except (TypeError, ValueError) as error:
@@ -111,12 +159,8 @@ def check_metadata(metadata: dict[str, object], state: State) -> None:
         and all(isinstance(c, list) and len(c) == 3 and all(v in range(256) for v in c) for c in palette)
     ):
         raise UserError("its metadata 'palette' is not one [R, G, B] of 0..255 for each class")
-    count = len(state[f"{_CLASSIFIER}.weight"])
     if classes is not None and len(classes) != count:
         raise UserError(f"names {len(classes)} classes but its classifier has {count}")
-    side = metadata.get("short_side")
-    if side is not None and not (isinstance(side, int) and side >= 32):
-        raise UserError(f"its metadata 'short_side' is not a number of pixels from 32 on, but {side!r}")
 
 
 def finite(tensor: Tensor) -> bool:
@@ -126,6 +170,89 @@ def finite(tensor: Tensor) -> bool:
 
 def _counts_batches(name: str) -> bool:
     return name.endswith("num_batches_tracked")
+
+
+def _outputs(state: State) -> int:
+    classifier = state.get(f"{_CLASSIFIER}.weight")
+    return len(classifier) if classifier is not None and classifier.ndim and len(classifier) else 1
+
+
+def _says(metadata: Mapping[str, object]) -> Said:
+    options = {k: metadata[k] for k in known_options.OPTIONS if k in metadata}
+    return Said(options, dict.fromkeys(options, "metadata"))
+
+
+def _without_channels(options: Mapping[str, object]) -> dict[str, object]:
+    """The options of the network; where it reads BGR, mean and std come in that order."""
+    given = {k: v for k, v in options.items() if k != "channels"}
+    if options.get("channels") == "bgr":
+        given.update({k: given[k][::-1] for k in ("mean", "std")})
+    return given
+
+
+def _as_rgb(state: State) -> State:
+    stem = state.get(_STEM)
+    return state if stem is None or stem.ndim != 4 else {**state, _STEM: stem.flip(1)}
+
+
+def _with_conv_last(state: State, family: Family, options: dict[str, object]) -> State:
+    """``state`` with conv_last only where the network applies it, which ``options`` then says.
+
+    The official code stores it always and applies it seldom; the others store it where they apply it.
+    """
+    stored = any(k.startswith(_LAST) for k in state)
+    if options.get("conv_last") and not stored:
+        raise UserError("has no conv_last, but conv_last=True was asked for; leave that out")
+    used = bool(options.get("conv_last", stored and family is not CANONICAL))
+    options["conv_last"] = used
+    return state if used else {k: v for k, v in state.items() if not k.startswith(_LAST)}
+
+
+def _two_outputs(state: State, options: dict[str, object]) -> tuple[State, dict[str, object]]:
+    """One output that is compared with a threshold as two outputs, of which the larger counts.
+
+    sigmoid(x) > p is x > log(p / (1 - p)): that is the first output, a constant.
+    """
+    weight, bias = state.get(f"{_CLASSIFIER}.weight"), state.get(f"{_CLASSIFIER}.bias")
+    if weight is None or weight.ndim != 4 or len(weight) != 1 or not weight.is_floating_point():
+        return state, options
+    threshold = options.get("threshold")
+    if threshold is None:
+        raise UserError(
+            "has one output, which is compared with a threshold that it does not name; say threshold=0.3, as "
+            "mmsegmentation has it by default, or the one it was trained for"
+        )
+    first = torch.full((1,), math.log(threshold / (1 - threshold)), dtype=torch.float64)
+    second = torch.zeros(1, dtype=torch.float64) if bias is None else bias.double()
+    return {
+        **state,
+        f"{_CLASSIFIER}.weight": torch.cat([torch.zeros_like(weight), weight]),
+        f"{_CLASSIFIER}.bias": torch.cat([first, second]),
+    }, options
+
+
+def _metadata(
+    ours: Mapping[str, object] | None, said: Said, options: Mapping[str, object], state: State
+) -> dict[str, object]:
+    """Ours with the options, or what a foreign file says; what is wrong with its names, under ""."""
+    differing = {k: v for k, v in known_options.differing(options).items() if k != "batch_norm"}
+    if ours is not None:
+        return {**ours, **differing}
+    metadata: dict[str, object] = {}
+    if said.classes is not None:
+        names = list(said.classes) if isinstance(said.classes, (list, tuple)) else said.classes
+        colours = said.palette
+        if isinstance(colours, (list, tuple)):
+            colours = [list(c) if isinstance(c, (list, tuple)) else c for c in colours]
+        for given in ({"classes": names, "palette": colours}, {"classes": names}):
+            try:
+                check_names(given, _outputs(state))
+            except UserError as error:
+                metadata.setdefault("", []).append(f"{error}: passed over")
+            else:
+                metadata.update({k: v for k, v in given.items() if v is not None})
+                break
+    return {**metadata, **differing}
 
 
 def _variant(state: State) -> str:
@@ -139,15 +266,31 @@ def _variant(state: State) -> str:
 
 def _build(checkpoint: Checkpoint, classifier_bias: bool) -> STDCSeg:
     """On "meta": its weights are about to be replaced."""
-    include_pad = bool(checkpoint.metadata.get("count_include_pad", True))
-    form = (checkpoint.variant, checkpoint.num_classes, checkpoint.module, include_pad)
+    given = {
+        k: checkpoint.metadata[k]
+        for k in ("align_corners", "conv_last", "count_include_pad", "mean", "std")
+        if k in checkpoint.metadata
+    }
     with torch.device("meta"):
-        return STDCSeg(*form, classifier_bias=classifier_bias)
+        network = STDCSeg(
+            checkpoint.variant,
+            checkpoint.num_classes,
+            checkpoint.module,
+            classifier_bias=classifier_bias,
+            fusion_bias="ffm.conv1.bias" in checkpoint.state,
+            **given,
+        )
+    eps = checkpoint.metadata.get("eps", 1e-5)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = known_options.eps_of(eps, name)
+    return network
 
 
 def _check(checkpoint: Checkpoint, family: Family) -> None:
     """Names, shapes, dtypes and values must be exactly those of the network."""
     state = checkpoint.state
+    check_metadata(checkpoint.metadata, state)
     if checkpoint.variant not in STAGES:
         raise UserError(f"says it is a {checkpoint.variant!r}; known are {', '.join(STAGES)}")
     bias = family.classifier_bias or f"{_CLASSIFIER}.bias" in state
@@ -177,4 +320,3 @@ def _check(checkpoint: Checkpoint, family: Family) -> None:
             )
     if checkpoint.num_classes > 256:
         raise UserError(f"has {checkpoint.num_classes} classes; labels are bytes, so at most 256")
-    check_metadata(checkpoint.metadata, state)

@@ -1,64 +1,60 @@
 """What state dicts come in: safetensors, torch archives, pickles, and what training code wraps around them.
 
-Files are told apart by content, never by name. Nothing is executed: pickles are read with
-``weights_only=True``.
+Files are told apart by content, never by name. Nothing is executed; see :mod:`stdc_fast.checkpoints.pickles`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import safetensors
-import torch
 from torch import Tensor
 
-from stdc_fast.checkpoints.families import State
+from stdc_fast.checkpoints import sniff
+from stdc_fast.checkpoints.archives import damaged, open_archive, open_pickle
+from stdc_fast.checkpoints.families import State, known_names
+from stdc_fast.checkpoints.pickles import Global, Opaque
+from stdc_fast.checkpoints.rebuild import Array, Stored
 from stdc_fast.errors import UserError
 
-#: The mark of our safetensors.
-FORMAT = "stdc_fast 1"
+#: The mark of our safetensors, and that of files which older versions would misread, as they have options.
+FORMAT, FORMAT_OPTIONS = "stdc_fast 1", "stdc_fast 2"
 
 # Where training code keeps the weights, the preferred first: averaged ones before those of the last step.
-_KEYS = ("ema_net", "net", "state_dict", "model")
-
-
-class _StandIn:
-    """Takes the place of what training code pickles beside the weights, such as logs; does nothing."""
-
-    def __init__(self, *_: object):
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-
-_STAND_INS = [
-    (_StandIn, name)
-    for name in (
-        "mmengine.logging.history_buffer.HistoryBuffer",
-        "numpy.core.multiarray._reconstruct",
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray._reconstruct",
-        "numpy._core.multiarray.scalar",
-        "numpy.ndarray",
-        "numpy.dtype",
-        "_codecs.encode",
-    )
-]
+_KEYS = (
+    "ema_net", "params_ema", "model_ema", "state_dict_ema",
+    "net", "state_dict", "model_state_dict", "model", "model_state", "params", "network", "weights",
+)  # fmt: skip
+# Of a state dict, what is no tensor of the network: how many models were averaged; PaddlePaddle's own names.
+_BESIDE = ("n_averaged", "StructuredToParameterName@@")
+# What training code keeps as modules beside a network, whose tensors the network does not use.
+_SIDE = re.compile(r"(\w*_)?(criterion|loss\w*|metrics?|\w*(iou|accuracy|confusion)\w*)$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """A state dict without ``module.`` prefixes, our metadata or None, and the name of its container."""
+    """A state dict without prefixes, and what is known of it.
+
+    Attributes:
+        tensors: by name.
+        metadata: ours, or None.
+        container: where in the file the state dict was.
+        around: what training code keeps beside the state dict, as plain values.
+        versions: version of the module class by the module's name, where torch wrote them down.
+        notes: what was passed over on the way.
+    """
 
     tensors: State
     metadata: dict[str, object] | None
     container: str
+    around: Mapping = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def open_file(path: Path) -> Content:
@@ -67,76 +63,186 @@ def open_file(path: Path) -> Content:
         raise UserError("is a folder; give a checkpoint file")
     try:
         with open(path, "rb") as file:
-            head = file.read(9)
+            head = file.read(sniff.HEAD)
+        if not head:
+            raise UserError("is empty; download or copy it again")
+        if head[8:9] == b"{":
+            return _open_safetensors(path)
+        with _opened(path, head) as content:
+            return unwrap(content)
     except FileNotFoundError:
         raise UserError("no such file") from None
     except OSError as error:
-        raise UserError(f"can not be read ({error.strerror})") from None
-    if not head:
-        raise UserError("is empty; download or copy it again")
-    if head[8:9] == b"{":
-        tensors, metadata = _open_safetensors(path)
-        return Content(_bare(tensors), metadata, "safetensors")
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        return unwrap(_open_pickle(path))
-    raise UserError("is neither a torch nor a safetensors file")
+        raise UserError(f"can not be read ({error.strerror or error})") from None
+
+
+@contextlib.contextmanager
+def _opened(path: Path, head: bytes) -> Iterator[object]:
+    if head[:4] == b"PK\x03\x04":
+        reader = open_archive
+    elif head[:1] == b"\x80":
+        reader = open_pickle
+    else:
+        raise UserError(sniff.what_else(head))
+    with reader(path) as content:
+        yield content
 
 
 def unwrap(content: object, metadata: dict[str, object] | None = None) -> Content:
     """The state dict that ``content`` is or that training code has put into it; UserError if none."""
-    container = "state dict"
-    if isinstance(content, Mapping):
-        for key in _KEYS:
-            if isinstance(content.get(key), Mapping):
-                container, content = key, content[key]
-                break
-    tensors = dict(content) if isinstance(content, Mapping) else {}
-    if not tensors or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
+    container, around = "state dict", content if isinstance(content, Mapping) else {}
+    notes: tuple[str, ...] = ()
+    for _ in range(3):
+        if metadata is not None or not isinstance(content, Mapping):
+            break
+        inside = [k for k, v in content.items() if isinstance(k, str) and _is_state(v)]
+        nested = [k for k in _KEYS if isinstance(content.get(k), Mapping) and content[k]]
+        chosen = next((k for k in nested if k in inside), nested[0] if nested else None)
+        if chosen is None and len(inside) == 1:
+            chosen = inside[0]
+        if chosen is None:
+            if len(inside) > 1 and not _is_state(content):
+                raise UserError(
+                    f"holds several state dicts ({', '.join(inside)}); save the one to be loaded alone"
+                )
+            break
+        others = [k for k in nested if k != chosen and k in inside]
+        notes = (f"{chosen} preferred to {', '.join(others)}",) if others else notes
+        container, content = chosen, content[chosen]
+    _refuse_others(content)
+    versions = getattr(content, "attributes", {}).get("_metadata") or getattr(content, "_metadata", None)
+    tensors = {k: v for k, v in content.items() if k not in _BESIDE}
+    tensors, prefix, dropped = _bare(tensors)
+    return Content(
+        {k: _tensor(k, v) for k, v in tensors.items()},
+        metadata,
+        container,
+        {k: v for k, v in around.items() if v is not content},
+        _versions(versions, prefix),
+        (*notes, *dropped),
+    )
+
+
+def _is_state(value: object) -> bool:
+    """Whether it is a mapping of names to tensors, for the most part."""
+    if not isinstance(value, Mapping) or not value:
+        return False
+    named = [isinstance(k, str) and isinstance(v, (Tensor, Stored, Array)) for k, v in value.items()]
+    return sum(named) * 2 > len(named)
+
+
+def _refuse_others(content: object) -> None:
+    """UserError unless it is a state dict and nothing else."""
+    if isinstance(content, Opaque):
+        raise UserError(
+            f"holds a whole Python object ({content.name}), made by code that is not in it; save the weights "
+            "where it came from: torch.save(model.state_dict(), file)"
+        )
+    if not isinstance(content, Mapping) or not content or not all(isinstance(k, str) for k in content):
         raise UserError("holds no state dict (names and tensors); give what network.state_dict() returns")
-    return Content(_bare(tensors), metadata, container)
+    others = {
+        k: v for k, v in content.items() if not isinstance(v, (Tensor, Stored, Array)) and k not in _BESIDE
+    }
+    for key, value in others.items():
+        if isinstance(value, (Opaque, Global)):
+            what = next((w for part, w in _KINDS if part in value.name), f"made by {value.name}")
+            if len(others) < len(content):
+                raise UserError(
+                    f"{key} is {what}, which is not read; save the weights as plain float tensors"
+                )
+            raise UserError(
+                f"holds a whole Python object ({key}: {value.name}), made by code that is not in it; save "
+                "the weights where it came from: torch.save(model.state_dict(), file)"
+            )
+    if others:
+        raise UserError(
+            "holds no state dict (names and tensors): "
+            f"{next(iter(others))} is no tensor; give what network.state_dict() returns"
+        )
 
 
-def _bare(tensors: State) -> State:
-    """Names without what wrappers of modules put before all of them."""
-    for prefix in ("module.", "_orig_mod.", "module."):
-        if all(k.startswith(prefix) for k in tensors):
-            tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
-    return tensors
+_KINDS = (
+    ("qtensor", "a quantised tensor"),
+    ("sparse", "a sparse tensor"),
+    ("nested", "a nested tensor"),
+    ("meta_tensor", "a tensor on the meta device, without values"),
+    ("wrapper_subclass", "a tensor of a subclass"),
+)
 
 
-def _open_safetensors(path: Path) -> tuple[State, dict[str, object] | None]:
+def _bare(tensors: Mapping) -> tuple[dict, str, tuple[str, ...]]:
+    """(tensors without what wrappers put before all names, that prefix, notes about what else was there)."""
+    prefix, notes = "", ()
+    for _ in range(6):
+        if known_names(tensors):
+            break
+        groups: dict[str, dict] = {}
+        for key, value in tensors.items():
+            head, dot, rest = key.partition(".")
+            groups.setdefault(head if dot else "", {})[rest if dot else key] = value
+        networks = [head for head, group in groups.items() if head and _is_network(group)]
+        if not networks:
+            break
+        if len(networks) > 1:
+            raise UserError(f"holds several networks ({', '.join(networks)}); save the state dict of one")
+        (head,) = networks
+        others = [f"{h}.{next(iter(g))}" if h else next(iter(g)) for h, g in groups.items() if h != head]
+        strangers = [h or next(iter(g)) for h, g in groups.items() if h != head and not _SIDE.match(h)]
+        if strangers:
+            raise UserError(
+                f"holds a network under {head!r} and other tensors beside it ({', '.join(others[:3])}); "
+                "save the state dict of the network alone"
+            )
+        if others:
+            notes += (f"passed over {', '.join(h for h in groups if h != head)} beside {head}",)
+        prefix, tensors = f"{prefix}{head}.", groups[head]
+    return dict(tensors), prefix, notes
+
+
+def _is_network(names: Collection[str]) -> bool:
+    """Whether they are a network's, but for what all of them begin with."""
+    while not known_names(names):
+        heads = {name.partition(".")[0] for name in names if "." in name}
+        if len(heads) != 1 or not all("." in name for name in names):
+            return False
+        names = [name.partition(".")[2] for name in names]
+    return True
+
+
+def _versions(written: object, prefix: str) -> dict[str, int]:
+    if not isinstance(written, Mapping):
+        return {}
+    return {
+        name.removeprefix(prefix): of["version"]
+        for name, of in written.items()
+        if isinstance(name, str) and isinstance(of, Mapping) and isinstance(of.get("version"), int)
+    }
+
+
+def _tensor(key: str, value: object) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return value.tensor()
+    except ValueError as error:
+        raise damaged(f"{key}: {error}") from None
+
+
+def _open_safetensors(path: Path) -> Content:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             text = file.metadata() or {}
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118, not a dict
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"damaged safetensors file ({error}); copy it again") from None
-    if text.get("format") != FORMAT:
+    if text.get("format") not in (FORMAT, FORMAT_OPTIONS):
         if text.get("format", "").startswith("stdc_fast"):
-            raise UserError(f"has format {text['format']!r}, this version reads {FORMAT!r}")
-        return tensors, None
+            raise UserError(
+                f"has format {text['format']!r}, this version reads {FORMAT!r} and {FORMAT_OPTIONS!r}"
+            )
+        return dataclasses.replace(unwrap(tensors), container="safetensors")
     try:
-        return tensors, {k: json.loads(v) for k, v in text.items() if k != "format"}
+        metadata = {k: json.loads(v) for k, v in text.items() if k != "format"}
     except json.JSONDecodeError as error:
         raise UserError(f"damaged metadata ({error})") from None
-
-
-def _open_pickle(path: Path) -> object:
-    try:
-        # By path, torch would go by the suffix.
-        with open(path, "rb") as file, torch.serialization.safe_globals(_STAND_INS):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged archive raises many types
-        text = str(error).strip()
-        found = re.search(r"GLOBAL ([\w.]+) (was not|whose module)", text)
-        if found:
-            raise UserError(
-                f"holds Python objects ({found[1]}) that could run code on loading; save the bare "
-                "weights where it came from: torch.save(model.state_dict(), file)"
-            ) from None
-        if "TorchScript" in text:
-            raise UserError("is a TorchScript archive; give the state dict") from None
-        # What the unpickler says is advice to load without weights_only.
-        broken = isinstance(error, pickle.UnpicklingError) or not text
-        first = "broken pickle" if broken else text.split("\n")[0].split(". ")[0]
-        raise UserError(f"damaged or not a torch checkpoint ({first}); copy it again") from None
+    return Content(tensors, metadata, "safetensors")

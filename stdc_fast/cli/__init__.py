@@ -1,7 +1,7 @@
-"""The command line: ``stdc-fast predict | val | train | convert | info | export | tune | benchmark``.
+"""The command line: ``stdc-fast predict | val | train | convert | doctor | info | ...``, see ``--help``.
 
-Exit codes: 0 done; 1 a damaged video was labelled as far as it goes, or a benchmark has no speed of ours;
-2 something the user can mend, said in one line on stderr; 130 interrupted.
+Exit codes: 0 done; 1 a damaged video was labelled as far as it goes, a benchmark has no speed of ours, or
+doctor's file can not be loaded; 2 something the user can mend, said in one line on stderr; 130 interrupted.
 Results go to stdout, progress and messages to stderr.
 """
 
@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from stdc_fast.cli import benchmark, convert, export, info, predict, train, tune, val
+from stdc_fast.cli import benchmark, convert, doctor, export, info, models, predict, train, tune, val
 from stdc_fast.errors import UserError
 from stdc_fast.version import __version__
 
@@ -26,8 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    predict.predict, val.val, train.train, convert.convert, info.info, export.export, tune.tune,
-    benchmark.benchmark,
+    predict.predict, val.val, train.train, convert.convert, doctor.doctor, info.info, models.models,
+    models.download, export.export, tune.tune, benchmark.benchmark,
 ):  # fmt: skip
     app.command()(command)
 

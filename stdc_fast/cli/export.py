@@ -11,7 +11,7 @@ from stdc_fast.errors import UserError
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Embedded name or checkpoint file.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name or checkpoint file.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Saved plan to write.")],
     dtype: Annotated[str, typer.Option(help="Of maps and weights, as the engine computes.")] = "float32",
 ) -> None:

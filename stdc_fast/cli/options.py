@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from typing import Annotated, Optional
@@ -11,7 +12,7 @@ import typer
 from stdc_fast.errors import UserError
 from stdc_fast.precision import PRECISIONS
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Embedded name or checkpoint file.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Name (stdc-fast models) or checkpoint file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help=f"auto, {', '.join(PRECISIONS)}.")]
 Backend = Annotated[str, typer.Option(help="auto or one that `stdc-fast info` lists.")]
@@ -20,8 +21,26 @@ Scale = Annotated[Optional[float], typer.Option(help="Resize the image by this f
 Size = Annotated[
     Optional[str], typer.Option(help="HEIGHTxWIDTH for the network, or native. Default: the weights' own.")
 ]
+Option = Annotated[
+    Optional[list[str]],
+    typer.Option(metavar="KEY=VALUE", help="What the file does not say of its network, e.g. conv_last=true."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def pairs(items: list[str] | None, option: str) -> dict[str, object]:
+    """KEY=VALUE items as a dict; values that are JSON are read as such. UserError for another form."""
+    found: dict[str, object] = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"{option} must be KEY=VALUE, not {item!r}")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found
 
 
 def exact_size(text: str) -> tuple[int, int]:

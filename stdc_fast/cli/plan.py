@@ -37,12 +37,12 @@ def print_plan(
         raise UserError(f"{path}: {error}") from None
     plan = build(network) if written else optimise(build(network))
     form = (batch, height, width, itemsizes[dtype])
-    title = f"{Path(model).stem}: {plan.name}{' as written' if written else ''}, {dtype}"
+    title = f"{zoo.title(model)}: {plan.name}{' as written' if written else ''}, {dtype}"
     if figure is not None:
         show.draw(plan, figure, *form, title=title)
         note(f"{figure}: written", as_json)
     if as_json:
-        facts = {"model": Path(model).stem, "dtype": dtype, "written": written}
+        facts = {"model": zoo.title(model), "dtype": dtype, "written": written}
         print(json.dumps(facts | show.to_dict(plan, *form), indent=1))
     else:
         print(show.table(plan, *form, title=title))

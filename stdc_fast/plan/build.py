@@ -11,7 +11,7 @@ from stdc_fast.plan import ops
 from stdc_fast.plan.ops import Buffer, Op, View
 from stdc_fast.plan.plan import Plan
 from stdc_fast.reference import layers
-from stdc_fast.reference.networks import MEAN, STD, STDCSeg
+from stdc_fast.reference.networks import STDCSeg
 
 
 def build(
@@ -187,7 +187,7 @@ class _Builder:
     def network(self, net: STDCSeg, frames: bool) -> Plan:
         image = x = self.buffer("image", 3, 1, "uint8" if frames else "float32")
         if frames:
-            x = self.emit(ops.Normalise, "normalise", 3, 1, "float32", input=x, mean=MEAN, std=STD)
+            x = self.emit(ops.Normalise, "normalise", 3, 1, "float32", input=x, mean=net.mean, std=net.std)
         context, features = net.cp, []
         for i, layer in enumerate(context.backbone.features):
             if isinstance(layer, layers.ConvBNReLU):
@@ -196,6 +196,8 @@ class _Builder:
                 add = self.stdc if isinstance(layer, layers.STDCModule) else self.stdc_add
             x = add(layer, f"cp.backbone.features.{i}.", x)
             features.append(x)
+        if context.backbone.uses_conv_last:
+            features[-1] = self.conv_bn_relu(context.backbone.conv_last, "cp.backbone.conv_last.", x)
         ends = [1 + sum(context.backbone.stages[: n + 1]) for n in range(3)]
         feat8, feat16, feat32 = (features[i] for i in ends)
         average = self.conv_bn_relu(context.conv_avg, "cp.conv_avg.", self.mean("cp.mean", feat32))
@@ -204,7 +206,8 @@ class _Builder:
         x = self.add("cp.add16", self.attention(context.arm16, "cp.arm16.", feat16), up16)
         up8 = self.conv_bn_relu(context.conv_head16, "cp.conv_head16.", self.up("cp.up16", x))
         logits = self.head(net.conv_out, "conv_out.", self.fusion(net.ffm, "ffm.", feat8, up8))
-        outputs = [self.emit(ops.Upsample, "upsample", 1, 1, "uint8", input=logits)]
+        labels = {"input": logits, "align_corners": net.align_corners}
+        outputs = [self.emit(ops.Upsample, "upsample", 1, 1, "uint8", **labels)]
         if net.training_heads:
             for name, source in (("conv_out16", up8), ("conv_out32", up16), ("conv_out_sp8", feat8)):
                 outputs.append(self.head(getattr(net, name), f"{name}.", source))

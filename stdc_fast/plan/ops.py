@@ -209,10 +209,11 @@ class Gate(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Upsample(Op):
-    """Bilinear (align_corners=True) from 1/8 to the frame's size, then argmax; the lowest class of a tie."""
+    """Bilinear from 1/8 to the frame's size, then argmax; the lowest class of a tie."""
 
     input: View = field(metadata=_READ)
     output: View = field(metadata=_WRITE)
+    align_corners: bool = True
 
 
 # Primitive kinds: the network as written.

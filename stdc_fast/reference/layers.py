@@ -164,20 +164,21 @@ class FeatureFusion(nn.Module):
     """Feature fusion module (paper section 3.2; arXiv 1808.00897, figure 2c).
 
     A 1x1 convolution over the concatenation of spatial and context features, then
-    ``x + x * sigmoid(conv2(relu(conv1(global average of x))))``; the two 1x1 have neither bias nor norm.
+    ``x + x * sigmoid(conv2(relu(conv1(global average of x))))``; the two 1x1 have no norm.
 
     Args:
         in_channels: channels of both inputs together.
         out_channels: channels of the output; the hidden layer of the gate has a quarter of them.
+        bias: whether conv1 and conv2 have biases; only PaddleSeg's have.
 
     Shape: two inputs ``[N, C1, H, W]`` and ``[N, C2, H, W]`` to ``[N, out_channels, H, W]``.
     """
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = False):
         super().__init__()
         self.convblk = ConvBNReLU(in_channels, out_channels, 1)
-        self.conv1 = nn.Conv2d(out_channels, out_channels // 4, 1, bias=False)
-        self.conv2 = nn.Conv2d(out_channels // 4, out_channels, 1, bias=False)
+        self.conv1 = nn.Conv2d(out_channels, out_channels // 4, 1, bias=bias)
+        self.conv2 = nn.Conv2d(out_channels // 4, out_channels, 1, bias=bias)
 
     def forward(self, spatial: Tensor, context: Tensor) -> Tensor:
         x = self.convblk(torch.cat([spatial, context], dim=1))

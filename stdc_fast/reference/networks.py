@@ -6,6 +6,7 @@ second alias under which that code stores each backbone tensor. Layouts are NCHW
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,11 +45,18 @@ def check_input(x: Tensor) -> None:
         raise UserError(f"input of {height}x{width} (HxW) is too small; both must be at least {MIN_SIZE}")
 
 
-def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 RGB ``[N, H, W, 3]`` to normalised ``[N, 3, H, W]``, channels_last in memory."""
+def normalise(
+    images: Tensor,
+    dtype: torch.dtype = torch.float32,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> Tensor:
+    """uint8 RGB ``[N, H, W, 3]`` to normalised ``[N, 3, H, W]``, channels_last in memory.
+
+    ``mean`` and ``std`` are RGB, of values in 0..1.
+    """
     x = images.permute(0, 3, 1, 2).to(dtype)
-    mean = torch.tensor(MEAN, dtype=dtype, device=x.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, dtype=dtype, device=x.device).view(1, 3, 1, 1) * 255
+    mean, std = (torch.tensor(v, dtype=dtype, device=x.device).view(1, 3, 1, 1) * 255 for v in (mean, std))
     return (x - mean) / std
 
 
@@ -65,6 +73,8 @@ class STDCBackbone(nn.Module):
         variant: "stdc1" (STDCNet813) or "stdc2" (STDCNet1446).
         module: "cat" (the published weights) or "add".
         count_include_pad: see :class:`STDCModule`; without effect on "add".
+        conv_last: whether a 1x1 convolution of 1024 channels follows the last stage, as with the published
+            code's option ``--use_conv_last`` and mmsegmentation's ``with_final_conv``.
 
     ``forward`` maps ``[N, 3, H, W]`` to the features at strides 2, 4, 8, 16, 32 with 32, 64, 256, 512
     and 1024 channels; sizes are rounded up at every stride.
@@ -72,7 +82,13 @@ class STDCBackbone(nn.Module):
 
     channels = (32, 64, 256, 512, 1024)
 
-    def __init__(self, variant: str = "stdc1", module: str = "cat", count_include_pad: bool = True):
+    def __init__(
+        self,
+        variant: str = "stdc1",
+        module: str = "cat",
+        count_include_pad: bool = True,
+        conv_last: bool = False,
+    ):
         super().__init__()
         check_variant(variant)
         if module not in ("cat", "add"):
@@ -91,6 +107,9 @@ class STDCBackbone(nn.Module):
                 layers.append(block)
                 width = out
         self.features = nn.Sequential(*layers)
+        self.uses_conv_last = conv_last
+        if conv_last:
+            self.conv_last = ConvBNReLU(1024, 1024, 1)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 _kaiming_normal(m.weight, mode="fan_out")
@@ -106,6 +125,8 @@ class STDCBackbone(nn.Module):
             x = layer(x)
             if i in ends:
                 outputs.append(x)
+        if self.uses_conv_last:
+            outputs[-1] = self.conv_last(outputs[-1])
         return tuple(outputs)
 
 
@@ -148,9 +169,15 @@ class ContextPath(nn.Module):
     at 1/16 with 128 channels each).
     """
 
-    def __init__(self, variant: str = "stdc1", module: str = "cat", count_include_pad: bool = True):
+    def __init__(
+        self,
+        variant: str = "stdc1",
+        module: str = "cat",
+        count_include_pad: bool = True,
+        conv_last: bool = False,
+    ):
         super().__init__()
-        self.backbone = STDCBackbone(variant, module, count_include_pad)
+        self.backbone = STDCBackbone(variant, module, count_include_pad, conv_last)
         self.arm16 = AttentionRefinement(512, 128)
         self.arm32 = AttentionRefinement(1024, 128)
         self.conv_head32 = ConvBNReLU(128, 128)
@@ -190,9 +217,13 @@ class STDCSeg(nn.Module):
         training_heads: whether the heads that only training uses exist: two auxiliary ones and the
             detail head. In eval mode they never run.
         classifier_bias: whether the main classifier has a bias (mmsegmentation's has).
+        fusion_bias: whether the two convolutions of the fusion's gate have biases (PaddleSeg's have).
+        conv_last: see :class:`STDCBackbone`.
+        align_corners: of the bilinear interpolation of logits; the published networks' is true.
+        mean, std: what images are normalised with, RGB of 0..1; kept for those who do it.
 
-    ``forward`` maps normalised ``[N, 3, H, W]`` to logits ``[N, num_classes, H, W]`` (bilinear,
-    align_corners=True, from 1/8), or in training mode with training heads to a
+    ``forward`` maps normalised ``[N, 3, H, W]`` to logits ``[N, num_classes, H, W]`` (bilinear from 1/8),
+    or in training mode with training heads to a
     :class:`TrainingOutput`. H, W >= 32; else ValueError.
     """
 
@@ -204,6 +235,11 @@ class STDCSeg(nn.Module):
         count_include_pad: bool = True,
         training_heads: bool = False,
         classifier_bias: bool = False,
+        fusion_bias: bool = False,
+        conv_last: bool = False,
+        align_corners: bool = True,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
     ):
         super().__init__()
         check_variant(variant)
@@ -211,8 +247,10 @@ class STDCSeg(nn.Module):
             raise ValueError(f"num_classes must be at least 1, not {num_classes}")
         self.variant = variant
         self.num_classes = num_classes
-        self.cp = ContextPath(variant, module, count_include_pad)
-        self.ffm = FeatureFusion(256 + 128, 256)
+        self.align_corners = align_corners
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.cp = ContextPath(variant, module, count_include_pad, conv_last)
+        self.ffm = FeatureFusion(256 + 128, 256, bias=fusion_bias)
         self.conv_out = SegHead(256, 256, num_classes, bias=classifier_bias)
         self.training_heads = training_heads
         if training_heads:
@@ -234,7 +272,7 @@ class STDCSeg(nn.Module):
         check_input(x)
         size = x.shape[2:]
         if not (self.training and self.training_heads):
-            return upsample(self.logits8(x), size)
+            return upsample(self.logits8(x), size, self.align_corners)
         feat8, context8, context16 = self.cp(x)
         return TrainingOutput(
             self.conv_out(self.ffm(feat8, context8)),
@@ -244,6 +282,6 @@ class STDCSeg(nn.Module):
         )
 
 
-def upsample(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Bilinear resize with align_corners=True, the one interpolation of logits in all families."""
-    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=True)
+def upsample(x: Tensor, size: torch.Size | tuple[int, int], align_corners: bool = True) -> Tensor:
+    """Bilinear resize, with align_corners=True as all families interpolate logits unless told otherwise."""
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=align_corners)

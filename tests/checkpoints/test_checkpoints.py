@@ -34,7 +34,7 @@ def test_logits_are_the_familys(tmp_path, family, variant):
     assert logits_error(loaded, made, row.sizes[variant]) <= 1e-10
 
 
-@pytest.mark.parametrize("classes", [1, 11])
+@pytest.mark.parametrize("classes", [2, 11])
 def test_any_number_of_classes(tmp_path, classes):
     made = families.build("mmseg", "stdc1", classes)
     loaded = read(tmp_path / "model.pth", families.ROWS["mmseg"].contents(made.state_dict()))
@@ -242,15 +242,26 @@ def test_a_backbone_is_no_segmentation_network(tmp_path):
     assert "classification backbone" in message and "train --backbone" in message
 
 
-def test_a_remedy_that_would_fail_is_not_offered(tmp_path):
-    # mmsegmentation's own backbone files, which read_backbone() does not know.
+@pytest.mark.parametrize(
+    ("family", "prefix"), [("mmseg", "backbone.backbone."), ("super-gradients", "cp.")], ids=str
+)
+@pytest.mark.parametrize("wrapped", ["", "model."])
+def test_backbone_files_of_other_families(tmp_path, family, prefix, wrapped):
+    whole = families.build(family, "stdc1", seed=3)
     state = {
-        k.removeprefix("backbone.backbone."): v
-        for k, v in thin("mmseg").items()
-        if k.startswith("backbone.backbone.")
+        k.removeprefix(prefix): v
+        for k, v in whole.state_dict().items()
+        if k.startswith(prefix) and ("backbone." in k)
     }
-    path = write(tmp_path / "stdc1.pth", state)
-    assert "--backbone" not in refusal(path, checkpoints.read_backbone)
+    if family == "mmseg":  # what its converter leaves of an official file's second names
+        state["x8.0.2.layers.0.conv.weight"] = torch.ones(1)
+    path = write(tmp_path / "stdc1.pth", {wrapped + k: v for k, v in state.items()})
+    loaded = checkpoints.read_backbone(path)
+    assert same(loaded, checkpoints.read_backbone(write(tmp_path / "whole.pth", whole.state_dict())) | {
+        k: v for k, v in loaded.items() if k.endswith("num_batches_tracked")
+    })  # fmt: skip
+    assert outputs_agree(loaded, whole)
+    assert "--backbone" in refusal(path)
 
 
 def test_backbone_of_an_incomplete_segmentation_network(tmp_path):

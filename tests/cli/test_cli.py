@@ -285,7 +285,7 @@ def test_info(run_cli):
         assert any(name in line and backend["reason"] in line for line in run.out.splitlines())
     (line,) = [line for line in run.out.splitlines() if line.startswith("native ")]
     assert line.endswith(found["native"]["reason"])
-    assert [m["name"] for m in found["models"]] == stdc_fast.list_models()
+    assert [m["name"] for m in found["models"]] == stdc_fast.list_models(status="embedded")
 
 
 def test_the_environment_chooses_the_backend(run_cli, monkeypatch, tiny_weights, photo, workplace):

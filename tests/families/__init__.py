@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from families.mmseg import MMSEG
-from families.official import OFFICIAL, OFFICIAL_PLAIN
+from families.official import OFFICIAL, OFFICIAL_PLAIN, Official
 from families.parts import BLOCKS, CodeBase
 from families.super_gradients import SUPER_GRADIENTS
 
@@ -60,4 +60,6 @@ def build(family: str, variant: str, classes: int = 19, seed: int = 0) -> nn.Mod
     """A float32 network of the family in eval mode with random weights."""
     network = ROWS[family].network(variant, classes)
     randomise(network, seed)
+    if isinstance(network, Official):  # its conv_last ran only when the backbone was trained
+        network.cp.backbone.conv_last.bn.num_batches_tracked.fill_(20000)
     return network.eval()

@@ -10,8 +10,9 @@ from torch import Tensor
 from stdc_fast import _native
 from stdc_fast.backends.base import Backend, NativeExecutable, presented
 from stdc_fast.backends.cpu import program
+from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
-from stdc_fast.plan.ops import Conv
+from stdc_fast.plan.ops import Conv, Upsample
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import FLOAT32, Like, Precision, precision_of
 
@@ -78,8 +79,13 @@ def compile(
 def save(plan: Plan, precision: Like, path: str | Path) -> None:
     """Write an optimised plan with its weights for the engine's C++ API; see ``examples/cpp``.
 
-    ValueError for what the engine does not run; UserError if it can not be written.
+    ValueError for what the engine does not run; UserError if it can not be written, or if its logits are not
+    interpolated with align_corners=True, which only Python does.
     """
+    if any(isinstance(op, Upsample) and not op.align_corners for op in plan.ops):
+        raise UserError(
+            f"{path}: saved plans interpolate logits with align_corners=True, this network does not"
+        )
     data = program.serialise(plan, precision_of(precision))
     write_atomic(path, lambda p: Path(p).write_bytes(data))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from stdc_fast.backends.gpu import tables
 from stdc_fast.backends.gpu.tables import Tiles
 from stdc_fast.errors import UserError
-from stdc_fast.files import write_atomic
+from stdc_fast.files import cache_folder, write_atomic
 from stdc_fast.version import __version__
 
 _log = logging.getLogger("stdc_fast")
@@ -50,13 +49,7 @@ def _driver() -> str:
 
 def folder() -> Path:
     """Where the files are."""
-    given = os.environ.get("STDC_FAST_CACHE")
-    if given:
-        return Path(given).expanduser()
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stdc_fast"
-    except RuntimeError:
-        raise UserError("there is no home directory for tuned tiles; set STDC_FAST_CACHE") from None
+    return cache_folder("STDC_FAST_CACHE")
 
 
 def path(about: Mapping[str, str], tiles: type[Tiles]) -> Path:

@@ -1,0 +1,51 @@
+"""The settings that a configuration written in Python holds, read without running it.
+
+mmengine and mmcv store their configuration beside the weights as the text of a Python file: assignments of
+literals and calls of ``dict``. Anything else in it becomes :data:`UNKNOWN`.
+"""
+
+from __future__ import annotations
+
+import ast
+
+#: Stands for what only running the text could tell.
+UNKNOWN = object()
+
+
+def parse(text: str) -> dict[str, object] | None:
+    """The values of the names that ``text`` assigns; None where it is no Python."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    names: dict[str, object] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            try:
+                names[node.targets[0].id] = _value(node.value, names)
+            except RecursionError:
+                return None
+    return names
+
+
+def _value(node: ast.expr, names: dict[str, object]) -> object:
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.Name():
+            return names.get(node.id, UNKNOWN)
+        case ast.List() | ast.Tuple():
+            return [_value(n, names) for n in node.elts]
+        case ast.Dict():
+            return {_value(k, names) if k else UNKNOWN: _value(v, names) for k, v in _pairs(node)}
+        case ast.Call(func=ast.Name(id="dict"), args=[]):
+            return {k.arg or UNKNOWN: _value(k.value, names) for k in node.keywords}
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+            return -number
+    return UNKNOWN
+
+
+def _pairs(node: ast.Dict):
+    return (
+        (k if isinstance(k, ast.Constant) else None, v) for k, v in zip(node.keys, node.values, strict=True)
+    )

@@ -1,0 +1,183 @@
+"""Files that are no checkpoints: what each is, and what to do, in one line."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_files import refusal, same, serialise, thin, write
+from PIL import Image
+
+from stdc_fast import checkpoints
+from stdc_fast.errors import UserError
+
+
+def packed(data, mode):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        info = tarfile.TarInfo("model.pth")
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def saved(save, *arguments):
+    buffer = io.BytesIO()
+    save(buffer, *arguments)
+    return buffer.getvalue()
+
+
+def zipped(**records):
+    def save(buffer):
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, data in records.items():
+                archive.writestr(name, data)
+
+    return saved(save)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 33204127\n"
+PICTURE = saved(lambda b: Image.new("RGB", (8, 8)).save(b, "PNG"))
+FILES = {
+    "a Git LFS pointer": (LFS, "git lfs pull"),
+    "gzip": (gzip.compress(b"x" * 99), "compressed (gzip); unpack"),
+    "bzip2": (bz2.compress(b"x" * 99), "compressed (bzip2)"),
+    "xz": (lzma.compress(b"x" * 99), "compressed (xz)"),
+    "tar": (packed(b"x" * 99, "w"), "tar archive; unpack"),
+    "tar.gz": (packed(b"x" * 99, "w:gz"), "compressed (gzip)"),
+    "a page": (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "web page"),
+    "xml": (b'<?xml version="1.0"?><net name="x"></net>', "OpenVINO"),
+    "json": (b'{"weight_map": {}}', "JSON"),
+    "a text": (b"import torch\n", "text file"),
+    "npy": (saved(np.save, np.ones(3)), "NumPy array"),
+    "npz": (saved(np.savez, np.ones(3)), "is NumPy arrays"),
+    "another zip": (zipped(**{"word/document.xml": "x"}), "a zip archive, not a torch checkpoint"),
+    "a picture": (PICTURE, "picture"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "Keras"),
+    "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.0.0:\x00", "ONNX"),
+    "tflite": (b"\x1c\x00\x00\x00TFL3" + bytes(99), "TensorFlow Lite"),
+    "bytes": (bytes(range(1, 200)), "neither"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("reader", [checkpoints.read, checkpoints.read_backbone])
+def test_what_a_file_is(tmp_path, name, reader):
+    data, said = FILES[name]
+    path = tmp_path / "model.pth"
+    path.write_bytes(data)
+    assert said in refusal(path, reader)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_programs_of_torch(tmp_path):
+    module = torch.nn.Linear(2, 2).eval()
+    torch.jit.save(torch.jit.trace(module, torch.ones(1, 2)), tmp_path / "model.pt")
+    assert "TorchScript" in refusal(tmp_path / "model.pt")
+    torch.save(module, tmp_path / "whole.pth")
+    assert "torch.nn.modules.linear.Linear" in refusal(tmp_path / "whole.pth")
+    torch.save({"model": module, "epoch": 1}, tmp_path / "whole.pth")
+    assert "torch.nn.modules.linear.Linear" in refusal(tmp_path / "whole.pth")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_of_torch_export(tmp_path):
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), tmp_path / "model.pt2")
+    assert "torch.export" in refusal(tmp_path / "model.pt2")
+
+
+def test_one_changed_byte_is_seen(tmp_path):
+    """torch.load (2.13) does not look at the archive's check sums."""
+    state = {k: v.contiguous() for k, v in thin("mmseg").items()}
+    whole = bytearray(serialise(state))
+    wanted = np.float32(state["backbone.conv_avg.conv.weight"].flatten()[0]).tobytes() * 64
+    whole[whole.index(wanted) + 100] ^= 1
+    path = tmp_path / "model.pth"
+    path.write_bytes(whole)
+    torch.load(path, weights_only=True)
+    assert "check sum" in refusal(path) and "copy it again" in refusal(path)
+
+
+def test_what_is_not_needed_is_not_read(tmp_path):
+    """An optimizer's state may be damaged, or larger than memory: nobody asks for it."""
+    state, momentum = thin("mmseg"), torch.full((4096,), 0.125)
+    whole = bytearray(serialise({"state_dict": state, "optimizer": {"state": {0: momentum}}}))
+    whole[whole.index(momentum.numpy().tobytes()) + 9] ^= 1
+    path = tmp_path / "model.pth"
+    path.write_bytes(whole)
+    assert same(checkpoints.read(path).state, checkpoints.from_state(state).state)
+
+
+def test_compressed_records_and_records_twice(tmp_path):
+    state = thin("mmseg")
+    source = zipfile.ZipFile(io.BytesIO(serialise(state)))
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for info in source.infolist():
+            archive.writestr(info.filename, source.read(info))
+    assert same(checkpoints.read(path).state, checkpoints.from_state(state).state)
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(source.infolist()[0].filename, b"other")
+    assert "there twice" in refusal(path)
+
+
+def test_another_byte_order(tmp_path):
+    source = zipfile.ZipFile(io.BytesIO(serialise(thin("mmseg"))))
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        for info in source.infolist():
+            big = info.filename.endswith("/byteorder")
+            archive.writestr(info, b"big" if big else source.read(info))
+    assert "big-endian" in refusal(path)
+
+
+KINDS = {
+    "quantised": (
+        lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        "a quantised tensor",
+    ),
+    "sparse": (lambda: torch.eye(2).to_sparse(), "a sparse tensor"),
+    "meta": (lambda: torch.ones(2, device="meta"), "on the meta device"),
+    "conjugated": (lambda: torch.ones(2, dtype=torch.complex64).conj(), "conjugated"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_tensors_are_named(tmp_path, kind):
+    make, said = KINDS[kind]
+    path = write(tmp_path / "model.pth", {**thin("mmseg"), "decode_head.conv_seg.weight": make()})
+    message = refusal(path)
+    assert "decode_head.conv_seg.weight" in message and said in message
+
+
+OTHERS = {
+    "BiSeNetV2": ["detail.S1.0.conv.weight", "segment.S1S2.conv.conv.weight", "bga.left1.0.weight"],
+    "BiSeNet with a ResNet": [
+        "cp.resnet.conv1.weight",
+        "cp.arm16.conv.conv.weight",
+        "ffm.convblk.conv.weight",
+    ],
+    "called STDC as well": ["stage1.0.weight", "stage3.0.conv.0.weight", "arm4.conv.0.weight"],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_networks_that_look_alike(tmp_path, name):
+    path = write(tmp_path / "model.pth", {k: torch.ones(1) for k in OTHERS[name]})
+    assert name in refusal(path)
+
+
+def test_a_file_that_may_not_be_read(tmp_path):
+    path = write(tmp_path / "model.pth", thin("mmseg"))
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    with pytest.raises(UserError, match="can not be read"):
+        checkpoints.read(path)
