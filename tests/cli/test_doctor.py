@@ -204,9 +204,7 @@ def refused(run_cli, path, *said):
 def test_doctor_on_files_that_are_refused(run_cli, tmp_path, street):
     missing = dict(thin("official"))
     del missing["ffm.conv1.weight"]
-    found = refused(
-        run_cli, file_of(tmp_path, "official", missing), "1 missing (ffm.conv1.weight)", "445 - 1"[:0]
-    )
+    found = refused(run_cli, file_of(tmp_path, "official", missing), "1 missing (ffm.conv1.weight)")
     assert found["weights"] == {"kind": "segmentation", "family": "official", "container": "state dict"}
     assert found["tensors"]["in_file"] == 444
     whole = file_of(tmp_path, "mmseg").read_bytes()
