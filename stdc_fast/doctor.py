@@ -20,7 +20,6 @@ from stdc_fast.checkpoints.canonical import Checkpoint, from_content
 from stdc_fast.checkpoints.containers import Content, open_file
 from stdc_fast.checkpoints.options import OPTIONS
 from stdc_fast.checkpoints.writers.writer import BIASES, EPS, MEAN, STD
-from stdc_fast.classes import class_set
 from stdc_fast.errors import UserError
 from stdc_fast.plan import build, optimise
 from stdc_fast.reference import ConvBNReLU
@@ -164,18 +163,8 @@ def _batch_norm(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def _names(checkpoint: Checkpoint) -> dict[str, object]:
-    metadata, guess = checkpoint.metadata, class_set(checkpoint.num_classes)
-    named, coloured = (metadata.get(k) is not None for k in ("classes", "palette"))
-    return {
-        "classes": {
-            "value": list(metadata["classes"] if named else guess.names),
-            "from": "file" if named else "number of classes",
-        },
-        "palette": {
-            "value": metadata["palette"] if coloured else None,
-            "from": "file" if coloured else "names of the classes",
-        },
-    }
+    values = {k: checkpoint.metadata.get(k) for k in ("classes", "palette")}
+    return {k: {"value": v, "from": "default" if v is None else "file"} for k, v in values.items()}
 
 
 def _suspicious(checkpoint: Checkpoint) -> Iterator[dict[str, object]]:

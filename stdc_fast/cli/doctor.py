@@ -66,8 +66,12 @@ def _lines(found: dict):
     yield "batch norm", f"decoder: {norm['decoder']} (from: {norm['from']})"
     for name, option in found["options"].items():
         yield "option", f"{name} = {option['value']} (from: {option['from']})"
-    yield "classes", f"{', '.join(found['classes']['value'])} (from: {found['classes']['from']})"
-    yield "palette", f"from: {found['palette']['from']}"
+    classes, palette = found["classes"], found["palette"]
+    yield (
+        "classes",
+        f"{', '.join(classes['value'] or ['numbers, as the file has no names'])} (from: {classes['from']})",
+    )
+    yield "palette", f"{len(palette['value'] or classes['value'] or [])} colours (from: {palette['from']})"
     yield "fp16", "fits" if found["fp16"] is None else f"would overflow: {found['fp16']}"
     for one in found["suspicious"]:
         yield "suspicious", f"{one['tensor']}: {one['channels']} of {one['of']} channels have {one['what']}"

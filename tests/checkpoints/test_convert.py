@@ -107,7 +107,7 @@ def test_a_round_trip_keeps_every_bit(tmp_path, family, variant):
         assert torch.equal(back[key], value) and back[key].dtype == value.dtype, key
 
 
-@pytest.mark.parametrize(("source", "to"), itertools.product(families.ROWS, writers.WRITERS))
+@pytest.mark.parametrize(("source", "to"), list(itertools.product(families.ROWS, writers.WRITERS)))
 def test_the_code_base_computes_the_same(tmp_path, source, to):
     checkpoint = without_bias(read_of(source, weights(source)))
     _, state = converted(tmp_path, checkpoint, to)
@@ -222,6 +222,8 @@ def test_mmseg_keeps_names_and_options(tmp_path):
     found = [stages, model["backbone"], model["backbone"]["ffm_cfg"], head]
     assert [part["norm_cfg"]["eps"] for part in found] == [1e-3, 2e-3, 3e-3, 4e-3]
     assert config["test_pipeline"][1]["scale"][1] == 512
+    back = checkpoints.read(path).metadata
+    assert back == {"classes": names, "palette": colours, **options, "eps": {**eps, "arms": 1e-5}}
 
 
 def test_mmseg_without_names_or_options(tmp_path):
@@ -317,6 +319,9 @@ def test_one_output_with_a_threshold(tmp_path):
     assert stored["decode_head.conv_seg.bias"].dtype == weight.dtype
     head = config_of(path)["model"]["decode_head"]
     assert (head["num_classes"], head["out_channels"], head["threshold"]) == (2, 1, 0.3)
+    back = checkpoints.read(path)
+    assert (back.num_classes, back.metadata) == (2, {"threshold": 0.3})
+    assert all(torch.equal(back.state[k].double(), v.double()) for k, v in two.items())
 
 
 def test_conv_last(tmp_path):
@@ -331,11 +336,16 @@ def test_conv_last(tmp_path):
     assert config_of(path)["model"]["backbone"]["backbone_cfg"]["with_final_conv"] is True
     final = {k.split("final_conv.")[1] for k in stored if "final_conv" in k}
     assert final == families.parts.unit(1024, 1024, 1).state_dict().keys()
-    _, stored = converted(tmp_path, checkpoint, "official")
+    assert checkpoints.read(path).metadata == {"conv_last": True}
+    path, stored = converted(tmp_path, checkpoint, "official")
     assert last.keys() < stored.keys()
     # Readers tell by its counter that it was used.
     counters = [v.item() for k, v in stored.items() if k.endswith("num_batches_tracked")]
     assert set(counters) == {1}
+    with pytest.raises(UserError, match="conv_last"):
+        checkpoints.read(path)
+    back = checkpoints.read(path, conv_last=True)
+    assert all(torch.equal(back.state[k], v) for k, v in last.items())
     with pytest.raises(UserError, match="conv_last"):
         writers.write(checkpoint, tmp_path / "out.pth", "super-gradients")
 
@@ -383,6 +393,8 @@ def test_add_of_mmseg(tmp_path, added):
     aliases = [stored[second.format(m)].data_ptr() for m in ("layers.0.1", "downsample")]
     assert aliases[0] == aliases[1]
     assert "backbone.backbone.stages.2.1.layers.0.conv.weight" in stored
+    back = checkpoints.read(path)
+    assert back.module == "add" and same({k: v for k, v in back.state.items() if k != BIAS}, added.state)
 
 
 def test_super_gradients_has_no_add(tmp_path, added):
