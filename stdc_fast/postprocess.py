@@ -93,7 +93,8 @@ def resized_rows(
 ) -> Rows:
     """The rows of ``upsample(x, size, align_corners)``, up to its rounding, for the rows of ``x``.
 
-    ``source`` is its (h, w). A band of them reads no more of ``x`` than it needs, so that ``x`` itself may be computed in bands.
+    ``source`` is its (h, w). A band of them reads no more of ``x`` than it needs, so that ``x`` itself may be
+    computed in bands.
     """
     if source == size:
         return rows

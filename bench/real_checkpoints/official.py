@@ -66,6 +66,8 @@ def main(out: Path, folder: Path) -> None:
         if norm == "plain":
             made = plain(made)
         corpus.randomise(made)
+        if not last:  # then it ran only when the backbone was trained
+            made.cp.backbone.conv_last.bn.num_batches_tracked.fill_(20000)
         return made.eval()
 
     def answers(name: str, made: nn.Module, state: dict, how: str, **more: object) -> None:
@@ -114,7 +116,7 @@ def main(out: Path, folder: Path) -> None:
                 f"{saved}, then without num_batches_tracked",
                 options={"decoder norm": "in place"},
                 said="no counter anywhere, as of a plain network whose counters were removed",
-                load={"norm": "in place"},
+                load={"batch_norm": "in-place"},
             )
             answers(
                 "official_stdc1_legacy.pth",
@@ -133,7 +135,7 @@ def main(out: Path, folder: Path) -> None:
             f"{saved}, with nn.BatchNorm2d, then without num_batches_tracked",
             options={"decoder norm": "plain"},
             said="no counter anywhere, not even in the backbone, whose norms are always plain",
-            load={"norm": "plain"},
+            load={"batch_norm": "plain"},
         )
         made = network(backbone, last=True)
         answers(
@@ -143,7 +145,7 @@ def main(out: Path, folder: Path) -> None:
             f"{saved}, of use_conv_last=True",
             options={"use_conv_last": True},
             said="nothing: conv_last is in every file of this code and is not used without the option",
-            load={"use_conv_last": True},
+            load={"conv_last": True},
         )
         classifier(out, arch, getattr(sys.modules["nets.stdcnet"], backbone))
 

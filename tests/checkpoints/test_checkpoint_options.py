@@ -124,7 +124,8 @@ def test_channels_in_the_order_of_opencv(tmp_path, mmseg):
     assert stem.input.buffer == plan.inputs[0]
     with torch.inference_mode():
         wanted = mmseg.double()(x.permute(0, 3, 1, 2))
-        rgb = (frames.double() / 255 - torch.tensor(ours.mean)) / torch.tensor(ours.std)
+        ours_mean, ours_std = (torch.tensor(v, dtype=torch.float64) for v in (ours.mean, ours.std))
+        rgb = (frames.double() / 255 - ours_mean) / ours_std
         assert relative_error(ours(rgb.permute(0, 3, 1, 2)), wanted) <= 1e-9
 
 
