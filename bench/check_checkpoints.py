@@ -26,6 +26,8 @@ from stdc_fast.reference.networks import STDCBackbone
 
 #: Largest difference over largest value that float64 arithmetic in another order may give.
 LIMIT = 1e-12
+#: PaddlePaddle's kernels hold 1e-5 in single precision, also where the network is in double precision.
+EPSILON = float(np.float32(1e-5))
 
 
 def relative_error(found: np.ndarray, true: np.ndarray) -> float:
@@ -37,8 +39,7 @@ def relative_error(found: np.ndarray, true: np.ndarray) -> float:
 def of_network(path: Path, truth: dict, arrays: dict[str, np.ndarray]) -> dict[str, object]:
     """What the segmentation checkpoint gives: tensors, relative error, names."""
     paddle = truth["family"] == "paddle"
-    # Its kernels hold epsilon in single precision, also of a float64 network.
-    given = truth["load"] | ({"eps": float(np.float32(1e-5))} if paddle else {})
+    given = truth["load"] | ({"eps": EPSILON} if paddle else {})
     checkpoint = checkpoints.read(path, **given)
     network = checkpoint.network(torch.float64)
     x = torch.from_numpy(arrays["x"]).double()
@@ -65,7 +66,7 @@ def of_network(path: Path, truth: dict, arrays: dict[str, np.ndarray]) -> dict[s
 
 
 def of_photo(path: Path, truth: dict, arrays: dict[str, np.ndarray]) -> float:
-    """Share of the labels of a picture, through everything that ``load`` sets up, which are the real model's."""
+    """Share of a picture's labels, through everything that ``load`` sets up, which are the real model's."""
     model = stdc_fast.load(path, device="cpu", dtype="float64", backend="eager", **truth["load"])
     return float((model.predict(arrays["image"]).labels == arrays["image_labels"]).mean())
 
@@ -75,7 +76,11 @@ def of_backbone(path: Path, truth: dict, arrays: dict[str, np.ndarray]) -> dict[
     state = checkpoints.read_backbone(path)
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     variant = "stdc2" if any(k.startswith("features.13.") for k in state) else "stdc1"
-    network = STDCBackbone(variant, count_include_pad=truth["family"] != "paddle").double().eval()
+    paddle = truth["family"] == "paddle"
+    network = STDCBackbone(variant, count_include_pad=not paddle).double().eval()
+    for norm in network.modules():
+        if paddle and isinstance(norm, torch.nn.BatchNorm2d):
+            norm.eps = EPSILON
     strange = network.load_state_dict(state, strict=False)
     missing = [k for k in strange.missing_keys if not k.endswith("num_batches_tracked")]
     if missing or strange.unexpected_keys:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from stdc_fast.checkpoints.pickles import BrokenPickle, Machine
+from stdc_fast.checkpoints.pickles import BrokenPickle, Machine, Opaque
 from stdc_fast.checkpoints.rebuild import MAKERS, Storage, storage_dtype
 from stdc_fast.errors import UserError
 
@@ -58,60 +58,87 @@ def _open_zip(file: BinaryIO, archive: zipfile.ZipFile) -> object:
     ):
         raise UserError("is a program of torch.export; give the state dict it was made from")
     if pickled is None:
-        first = ", ".join(list(records)[:3]) or "nothing"
-        kind = "NumPy arrays" if records and all(n.endswith(".npy") for n in records) else "a zip archive"
-        raise UserError(f"is {kind}, not a torch checkpoint; it holds {first}")
+        raise UserError(_what_zip(list(records)))
     folder = pickled.removesuffix("data.pkl")
-    if f"{folder}byteorder" in records and _record(archive, records[f"{folder}byteorder"]) != b"little":
-        raise UserError("was written on a big-endian machine; save it there as safetensors")
+    checked = any(i.CRC for i in records.values())  # torch can be told to write none
+
+    def record(info: zipfile.ZipInfo) -> Tensor:
+        return _bytes_of(file, archive, info, checked)
+
+    order = records.get(f"{folder}byteorder")
+    swapped = order is not None and bytes(record(order).numpy()) == b"big"
     stored: dict[str, Storage] = {}
 
-    def persistent(identity: object) -> Storage:
+    def persistent(identity: object) -> Storage | Opaque:
         dtype, key, count = _identity(identity)
+        if dtype is None:
+            return Opaque("a storage of another kind")
         if key not in stored:
             info = records.get(f"{folder}data/{key}")
             if info is None or info.file_size != count * dtype.itemsize:
                 raise damaged(f"storage {key} is missing or of another size")
-            stored[key] = Storage(dtype, count, lambda: _bytes_of(file, archive, info))
+            stored[key] = Storage(
+                dtype, count, lambda: _native(record(info), dtype) if swapped else record(info)
+            )
         return stored[key]
 
     try:
-        return Machine(memoryview(_record(archive, records[pickled])), 0, MAKERS, persistent).run()
+        return Machine(memoryview(record(records[pickled]).numpy()), 0, MAKERS, persistent).run()
     except BrokenPickle as error:
         raise damaged(f"broken pickle: it {error}") from None
 
 
-def _identity(identity: object) -> tuple[torch.dtype, str, int]:
-    """Element type, key and number of elements of the storage that a persistent id names."""
+def _what_zip(names: list[str]) -> str:
+    """What a zip archive is that torch has not written."""
+    if names and all(n.endswith(".npy") for n in names):
+        return f"is NumPy arrays, not a torch checkpoint; it holds {', '.join(names[:3])}"
+    inside = [n for n in names if n.endswith((".pth", ".pt", ".tar", ".ckpt", ".pdparams", ".safetensors"))]
+    if inside:
+        return f"is a zip archive with {inside[0]} in it; unpack it and give that"
+    return f"is a zip archive, not a torch checkpoint; it holds {', '.join(names[:3]) or 'nothing'}"
+
+
+def _native(data: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes of the other order, in this machine's."""
+    size = dtype.itemsize // 2 if dtype.is_complex else dtype.itemsize
+    return torch.from_numpy(data.numpy().view(f"u{size}").byteswap().view("u1"))
+
+
+def _identity(identity: object) -> tuple[torch.dtype | None, str, int]:
+    """Element type, key and number of elements of the storage that a persistent id names.
+
+    The type is None for elements that are no plain numbers, such as quantised ones.
+    """
     if type(identity) is not tuple or len(identity) < 5 or identity[0] != "storage":
         raise BrokenPickle("refers to no storage")
     dtype, key, count = storage_dtype(identity[1]), identity[2], identity[4]
-    if dtype is None or type(key) is not str or type(count) is not int or count < 0:
+    if type(key) is not str or type(count) is not int or count < 0:
         raise BrokenPickle("refers to no known storage")
     return dtype, key, count
 
 
-def _record(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    try:
-        return archive.read(info)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise damaged(error) from None
-
-
-def _bytes_of(file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Tensor:
+def _bytes_of(file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo, checked: bool) -> Tensor:
     """A record's bytes; where they are stored as they are, read straight into the tensor."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        return torch.frombuffer(bytearray(_record(archive, info) or b"\0"), dtype=torch.uint8)[
-            : info.file_size
-        ]
+        try:
+            data = archive.read(info)
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            EOFError,
+            NotImplementedError,
+            RuntimeError,
+            zlib.error,
+        ) as error:
+            raise damaged(error) from None
+        return torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: info.file_size]
     file.seek(info.header_offset)
     header = file.read(_LOCAL.size)
     if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
         raise damaged(f"no record {info.filename}")
     _, name, extra = _LOCAL.unpack(header)
-    return _read(
-        file, info.header_offset + _LOCAL.size + name + extra, info.file_size, info.CRC, info.filename
-    )
+    start = info.header_offset + _LOCAL.size + name + extra
+    return _read(file, start, info.file_size, info.CRC if checked else None, info.filename)
 
 
 def _read(file: BinaryIO, start: int, size: int, check: int | None, what: str) -> Tensor:
@@ -157,6 +184,8 @@ def _open_legacy(file: BinaryIO, data: memoryview) -> object:
         if type(identity) is tuple and identity[:1] == ("module",):
             return identity[1]  # a class with its source, of models that were pickled whole
         dtype, key, count = _identity(identity)
+        if dtype is None:
+            raise UserError("holds storages of another kind than plain numbers, such as quantised ones")
         if len(identity) > 5 and identity[5] is not None:
             raise UserError("holds views of storages as torch before 0.4 wrote them; load and save it there")
         if key not in stored:

@@ -21,6 +21,11 @@ from stdc_fast.reference.networks import STAGES, STDCSeg
 _CLASSIFIER = "conv_out.conv_out"
 _STEM = "cp.backbone.features.0.conv.weight"
 _LAST = "cp.backbone.conv_last."
+# What torch's utilities leave in names, and what takes it out again before saving.
+_REMEDIES = (
+    ("parametrizations.", "call torch.nn.utils.parametrize.remove_parametrizations() before saving"),
+    (".weight_mask", "call torch.nn.utils.prune.remove() before saving"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +308,8 @@ def _check(checkpoint: Checkpoint, family: Family) -> None:
             for what, keys in (("missing", missing), ("unexpected", unexpected))
             if keys
         ]
-        raise UserError(f"does not match {checkpoint.variant} of {family.name}: {'; '.join(parts)}")
+        hint = next((f"; {remedy}" for part, remedy in _REMEDIES if any(part in k for k in unexpected)), "")
+        raise UserError(f"does not match {checkpoint.variant} of {family.name}: {'; '.join(parts)}{hint}")
     for key, tensor in state.items():
         if tensor.shape != expected[key].shape:
             raise UserError(

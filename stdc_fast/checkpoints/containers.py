@@ -32,6 +32,8 @@ _KEYS = (
 )  # fmt: skip
 # Of a state dict, what is no tensor of the network: how many models were averaged; PaddlePaddle's own names.
 _BESIDE = ("n_averaged", "StructuredToParameterName@@")
+# What compiling, sharding and recomputing put into names.
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # What training code keeps as modules beside a network, whose tensors the network does not use.
 _SIDE = re.compile(r"(\w*_)?(criterion|loss\w*|metrics?|\w*(iou|accuracy|confusion)\w*)$", re.IGNORECASE)
 
@@ -95,7 +97,7 @@ def unwrap(content: object, metadata: dict[str, object] | None = None) -> Conten
     for _ in range(3):
         if metadata is not None or not isinstance(content, Mapping):
             break
-        inside = [k for k, v in content.items() if isinstance(k, str) and _is_state(v)]
+        inside = [k for k, v in content.items() if isinstance(k, str) and _holds_state(v)]
         nested = [k for k in _KEYS if isinstance(content.get(k), Mapping) and content[k]]
         chosen = next((k for k in nested if k in inside), nested[0] if nested else None)
         if chosen is None and len(inside) == 1:
@@ -112,7 +114,7 @@ def unwrap(content: object, metadata: dict[str, object] | None = None) -> Conten
     _refuse_others(content)
     versions = getattr(content, "attributes", {}).get("_metadata") or getattr(content, "_metadata", None)
     tensors = {k: v for k, v in content.items() if k not in _BESIDE}
-    tensors, prefix, dropped = _bare(tensors)
+    tensors, prefix, dropped = _bare(_unwrapped(tensors))
     return Content(
         {k: _tensor(k, v) for k, v in tensors.items()},
         metadata,
@@ -121,6 +123,11 @@ def unwrap(content: object, metadata: dict[str, object] | None = None) -> Conten
         _versions(versions, prefix),
         (*notes, *dropped),
     )
+
+
+def _holds_state(value: object) -> bool:
+    """Whether it is a state dict, or a mapping that has one under one of the usual keys."""
+    return _is_state(value) or (isinstance(value, Mapping) and any(_is_state(value.get(k)) for k in _KEYS))
 
 
 def _is_state(value: object) -> bool:
@@ -170,6 +177,14 @@ _KINDS = (
 )
 
 
+def _unwrapped(tensors: Mapping) -> dict:
+    """Names without what wrappers of torch put in the middle of them."""
+    plain = {_WRAPPERS.sub("", name): value for name, value in tensors.items()}
+    if len(plain) < len(tensors):
+        raise UserError("holds tensors both wrapped and not; save the state dict of the network alone")
+    return plain
+
+
 def _bare(tensors: Mapping) -> tuple[dict, str, tuple[str, ...]]:
     """(tensors without what wrappers put before all names, that prefix, notes about what else was there)."""
     prefix, notes = "", ()
@@ -213,7 +228,7 @@ def _versions(written: object, prefix: str) -> dict[str, int]:
     if not isinstance(written, Mapping):
         return {}
     return {
-        name.removeprefix(prefix): of["version"]
+        _WRAPPERS.sub("", name).removeprefix(prefix): of["version"]
         for name, of in written.items()
         if isinstance(name, str) and isinstance(of, Mapping) and isinstance(of.get("version"), int)
     }
@@ -224,6 +239,8 @@ def _tensor(key: str, value: object) -> Tensor:
         return value
     try:
         return value.tensor()
+    except UserError:
+        raise
     except ValueError as error:
         raise damaged(f"{key}: {error}") from None
 

@@ -52,6 +52,7 @@ class Stored:
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
+    negated: bool = False
 
     def tensor(self) -> Tensor:
         """The tensor. It shares memory with others of its storage. ValueError if it does not lie in it."""
@@ -61,6 +62,8 @@ class Stored:
             made = whole.as_strided(self.size, self.stride, self.offset)
         except (RuntimeError, TypeError) as error:
             raise ValueError(str(error).partition("\n")[0]) from None
+        if self.negated:
+            made = -made
         # torch converts tensors of 8 bits only where they are contiguous.
         return made if made.itemsize > 1 or made.is_contiguous() else made.contiguous()
 
@@ -127,25 +130,29 @@ def value_of(item: object) -> object:
 
 
 def _stored(storage, offset, size, stride, grad=False, hooks=None, metadata=None) -> Stored | Opaque:
-    if metadata:
-        return Opaque("a conjugated or negated tensor")
-    return _described(storage, storage.dtype, offset, size, stride)
+    return _described(storage, None, offset, size, stride, metadata)
 
 
-def _described(storage, dtype, offset, size, stride) -> Stored:
-    numbers = (offset, *size, *stride)
+def _described(storage, dtype, offset, size, stride, metadata) -> Stored | Opaque:
+    if isinstance(storage, Opaque):
+        return storage
     if not isinstance(storage, Storage) or len(size) != len(stride):
         raise ValueError("no tensor")
+    dtype = storage.dtype if dtype is None else dtype
+    metadata = metadata or {}
+    if set(metadata) - {"neg"} or (metadata and not dtype.is_floating_point):
+        return Opaque("a conjugated tensor")
+    numbers = (offset, *size, *stride)
     if not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers):
         raise ValueError("no sizes")
-    return Stored(storage, dtype, offset, tuple(size), tuple(stride))
+    return Stored(storage, dtype, offset, tuple(size), tuple(stride), bool(metadata.get("neg")))
 
 
 def _stored_v3(storage, offset, size, stride, grad, hooks, dtype, metadata=None) -> Stored | Opaque:
     known = _DTYPES.get(dtype.name) if isinstance(dtype, Global) else None
-    return Opaque("a tensor of an unknown dtype") if known is None or metadata else _described(
-        storage, known, offset, size, stride
-    )  # fmt: skip
+    if known is None:
+        return Opaque("a tensor of an unknown dtype")
+    return _described(storage, known, offset, size, stride, metadata)
 
 
 def _typed(make: object, kind: object, arguments: object, state: object = None) -> object:

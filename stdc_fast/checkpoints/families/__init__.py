@@ -23,6 +23,10 @@ CANONICAL = official.FAMILY
 _OTHERS = (
     (("cp.resnet.", "cp.backbone.layer"), "BiSeNet with a ResNet backbone"),
     (("detail.S1.", "segment.S1S2.", "bga."), "BiSeNetV2"),
+    (
+        ("conv2d_0.w_0_",),
+        "an optimizer's state of PaddlePaddle, whose weights are in the .pdparams beside it",
+    ),
     (("stage1.", "arm4.", "stage3.0.conv."), "another project's network that is called STDC as well"),
 )
 
