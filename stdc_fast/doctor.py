@@ -145,7 +145,7 @@ def _weights(checkpoint: Checkpoint) -> dict[str, object]:
 
 def _options(checkpoint: Checkpoint) -> dict[str, dict[str, object]]:
     result = {}
-    for name, published in {**PUBLISHED, "short_side": None}.items():
+    for name, published in {**PUBLISHED, "short_side": None, "scale": None}.items():
         value = checkpoint.metadata.get(name, published)
         origin = "metadata" if name in checkpoint.metadata else "default"
         if value is not None:
@@ -198,8 +198,9 @@ _TESTS: dict[str, tuple[tuple[Callable[[Tensor], Tensor], str], ...]] = {
 
 
 def _size(checkpoint: Checkpoint, height: int, width: int) -> tuple[int, int]:
-    side = checkpoint.metadata.get("short_side") or min(_SHORT_SIDE, height, width)
-    factor = side / min(height, width)
+    side, factor = (checkpoint.metadata.get(k) for k in ("short_side", "scale"))
+    if side or not factor:
+        factor = (side or min(_SHORT_SIDE, height, width)) / min(height, width)
     return round(height * factor), round(width * factor)
 
 
