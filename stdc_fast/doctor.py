@@ -66,9 +66,9 @@ def examine(path: Path, photo: Path = PHOTO, **options: object) -> dict[str, obj
         return found | {"weights": weights | {"kind": "backbone", "family": code_base}}
     try:
         checkpoint = from_content(content, **({"told": options} if options else {}))
+        network = checkpoint.network()
     except UserError as error:
         return found | {"refused": str(error)}
-    network = checkpoint.network()
     size = _size(checkpoint, *picture.shape[:2])
     found |= {
         "weights": weights | _weights(checkpoint),
