@@ -65,7 +65,7 @@ def examine(path: Path, photo: Path = PHOTO, **options: object) -> dict[str, obj
     if family is None and (code_base := _code_base(content)) is not None:
         return found | {"weights": weights | {"kind": "backbone", "family": code_base}}
     try:
-        checkpoint = from_content(content, **({"told": options} if options else {}))
+        checkpoint = from_content(content, options)
         network = checkpoint.network()
     except UserError as error:
         return found | {"refused": str(error)}
