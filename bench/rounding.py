@@ -23,7 +23,7 @@ from stdc_fast import checkpoints, files, info, zoo
 from stdc_fast.backends import cpu, eager
 from stdc_fast.backends.eager.ranges import observe
 from stdc_fast.backends.eager.rounding import Grid, Rounding
-from stdc_fast.evaluate import Confusion
+from stdc_fast.evaluation import Confusion
 from stdc_fast.images import normalise, read_image
 from stdc_fast.numerics import label_agreement, relative_error
 from stdc_fast.postprocess import resize_argmax

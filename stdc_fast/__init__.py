@@ -7,7 +7,10 @@ model.predict("street.jpg").overlay().save("overlay.png")
 
 from stdc_fast import library, nn, source_tree  # library registers torch.ops.stdc_fast
 from stdc_fast.classes import ClassSet
+from stdc_fast.data import open_folder
 from stdc_fast.errors import UserError
+from stdc_fast.evaluation import evaluate
+from stdc_fast.protocol import Protocol
 from stdc_fast.segmenter import BatchError, InputSize, Segmentation, Segmenter
 from stdc_fast.version import __version__
 from stdc_fast.zoo import list_models, load, model_info
@@ -16,15 +19,18 @@ __all__ = [
     "BatchError",
     "ClassSet",
     "InputSize",
+    "Protocol",
     "Segmentation",
     "Segmenter",
     "UserError",
     "__version__",
+    "evaluate",
     "library",
     "list_models",
     "load",
     "model_info",
     "nn",
+    "open_folder",
 ]
 
 source_tree.register()

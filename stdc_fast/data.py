@@ -6,15 +6,17 @@ Images are RGB uint8 ``[H, W, 3]``, labels uint8 ``[H, W]`` with 255 for pixels 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image
 from torch import Tensor
 
+from stdc_fast.appearance import Appearance
 from stdc_fast.classes import CAMVID, CITYSCAPES, ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.images import MEAN, is_image, read_image
@@ -28,13 +30,15 @@ _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28,
 class SegmentationFolder:
     """Pairs of image and label files of one split of a data set.
 
-    ``remap`` is a 256-entry table from stored label values to class ids and 255.
+    ``remap`` is a 256-entry table from stored label values to class ids and 255; ``known`` has the values
+    that may occur, all by default.
     """
 
     images: tuple[Path, ...]
     labels: tuple[Path, ...]
     classes: ClassSet
     remap: np.ndarray
+    known: frozenset[int] = frozenset(range(256))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,17 +58,26 @@ class SegmentationFolder:
         return read_image(self.images[index])
 
     def load_labels(self, index: int) -> np.ndarray:
-        """Class ids uint8 ``[H, W]``, 255 where no class counts."""
+        """Class ids uint8 ``[H, W]``, 255 where no class counts. UserError for values that are not known."""
         path = self.labels[index]
         try:
             with Image.open(path) as im:
                 if im.mode not in ("L", "P"):
                     raise UserError(f"{path}: labels must be one 8-bit channel of class ids, not {im.mode}")
-                return self.remap[np.asarray(im)]
+                stored = np.asarray(im)
         except UserError:
             raise
         except Exception as error:  # decoders raise many types on damaged files
             raise UserError(f"{path}: not a readable image ({error})") from None
+        pixels = np.bincount(stored.ravel(), minlength=256)
+        strange = [v for v in np.flatnonzero(pixels).tolist() if v not in self.known]
+        if strange:
+            raise UserError(
+                f"{path}: {pixels[strange[0]]} pixels have the value {strange[0]}, which is no class id of "
+                f"this data and none that is ignored ({_ranges(self.known)} are); mend the labels, or name "
+                "the value in classes.txt"
+            )
+        return self.remap[stored]
 
     def histograms(self) -> np.ndarray:
         """Pixels of every class in every image, int64 ``[images, classes]``; reads all labels."""
@@ -98,6 +111,17 @@ def open_folder(root: str | Path, split: str) -> SegmentationFolder:
     )
 
 
+def open_folders(root: str | Path, splits: Sequence[str]) -> SegmentationFolder:
+    """Several splits of one data set as one; UserError as :func:`open_folder`, or if their labels differ."""
+    folders = [open_folder(root, split) for split in splits]
+    first = folders[0]
+    for split, folder in zip(splits, folders, strict=True):
+        if folder.classes != first.classes or not np.array_equal(folder.remap, first.remap):
+            raise UserError(f"{root}: the labels of {splits[0]} and {split} have different classes or ids")
+    images, labels = (tuple(p for f in folders for p in getattr(f, k)) for k in ("images", "labels"))
+    return dataclasses.replace(first, images=images, labels=labels)
+
+
 def _open_camvid(root: Path, split: str) -> SegmentationFolder:
     images = {p.stem: p for p in sorted((root / split).iterdir()) if is_image(p)}
     labels = {p.stem: p for p in sorted((root / f"{split}annot").iterdir()) if is_image(p)}
@@ -113,35 +137,42 @@ def _open_camvid(root: Path, split: str) -> SegmentationFolder:
             what = f"{split}annot" if stem in images else split
             raise UserError(f"{root / what}: no file for {stem!r}")
     remap = np.full(256, IGNORE, np.uint8)
-    classes = CAMVID
+    classes, ignored = CAMVID, {len(CAMVID)}  # the twelfth of the usual release is "void"
     if (root / "classes.txt").is_file():
-        names = _read_classes(root / "classes.txt")
+        names, ignored = _read_classes(root / "classes.txt")
         classes = ClassSet.from_names(tuple(names.values()))
         ids = list(names)
     else:
         ids = list(range(len(classes)))
     remap[ids] = np.arange(len(ids))
     return SegmentationFolder(
-        tuple(images[s] for s in stems), tuple(labels[s] for s in stems), classes, remap
+        tuple(images[s] for s in stems),
+        tuple(labels[s] for s in stems),
+        classes,
+        remap,
+        frozenset({*ids, *ignored, IGNORE}),
     )
 
 
-def _read_classes(path: Path) -> dict[int, str]:
-    names = {}
+def _read_classes(path: Path) -> tuple[dict[int, str], set[int]]:
+    """Classes by stored value, and values that are ignored."""
+    names, ignored = {}, set()
     for line in path.read_text().splitlines():
         if not line.strip():
             continue
         match = re.fullmatch(r"(\d+)\s+(\S.*)", line.strip())
         if not match or int(match[1]) > 254:
             raise UserError(f"{path}: expected lines of the form '3 Road', got {line.strip()!r}")
-        if match[2].lower() not in ("unlabelled", "void", "ignore"):
+        if match[2].lower() in ("unlabelled", "void", "ignore"):
+            ignored.add(int(match[1]))
+        else:
             names[int(match[1])] = match[2]
     if not names:
         raise UserError(f"{path}: names no class")
     repeated = [n for n in names.values() if list(names.values()).count(n) > 1]
     if repeated:
         raise UserError(f"{path}: names {repeated[0]!r} twice; each class needs a name of its own")
-    return names
+    return names, ignored
 
 
 def _open_cityscapes(root: Path, split: str) -> SegmentationFolder:
@@ -167,24 +198,34 @@ def _open_cityscapes(root: Path, split: str) -> SegmentationFolder:
         raise UserError(f"{root / 'leftImg8bit' / split}: holds no */*_leftImg8bit images")
     remap = np.full(256, IGNORE, np.uint8)
     remap[list(range(19) if train_ids else _CITYSCAPES_IDS)] = np.arange(19)
-    return SegmentationFolder(tuple(images), tuple(labels), CITYSCAPES, remap)
+    known = frozenset({*range(19 if train_ids else 34), IGNORE})
+    return SegmentationFolder(tuple(images), tuple(labels), CITYSCAPES, remap, known)
+
+
+def _ranges(values: Iterable[int]) -> str:
+    """Numbers as "0-18, 255"."""
+    found = []
+    for _, group in itertools.groupby(enumerate(sorted(values)), lambda pair: pair[1] - pair[0]):
+        run = [value for _, value in group]
+        found.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]))
+    return ", ".join(found)
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Random scale, crop, flip and colour.
+    """Random scale, crop, flip and appearance.
 
     Args:
         scales: range of the scale factor, drawn log-uniformly.
         aspect: largest stretch of the width against the height, e.g. 0.1 for 10 % either way.
         balance: probability that a crop is placed on a random pixel of a random class.
-        jitter: largest relative change of brightness, contrast and saturation.
+        appearance: light, colours and sharpness.
     """
 
     scales: tuple[float, float] = (0.5, 2.0)
     aspect: float = 0.1
     balance: float = 0.5
-    jitter: float = 0.4
+    appearance: Appearance = dataclasses.field(default_factory=Appearance)
 
     def __call__(
         self,
@@ -221,7 +262,7 @@ class Augmentation:
 
         box = (left, top, min(left + in_w, width), min(top + in_h, height))
         pixels = Image.fromarray(image).resize((out_w, out_h), Image.Resampling.BILINEAR, box)
-        pixels = np.asarray(self._colour(pixels, rng))
+        pixels = np.asarray(self.appearance(pixels, rng))
         ids = np.asarray(Image.fromarray(labels).resize((out_w, out_h), Image.Resampling.NEAREST, box))
         if rng.random() < 0.5:
             pixels, ids = pixels[:, ::-1], ids[:, ::-1]
@@ -231,13 +272,6 @@ class Augmentation:
         out = np.full(crop, IGNORE, np.uint8)
         out[y : y + out_h, x : x + out_w] = ids
         return canvas, out
-
-    def _colour(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
-        for i in rng.permutation(len(enhancers)):
-            factor = float(rng.uniform(1 - self.jitter, 1 + self.jitter))
-            image = enhancers[i](image).enhance(factor)
-        return image
 
 
 class TrainingStream(torch.utils.data.Dataset):

@@ -150,10 +150,13 @@ def mirrors(record: Record) -> list[str]:
         try:
             parts = urlsplit(base)
             valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            valid = valid and base.isascii() and parts.username is None
         except ValueError:  # a port that is no number, an IPv6 address that does not end
             valid = False
         if not valid:
-            raise UserError(f"STDC_FAST_MIRROR must hold http or https addresses, not {base!r}")
+            raise UserError(
+                f"STDC_FAST_MIRROR must hold http or https addresses in ASCII, without a user, not {base!r}"
+            )
         found.append(f"{base.rstrip('/')}/{quote(record.name)}/{quote(record.file)}")
     return found
 

@@ -24,6 +24,17 @@ def write_errors(path: str | Path):
         raise UserError(f"{path}: can not be written ({reason}); choose another place") from None
 
 
+def writable(path: Path) -> bool:
+    """Whether a file is there. UserError if it can not be written: better known before minutes of work."""
+    new = not path.exists()
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+        if new:
+            path.unlink()
+    return not new
+
+
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path in the same folder, then rename it to ``path``.
 

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import nn
 
+from stdc_fast.appearance import Appearance
 from stdc_fast.errors import UserError
 from stdc_fast.reference.networks import STAGES
 
@@ -26,6 +27,13 @@ class TrainConfig:
     scales: tuple[float, float] = (0.5, 2.0)
     aspect: float = 0.0
     jitter: float = 0.5
+    white_balance: float = 0.0
+    gamma: float = 0.0
+    hue: float = 0.0
+    grey: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+    jpeg: float = 0.0
     balance: float = 0.0
     optimizer: str = "sgd"
     lr: float = 0.01
@@ -47,6 +55,7 @@ class TrainConfig:
     save_every: int = 200
     amp: str = "auto"
     seed: int = 0
+    splits: tuple[str, ...] = ("train",)
 
     def __post_init__(self) -> None:
         if self.variant not in STAGES:
@@ -73,11 +82,19 @@ class TrainConfig:
             raise UserError(f"class_weights must be 0 (off) or more than 1, not {self.class_weights}")
         if not 0 <= self.warmup < self.iterations:
             raise UserError(f"warmup {self.warmup} must be shorter than the {self.iterations} iterations")
-        for name, most in (("jitter", 1), ("aspect", 1), ("balance", 1)):
+        most_of = {"jitter": 1, "aspect": 1, "balance": 1, "white_balance": 4, "gamma": 4, "hue": 0.5,
+                   "grey": 1, "blur": 16, "noise": 1, "jpeg": 1}  # fmt: skip
+        for name, most in most_of.items():
             if not 0 <= getattr(self, name) <= most:
                 raise UserError(f"{name} must lie between 0 and {most}, not {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema must lie in [0, 1), not {self.ema}")
+        if not self.splits or len(set(self.splits)) < len(self.splits):
+            raise UserError(f"splits must be different names, at least one, not {self.splits}")
+
+    @property
+    def appearance(self) -> Appearance:
+        return Appearance(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Appearance)})
 
     def crop_at(self, iteration: int) -> tuple[int, int]:
         """Crop size of an iteration: grows in steps of 32 from ``crop_start`` to ``crop``."""

@@ -2,7 +2,9 @@
 
 Start it with ``stdc-fast train``, or on several GPUs with ``torchrun --nproc-per-node N -m stdc_fast
 train``. A run's folder holds ``last.pt`` (everything needed to go on), ``best.safetensors`` (the
-averaged weights with the best validation mIoU), ``train.csv``, ``val.csv`` and ``config.json``.
+averaged weights with the best validation mIoU), ``train.csv``, ``val.csv`` and ``config.json``. A run that
+trains on ``val`` too has nothing to validate on: instead of ``best.safetensors`` and ``val.csv`` it leaves
+``averaged.safetensors``, the averaged weights of its last save.
 """
 
 from __future__ import annotations
@@ -27,14 +29,16 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stdc_fast import backends, checkpoints, files, info
-from stdc_fast.data import Augmentation, TrainingStream, open_folder
+from stdc_fast import backends, checkpoints, files, info, start
+from stdc_fast.data import Augmentation, TrainingStream, open_folder, open_folders
 from stdc_fast.errors import UserError
-from stdc_fast.evaluate import Confusion, evaluate
+from stdc_fast.evaluation import evaluate
 from stdc_fast.images import normalise
 from stdc_fast.recipe import TrainConfig, amp_dtype, optimizer
 from stdc_fast.reference import LossTerms, OhemCrossEntropy, SegmentationLoss, STDCSeg
 from stdc_fast.segmenter import Segmenter
+
+BEST, UNVALIDATED = "best.safetensors", "averaged.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,17 +97,6 @@ def _tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
 
 
-def _load_backbone(network: STDCSeg, path: str | Path) -> None:
-    state = checkpoints.read_backbone(path)
-    mine = network.cp.backbone.state_dict()
-    wrong = [k for k in mine if k in state and state[k].shape != mine[k].shape]
-    wrong += [k for k in mine if k not in state and not k.endswith("num_batches_tracked")]
-    wrong += [k for k in state if k not in mine]
-    if wrong:
-        raise UserError(f"{path}: its backbone is not {network.variant}'s; first difference at {wrong[0]}")
-    network.cp.backbone.load_state_dict(state, strict=False)
-
-
 class _Log:
     """A CSV file that a resumed run continues: rows after its iteration are dropped."""
 
@@ -139,27 +132,32 @@ def train(
     *,
     resume: bool = False,
     backbone: str | Path | None = None,
+    init: str | Path | None = None,
     device: str = "auto",
     workers: int = 0,
     quiet: bool = False,
-) -> float:
-    """Train, or go on with, a run in the folder ``out``; returns the best validation mIoU (0..1).
+) -> float | None:
+    """Train, or go on with, a run in the folder ``out``.
+
+    Returns the best mIoU (0..1) on the split ``val``, or None where the recipe trains on ``val`` too.
 
     Args:
         config: the recipe; a resumed run must have the same.
-        data: CamVid or Cityscapes folder with splits ``train`` and ``val``.
+        data: CamVid or Cityscapes folder with the recipe's splits and ``val``.
         out: the run's folder.
         resume: go on from ``out/last.pt`` (start anew if there is none yet).
         backbone: checkpoint whose backbone a new run starts from (ImageNet or segmentation weights).
+        init: segmentation checkpoint that a new run starts from as a whole; the last layer only if it has the
+            data's classes. Instead of ``backbone``.
         device: "auto", "cpu" or "cuda".
         workers: processes that augment; 0 does it in the training process.
-        quiet: no progress bar.
+        quiet: no progress bar, and no line about what the run starts from or validates on.
 
     Raises UserError for a folder that already holds a run, a different recipe, or bad data.
     Interrupted by SIGINT or SIGTERM it saves ``last.pt`` first, then raises KeyboardInterrupt.
     """
     with processes(device) as process:
-        run = Run(config, Path(data), Path(out), resume, process, workers, backbone)
+        run = Run(config, Path(data), Path(out), resume, process, workers, backbone, init)
         try:
             return run.loop(quiet)
         finally:
@@ -200,16 +198,25 @@ class Run:
         process: Process,
         workers: int,
         backbone: str | Path | None = None,
+        init: str | Path | None = None,
     ):
         self.config, self.out, self.process, self.workers = config, out, process, workers
-        self.folder, self.val = open_folder(data, "train"), open_folder(data, "val")
+        if backbone is not None and init is not None:
+            raise UserError("init takes the backbone too; give either init or backbone")
+        self.folder = open_folders(data, config.splits)
+        self.val = None if "val" in config.splits else open_folder(data, "val")
         classes = self.folder.classes
-        if self.val.classes != classes:
-            raise UserError(f"{data}: train and val have different classes")
+        if self.val is not None and self.val.classes != classes:
+            raise UserError(f"{data}: {config.splits[0]} and val have different classes")
         torch.manual_seed(config.seed)
         network = STDCSeg(config.variant, len(classes), training_heads=True)
+        self.notes: list[str] = []
         if backbone is not None:
-            _load_backbone(network, backbone)
+            start.load_backbone(network, backbone)
+        if init is not None:
+            self.notes.append(start.load_whole(network, init, classes))
+        if self.val is None:
+            self.notes.append(f"trains on val, so nothing is validated; {UNVALIDATED} is of the last save")
         network = network.to(process.device, memory_format=torch.channels_last)
         if process.world > 1 and process.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -220,7 +227,7 @@ class Run:
         self.optimizer = optimizer(config, network, fused=self.amp != torch.float16)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=self.amp == torch.float16)
         self.iteration, self.best = 0, -1.0
-        self.backbone = Path(backbone).name if backbone is not None else None
+        self.origin = {k: Path(v).name if v else None for k, v in (("backbone", backbone), ("init", init))}
 
         last = out / "last.pt"
         if last.is_file():
@@ -243,7 +250,7 @@ class Run:
         self.stream = TrainingStream(
             self.folder,
             histograms,
-            Augmentation(config.scales, config.aspect, config.balance, config.jitter),
+            Augmentation(config.scales, config.aspect, config.balance, config.appearance),
             functools.partial(_crop_of_sample, config, config.batch * process.world),
             config.seed,
         )
@@ -251,15 +258,17 @@ class Run:
         if process.main:
             fields = ["iteration", "seconds", "lr", *LossTerms._fields]
             self.train_log = _Log(out / "train.csv", fields, self.iteration)
-            self.val_log = _Log(out / "val.csv", ["iteration", "miou", *classes.names], self.iteration)
-            self.logs = [self.train_log, self.val_log]
+            self.logs = [self.train_log]
+            if self.val is not None:
+                self.val_log = _Log(out / "val.csv", ["iteration", "miou", *classes.names], self.iteration)
+                self.logs.append(self.val_log)
 
     def close(self) -> None:
         for log in self.logs:
             log.close()
 
-    def loop(self, quiet: bool = False) -> float:
-        """Run to the end of the schedule; returns the best validation mIoU."""
+    def loop(self, quiet: bool = False) -> float | None:
+        """Run to the end of the schedule; returns the best validation mIoU, None without validation."""
         config, process = self.config, self.process
         model: nn.Module = self.network
         if process.world > 1:
@@ -272,6 +281,8 @@ class Run:
         )
         started, sums, count = time.monotonic(), np.zeros(len(LossTerms._fields)), 0
         with bar, stop as requested:
+            for line in () if bar.disable else self.notes:
+                bar.write(line, sys.stderr)
             for images, labels in self._batches():
                 terms = self._step(model, images, labels)
                 self.iteration += 1
@@ -283,9 +294,10 @@ class Run:
                 done = self.iteration == config.iterations
                 if self.iteration % 50 == 0 or done:
                     self._log(sums / count, time.monotonic() - started)
-                    bar.set_postfix(loss=f"{sums[0] / count:.3f}", best=f"{self.best:.4f}")
+                    best = {} if self.val is None else {"best": f"{self.best:.4f}"}
+                    bar.set_postfix(loss=f"{sums[0] / count:.3f}", **best)
                     started, sums, count = time.monotonic(), np.zeros(len(LossTerms._fields)), 0
-                if self.iteration % config.val_every == 0 or done:
+                if self.val is not None and (self.iteration % config.val_every == 0 or done):
                     self._validate()
                     model.train()
                 stopping = self._any(bool(requested))
@@ -295,7 +307,7 @@ class Run:
                     if process.main:
                         bar.write(f"stopped at iteration {self.iteration}; go on with --resume", sys.stderr)
                     raise KeyboardInterrupt
-        return self.best
+        return None if self.val is None else self.best
 
     def _diverged(self, what: str) -> None:
         raise UserError(
@@ -379,29 +391,31 @@ class Run:
         if miou > self.best:
             self.best = miou
             if self.process.main:
-                state = checkpoints.inference_state(network)
-                checkpoints.save(state, self.out / "best.safetensors", self._metadata(confusion))
+                score = {"miou": round(miou, 6), "miou_split": f"val, {len(self.val)} images"}
+                self._save_average(BEST, score)
 
-    def _metadata(self, confusion: Confusion) -> dict[str, object]:
+    def _save_average(self, name: str, score: dict[str, object]) -> None:
+        """Write the averaged weights for inference, with ``score`` among the metadata."""
         config = self.config
-        return {
+        metadata = {
             "variant": config.variant,
             "classes": self.folder.classes.names,
             "palette": self.folder.classes.palette,
             "short_side": round(config.eval_scale * self._short_side()),
-            "miou": round(confusion.miou(), 6),
-            "miou_split": f"val, {len(self.val)} images",
+            "splits": config.splits,
+            **score,
             "iteration": self.iteration,
             "recipe": dataclasses.asdict(config) | {"processes": self.process.world},
-            "backbone": self.backbone,
+            **self.origin,
             "commit": info.commit(),
             "torch": torch.__version__,
         }
+        checkpoints.save(checkpoints.inference_state(self.average.network), self.out / name, metadata)
 
     def _short_side(self) -> float:
-        """Typical length of the shorter side of the validation images, in pixels."""
+        """Typical length of the shorter side of the images to validate on, or to train on, in pixels."""
         sides = []
-        for path in self.val.images:
+        for path in (self.val or self.folder).images:
             with Image.open(path) as image:
                 sides.append(min(image.size))
         return float(np.median(sides))
@@ -428,6 +442,8 @@ class Run:
                 torch.save(state, file)
 
         files.write_atomic(self.out / "last.pt", write)
+        if self.val is None:
+            self._save_average(UNVALIDATED, {})
 
     def _load(self, path: Path) -> None:
         try:
@@ -436,7 +452,9 @@ class Run:
             raise UserError(f"{path}: not a readable training state ({error})") from None
         mine = dataclasses.asdict(self.config)
         mine |= {"world": self.process.world, "classes": list(self.folder.classes.names)}
-        theirs = state["config"] | {k: state.get(k) for k in ("world", "classes")}
+        # A run from before an option had it off.
+        theirs = dataclasses.asdict(TrainConfig()) | state["config"]
+        theirs |= {k: state.get(k) for k in ("world", "classes")}
         different = [k for k in mine if mine[k] != theirs.get(k)]
         if different:
             values = ", ".join(f"{k} was {theirs.get(k)}, is {mine[k]}" for k in different)

@@ -112,7 +112,7 @@ def load(
         classes: names of the classes by class id, or "camvid" or "cityscapes"; they go before those of the
             file. Where neither has them they are "class 0", "class 1", ..., and a warning says so.
         palette: an RGB colour (0..255) for each class; goes before the file's.
-        options: what a file can not say of its network: ``batch_norm`` ("plain" or "in-place"), ``conv_last``,
+        options: what a file can not say of its network: ``batch_norm`` ("plain", "in-place"), ``conv_last``,
             ``threshold``, ``align_corners``, ``eps``, ``mean``, ``std``, ``count_include_pad``. A file that
             leaves one of them open is refused with its name; ``docs/checkpoints.md`` explains them.
 

@@ -48,3 +48,9 @@ def cityscapes(root: Path, train_ids: bool = False) -> Path:
         Image.fromarray(image).save(root / "leftImg8bit" / split / "town" / "town_0_leftImg8bit.png")
         Image.fromarray(stored).save(root / "gtFine" / split / "town" / f"town_0_gtFine_{name}.png")
     return root
+
+
+def save(array: np.ndarray, path: Path) -> None:
+    """Write an image, and the folders that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)

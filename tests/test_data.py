@@ -7,12 +7,15 @@ import torch
 from paths import ROOT
 from PIL import Image
 
+from stdc_fast.appearance import Appearance
 from stdc_fast.classes import CAMVID, CITYSCAPES, ClassSet
-from stdc_fast.data import Augmentation, TrainingStream, open_folder
+from stdc_fast.data import Augmentation, TrainingStream, open_folder, open_folders
 from stdc_fast.errors import UserError
 from stdc_fast.images import MEAN, STD, normalise
 
 SHARED_CAMVID = ROOT.parent / "shared" / "data" / "camvid"
+
+STILL = Appearance(jitter=0.0)
 
 
 def test_camvid_folder(tmp_path):
@@ -43,6 +46,23 @@ def test_cityscapes_folder(tmp_path, train_ids):
     assert folder.classes == CITYSCAPES
     labels = folder.load_labels(0)
     assert (labels[:2] == 255).all() and set(np.unique(labels[2:])) == {0, 1, 2}
+
+
+def test_several_splits_are_one(tmp_path):
+    root = folders.camvid(tmp_path)
+    both = open_folders(root, ("train", "val"))
+    parts = [open_folder(root, s) for s in ("train", "val")]
+    assert both.images == parts[0].images + parts[1].images
+    assert both.labels == parts[0].labels + parts[1].labels
+    assert np.array_equal(both.load_labels(4), parts[1].load_labels(0))
+
+
+def test_splits_of_different_ids_are_not_one(tmp_path):
+    root = folders.cityscapes(tmp_path)
+    for path in (root / "gtFine" / "val").rglob("*_labelIds.png"):
+        path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
+    with pytest.raises(UserError, match="the labels of train and val have different classes or ids"):
+        open_folders(root, ("train", "val"))
 
 
 @pytest.mark.skipif(not SHARED_CAMVID.is_dir(), reason="CamVid is not at ../shared/data/camvid")
@@ -97,7 +117,7 @@ def marked(height=60, width=80):
 @pytest.mark.parametrize("scale", [0.4, 1.0, 2.5])
 def test_crops_keep_image_and_labels_together(scale):
     image, labels = marked()
-    augment = Augmentation((scale, scale), aspect=0.2, jitter=0.0)
+    augment = Augmentation((scale, scale), aspect=0.2, appearance=STILL)
     for seed in range(20):
         crop, out = augment(image, labels, (64, 96), np.random.default_rng(seed))
         assert crop.shape == (64, 96, 3) and out.shape == (64, 96)
@@ -111,7 +131,7 @@ def test_crops_keep_image_and_labels_together(scale):
 
 def test_scale_one_without_crop_is_the_image_or_its_mirror():
     image, labels = marked(64, 96)
-    augment = Augmentation((1.0, 1.0), aspect=0.0, jitter=0.0)
+    augment = Augmentation((1.0, 1.0), aspect=0.0, appearance=STILL)
     seen = set()
     for seed in range(8):
         crop, out = augment(image, labels, (64, 96), np.random.default_rng(seed))
@@ -128,7 +148,7 @@ def test_target_class_is_in_the_crop():
     image, labels = marked(120, 160)
     labels[:] = 0
     labels[100:104, 30:34] = 7
-    augment = Augmentation((1.5, 2.0), aspect=0.0, jitter=0.4)
+    augment = Augmentation((1.5, 2.0), aspect=0.0)
     for seed in range(20):
         _, out = augment(image, labels, (64, 64), np.random.default_rng(seed), target=7)
         assert (out == 7).any()

@@ -285,7 +285,17 @@ def test_a_mirror_gives_what_is_published_for_hands_only(remote, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "mirror", ["ftp://a/b", "/a/folder", "http://", "http://a:port/", "http://[::1/", "http://a b"]
+    "mirror",
+    [
+        "ftp://a/b",
+        "/a/folder",
+        "http://",
+        "http://a:port/",
+        "http://[::1/",
+        "http://a b",
+        "http://u:p@a",
+        "http://a/ä",
+    ],
 )
 def test_a_mirror_that_is_no_address(mirror, record, monkeypatch):
     monkeypatch.setenv("STDC_FAST_MIRROR", mirror)

@@ -16,7 +16,7 @@ import stdc_fast
 from stdc_fast import checkpoints
 from stdc_fast.data import open_folder
 from stdc_fast.errors import UserError
-from stdc_fast.evaluate import evaluate
+from stdc_fast.evaluation import evaluate
 from stdc_fast.reference import STDCClassifier
 from stdc_fast.train import Average, TrainConfig, train
 
@@ -217,6 +217,86 @@ def test_starts_from_a_backbone(data, tmp_path):
         module.Run(wrong, data, tmp_path / "run2", False, process, 0, tmp_path / "STDCNet813M.tar")
 
 
+def started(config, data, out, init):
+    from stdc_fast import train as module
+
+    with module.processes("cpu") as process:
+        run = module.Run(config, data, out, False, process, 0, init=init)
+        run.close()
+    return run
+
+
+def test_starts_from_whole_weights(whole_run, data, tmp_path):
+    """All weights where the classes are the same, in any case; without the last layer where they are not."""
+    init = whole_run[0] / "best.safetensors"
+    state = checkpoints.read(init).state
+    run = started(SMALL, data, tmp_path / "same", init)
+    assert run.notes == [f"{init}: all weights taken; the training heads start anew"]
+    for network in (run.network, run.average.network):
+        mine = checkpoints.inference_state(network)
+        assert all(torch.equal(mine[k], v) for k, v in state.items())
+
+    other = folders.camvid(tmp_path / "other", classes="0 Sky\n1 River\n2 Road\n")
+    run = started(SMALL, other, tmp_path / "run", init)
+    assert "has other classes (Sky, Wall, Road, ... 3 in all), so the last layer starts anew" in run.notes[0]
+    mine = checkpoints.inference_state(run.network)
+    new = {k for k, v in state.items() if not torch.equal(mine[k], v)}
+    assert new == {"conv_out.conv_out.weight"}
+    # Two classes are another shape of the last layer; the rest fits.
+    fewer = folders.camvid(tmp_path / "fewer", classes="0 Sky\n1 Wall\n")
+    run = started(SMALL, fewer, tmp_path / "fewer_run", init)
+    assert len(checkpoints.inference_state(run.network)["conv_out.conv_out.weight"]) == 2
+
+
+def test_unnamed_classes_are_those_of_their_number(whole_run, data, tmp_path):
+    state = checkpoints.read(whole_run[0] / "best.safetensors").state
+    checkpoints.save(state, tmp_path / "unnamed.safetensors", {"variant": "stdc1"})
+    run = started(SMALL, data, tmp_path / "run", tmp_path / "unnamed.safetensors")
+    assert "has other classes (class 0, class 1, class 2, ..." in run.notes[0]
+
+
+def test_other_networks_are_no_start(whole_run, data, tmp_path):
+    init = whole_run[0] / "best.safetensors"
+    with pytest.raises(
+        UserError, match=r"a stdc1 that differs from the stdc2 to be trained, first at .*--vari"
+    ):
+        train(dataclasses.replace(SMALL, variant="stdc2"), data, tmp_path / "a", init=init, device="cpu")
+    with pytest.raises(UserError, match="give either init or backbone"):
+        train(SMALL, data, tmp_path / "b", init=init, backbone=init, device="cpu")
+    checkpoint = checkpoints.read(init)
+    metadata = checkpoint.metadata | {"count_include_pad": False}
+    checkpoints.save(checkpoint.state, tmp_path / "pad.safetensors", metadata)
+    with pytest.raises(UserError, match="first at count_include_pad"):
+        train(SMALL, data, tmp_path / "c", init=tmp_path / "pad.safetensors", device="cpu")
+
+
+def test_training_on_val_validates_nothing(data, tmp_path, capsys):
+    config = dataclasses.replace(SMALL, splits=("train", "val"), iterations=3)
+    assert train(config, data, tmp_path, device="cpu") is None
+    assert "trains on val, so nothing is validated" in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "last.pt", "averaged.safetensors", "train.csv", "config.json",
+    }  # fmt: skip
+    checkpoint = checkpoints.read(tmp_path / "averaged.safetensors")
+    assert checkpoint.metadata["splits"] == ["train", "val"]
+    assert checkpoint.metadata["iteration"] == 3 and "miou" not in checkpoint.metadata
+    assert checkpoint.metadata["short_side"] == 96
+    average = torch.load(tmp_path / "last.pt")["average"]
+    assert all(torch.equal(average[k], v) for k, v in checkpoint.state.items())
+    with pytest.raises(UserError, match=r"splits was \('train', 'val'\), is \('train',\)"):
+        train(dataclasses.replace(config, splits=("train",)), data, tmp_path, resume=True, device="cpu")
+
+
+def test_a_run_from_before_an_option_goes_on(whole_run, data, tmp_path):
+    """Its recipe lacks the option, which is what off means."""
+    state = torch.load(whole_run[0] / "last.pt")
+    del state["config"]["hue"], state["config"]["splits"]
+    torch.save(state, tmp_path / "last.pt")
+    assert train(SMALL, data, tmp_path, resume=True, device="cpu", quiet=True) == whole_run[1]
+    with pytest.raises(UserError, match=r"hue was 0\.0, is 0\.1"):
+        train(dataclasses.replace(SMALL, hue=0.1), data, tmp_path, resume=True, device="cpu", quiet=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -232,6 +312,10 @@ def test_starts_from_a_backbone(data, tmp_path):
         ({"class_weights": 0.5}, "class_weights"),
         ({"warmup": 6}, "warmup 6 must be shorter than the 6 iterations"),
         ({"balance": 1.5}, "balance must lie between 0 and 1"),
+        ({"hue": 0.6}, r"hue must lie between 0 and 0\.5, not 0\.6"),
+        ({"noise": -0.1}, "noise must lie between 0 and 1"),
+        ({"splits": ()}, "at least one"),
+        ({"splits": ("train", "train")}, "different names"),
     ],
 )
 def test_bad_recipes(change, message):

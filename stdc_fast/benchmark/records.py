@@ -16,24 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stdc_fast.errors import UserError
-from stdc_fast.files import write_atomic, write_errors
+from stdc_fast.files import writable, write_atomic, write_errors
 
 
 def check(path: Path) -> None:
     """UserError if nothing can be appended to a file: better known before minutes of measuring."""
     if writable(path) and (not path.is_file() or path.read_bytes()[:1] not in (b"", b"{")):
         raise UserError(f"{path}: is no file of records, nothing is appended to it; choose another --out")
-
-
-def writable(path: Path) -> bool:
-    """Whether a file is there; UserError if it can not be written."""
-    new = not path.exists()
-    with write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-        if new:
-            path.unlink()
-    return not new
 
 
 def append(record: dict[str, object], path: Path) -> None:

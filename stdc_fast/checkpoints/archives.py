@@ -1,8 +1,8 @@
 """torch's two file formats and bare pickles, read without torch's own unpickler.
 
-A zip archive (torch 1.6 and later) holds ``data.pkl`` and one uncompressed record a storage, with check sums that
-torch itself does not look at. The older format is a row of pickles with the storages' bytes behind them. PaddlePaddle
-writes one pickle with its arrays inside.
+A zip archive (torch 1.6 and later) holds ``data.pkl`` and one uncompressed record a storage, with check sums
+that torch itself does not look at. The older format is a row of pickles with the storages' bytes behind them.
+PaddlePaddle writes one pickle with its arrays inside.
 """
 
 from __future__ import annotations

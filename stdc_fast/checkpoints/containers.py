@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import safetensors
@@ -151,8 +151,8 @@ def _refuse_others(content: object) -> None:
                     f"{key} is {what}, which is not read; save the weights as plain float tensors"
                 )
             raise UserError(
-                f"holds a whole Python object ({key}: {value.name}), made by code that is not in it; save the "
-                "weights where it came from: torch.save(model.state_dict(), file)"
+                f"holds a whole Python object ({key}: {value.name}), made by code that is not in it; save "
+                "the weights where it came from: torch.save(model.state_dict(), file)"
             )
     if others:
         raise UserError(
@@ -180,7 +180,7 @@ def _bare(tensors: Mapping) -> tuple[dict, str, tuple[str, ...]]:
         for key, value in tensors.items():
             head, dot, rest = key.partition(".")
             groups.setdefault(head if dot else "", {})[rest if dot else key] = value
-        networks = [head for head, group in groups.items() if head and known_names(_bare(group)[0])]
+        networks = [head for head, group in groups.items() if head and _is_network(group)]
         if not networks:
             break
         if len(networks) > 1:
@@ -197,6 +197,16 @@ def _bare(tensors: Mapping) -> tuple[dict, str, tuple[str, ...]]:
             notes += (f"passed over {', '.join(h for h in groups if h != head)} beside {head}",)
         prefix, tensors = f"{prefix}{head}.", groups[head]
     return dict(tensors), prefix, notes
+
+
+def _is_network(names: Collection[str]) -> bool:
+    """Whether they are a network's, but for what all of them begin with."""
+    while not known_names(names):
+        heads = {name.partition(".")[0] for name in names if "." in name}
+        if len(heads) != 1 or not all("." in name for name in names):
+            return False
+        names = [name.partition(".")[2] for name in names]
+    return True
 
 
 def _versions(written: object, prefix: str) -> dict[str, int]:

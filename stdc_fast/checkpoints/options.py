@@ -24,16 +24,13 @@ def _eps(value: object) -> bool:
 
 def _three(least: float) -> Callable[[object], bool]:
     def check(value: object) -> bool:
-        return (
-            isinstance(value, (list, tuple))
-            and len(value) == 3
-            and all(_number(v) and v >= least for v in value)
-        )
+        three = isinstance(value, (list, tuple)) and len(value) == 3
+        return three and all(_number(v) and v >= least for v in value)
 
     return check
 
 
-#: Parts of the network whose norms may differ in eps, and the starts of their names; the first that fits counts.
+#: Parts of the network whose norms may differ in eps, and how their names start; the first that fits counts.
 PARTS = {
     "backbone": "cp.backbone.",
     "arms": "cp.arm",

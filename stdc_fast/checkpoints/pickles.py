@@ -1,9 +1,9 @@
 """An unpickler that runs nothing: a machine of its own for every opcode of pickle protocols 0 to 5.
 
-It knows plain containers and values. Any global of the pickle is a :class:`Global`, which is a name and no more.
-What a global would make when called is an :class:`Opaque`, which takes whatever the pickle does to it, unless the
-caller has a maker for that name. Nothing is imported, looked up or called but those makers, and nothing outside
-the machine changes, so that any number of threads may read at once.
+It knows plain containers and values. Any global of the pickle is a :class:`Global`, which is a name and no
+more. What a global would make when called is an :class:`Opaque`, which takes whatever the pickle does to it,
+unless the caller has a maker for that name. Nothing is imported, looked up or called but those makers, and
+nothing outside the machine changes, so that any number of threads may read at once.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _STORAGES = {
 
 
 class Storage:
-    """Bytes of tensors; ``read`` gets them, once. ``dtype`` and ``count`` are what the file calls its elements."""
+    """Bytes of tensors; ``read`` gets them, once. ``dtype`` and ``count`` are the file's for its elements."""
 
     def __init__(self, dtype: torch.dtype, count: int, read: Callable[[], Tensor]):
         self.dtype, self.count, self._read = dtype, count, read

@@ -7,7 +7,7 @@ HEAD = 512
 
 _PICTURE = "is a picture; give the checkpoint, and the picture to predict()"
 _PACKED = "is compressed ({}); unpack it and give the checkpoint inside"
-_PAGE = "is a web page, not the file: the download needs a login or another address; download it again in a browser"
+_PAGE = "is a web page, not the file: the download needs a login or another address; download it in a browser"
 
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file; run 'git lfs pull' in its repository"),

@@ -13,6 +13,7 @@ import typer
 
 from stdc_fast.cli.options import exact_size, note
 from stdc_fast.errors import UserError
+from stdc_fast.files import writable
 
 
 def benchmark(
@@ -96,7 +97,7 @@ def benchmark(
         if not roofline or len(size) * len(batch) > 1:
             raise UserError("--plot is of one --roofline; add that, with one --size and one --batch")
         figure_format(plot)
-        records.writable(plot)
+        writable(plot)
     sizes = [exact_size(text) for text in size]
     selection = parse(dtype=dtype, scopes=scopes, backends=backends, peers=peers, int8=int8, device=device)
     cores = cpu()["cores"]

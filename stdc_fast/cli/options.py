@@ -74,9 +74,9 @@ def note(text: str, quiet: bool) -> None:
         print(text, file=sys.stderr)
 
 
-def progress(items, what: str, quiet: bool, show: bool = True):
-    """The items, with a progress bar on stderr."""
+def progress(items, what: str, quiet: bool, show: bool = True, total: int | None = None):
+    """The items, ``total`` where they do not say how many, with a progress bar on stderr."""
     from tqdm import tqdm
 
     # A generator, so that the bar appears with the first item: an error before it has its own line.
-    yield from tqdm(items, what, unit="img", disable=quiet or not show)
+    yield from tqdm(items, what, unit="img", total=total, disable=quiet or not show)

@@ -26,6 +26,15 @@ def train(
     scales: Annotated[str, typer.Option(help="Range of the random scale: LOW,HIGH.")] = "0.5,2.0",
     aspect: Annotated[float, typer.Option(help="Largest random stretch of the width.")] = 0.0,
     jitter: Annotated[float, typer.Option(help="Largest change of brightness, contrast, colour.")] = 0.5,
+    white_balance: Annotated[
+        float, typer.Option(help="Largest relative gain of red against blue; half of it for green.")
+    ] = 0.0,
+    gamma: Annotated[float, typer.Option(help="Exponents of brightness from 1/(1+G) to 1+G.")] = 0.0,
+    hue: Annotated[float, typer.Option(help="Largest rotation of the hue, 0.5 is half a turn.")] = 0.0,
+    grey: Annotated[float, typer.Option(help="Share of the crops without colour.")] = 0.0,
+    blur: Annotated[float, typer.Option(help="Largest deviation of a blur in pixels.")] = 0.0,
+    noise: Annotated[float, typer.Option(help="Largest deviation of noise, 1 is white.")] = 0.0,
+    jpeg: Annotated[float, typer.Option(help="Share of the crops that go through JPEG.")] = 0.0,
     balance: Annotated[float, typer.Option(help="Share of crops placed on a random class.")] = 0.0,
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.01,
@@ -45,6 +54,8 @@ def train(
     save_every: Annotated[int, typer.Option(help="Iterations between checkpoints.")] = 200,
     amp: Annotated[str, typer.Option(help="auto, bf16, fp16 or off.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
+    splits: Annotated[str, typer.Option(help="Splits to train on, with commas between.")] = "train",
+    init: Annotated[Optional[Path], typer.Option(help="Weights to start the whole network from.")] = None,
     backbone: Annotated[Optional[Path], typer.Option(help="Checkpoint to start the backbone from.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
     device: Device = "auto",
@@ -65,10 +76,16 @@ def train(
         raise UserError(f"--scales must be LOW,HIGH, for example 0.5,2.0, not {scales!r}") from None
     arguments["crop"] = parse_size(crop, "--crop")
     arguments["crop_start"] = parse_size(crop_start, "--crop-start")
+    arguments["splits"] = tuple(splits.split(","))
     names = {f.name for f in dataclasses.fields(training.TrainConfig)}
     config = training.TrainConfig(**{k: v for k, v in arguments.items() if k in names})
     best = training.train(
-        config, data, out, resume=resume, backbone=backbone, device=device, workers=workers, quiet=quiet
-    )
-    if os.environ.get("RANK", "0") == "0":
-        print(f"best validation mIoU {best:.2%}: {out / 'best.safetensors'}")
+        config, data, out, resume=resume, backbone=backbone, init=init, device=device, workers=workers,
+        quiet=quiet,
+    )  # fmt: skip
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if best is None:
+        print(f"averaged weights, not validated: {out / training.UNVALIDATED}")
+    else:
+        print(f"best validation mIoU {best:.2%}: {out / training.BEST}")

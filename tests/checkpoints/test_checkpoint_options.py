@@ -30,7 +30,8 @@ model = dict(
         ffm_cfg=dict(in_channels=384, out_channels=256, scale_factor=4),
         norm_cfg=dict(eps={eps}, type='SyncBN'), upsample_mode='{mode}', type='STDCContextPathNet'),
     data_preprocessor=data_preprocessor,
-    decode_head=dict({head}in_index=3, norm_cfg=dict(eps={eps}, type='SyncBN'), num_classes=19, type='FCNHead'),
+    decode_head=dict(
+        {head}in_index=3, norm_cfg=dict(eps={eps}, type='SyncBN'), num_classes=19, type='FCNHead'),
     pretrained=None, type='EncoderDecoder')
 optimizer = dict(lr=-1e-2, type='SGD')
 """
@@ -166,7 +167,7 @@ def test_conv_last_of_official_files(tmp_path):
 
 
 def test_norms_without_counters(tmp_path):
-    """Counters may be stripped; torch's note of the modules' versions tells the two norms apart, or one must."""
+    """Counters may be stripped; torch's note of the modules' versions tells the norms apart, or one must."""
     made = families.build("official-plain", "stdc1", seed=2)
     stripped = {k: v for k, v in made.state_dict().items() if "num_batches" not in k}
     path = write(tmp_path / "model.pth", stripped)
@@ -211,7 +212,7 @@ def test_one_output_and_a_threshold(tmp_path, head):
 def test_paddles_files(tmp_path):
     """A pickle of arrays. Biases before norms, pools that leave the padding out, images in -1..1.
 
-    PaddleSeg 2.8: paddle.nn.AvgPool2D has exclusive=True, Normalize has mean and std of 0.5 where nothing is said.
+    PaddleSeg 2.8: AvgPool2D has exclusive=True, Normalize has mean and std of 0.5 where nothing is said.
     """
     made = families.build("official-plain", "stdc1", 21, seed=6)
     for module in made.modules():
@@ -316,7 +317,9 @@ def test_names_and_colours_of_other_families(tmp_path):
 
 CONTAINERS = {
     "lightning": lambda s: {"state_dict": {f"net.{k}": v for k, v in s.items()}, "epoch": 1},
-    "a criterion beside": lambda s: {"state_dict": {"criterion.weight": torch.ones(19), **{f"model.{k}": v for k, v in s.items()}}},
+    "a criterion beside": lambda s: {
+        "state_dict": {"criterion.weight": torch.ones(19), **{f"model.{k}": v for k, v in s.items()}}
+    },
     "our model": lambda s: {f"network.{k}": v for k, v in s.items()},
     "several wrappers": lambda s: {f"module._orig_mod.model.{k}": v for k, v in s.items()},
     "averaged": lambda s: {"n_averaged": torch.tensor(9), **{f"module.{k}": v for k, v in s.items()}},
@@ -326,7 +329,7 @@ CONTAINERS = {
     "params_ema": lambda s: {"params": {k: v + 1 for k, v in s.items()}, "params_ema": s},
     "another name": lambda s: {"checkpoint_of_mine": s, "epoch": 1},
     "nested": lambda s: {"model": {"state_dict": s}, "optimizer": {}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("family", ["official", "mmseg", "super-gradients"])
@@ -342,14 +345,21 @@ def test_containers(family, container):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (lambda s: {**{f"student.{k}": v for k, v in s.items()}, **{f"teacher.{k}": v for k, v in s.items()}},
-         r"several networks \(student, teacher\)"),
-        (lambda s: {**{f"net.{k}": v for k, v in s.items()}, "head2.weight": torch.ones(1)},
-         r"under 'net' and other tensors beside it \(head2.weight\)"),
+        (
+            lambda s: {
+                **{f"student.{k}": v for k, v in s.items()},
+                **{f"teacher.{k}": v for k, v in s.items()},
+            },
+            r"several networks \(student, teacher\)",
+        ),
+        (
+            lambda s: {**{f"net.{k}": v for k, v in s.items()}, "head2.weight": torch.ones(1)},
+            r"under 'net' and other tensors beside it \(head2.weight\)",
+        ),
         (lambda s: {"generator": s, "other": s}, r"several state dicts \(generator, other\)"),
     ],
     ids=["two networks", "a second head", "two state dicts"],
-)  # fmt: skip
+)
 def test_what_is_not_certain_is_refused(content, said):
     with pytest.raises(UserError, match=said):
         checkpoints.from_state(content(thin("official")))

@@ -9,7 +9,7 @@ import stdc_fast
 from stdc_fast import UserError, _native, checkpoints, zoo
 from stdc_fast.classes import CAMVID
 from stdc_fast.data import open_folder
-from stdc_fast.evaluate import evaluate
+from stdc_fast.evaluation import evaluate
 
 CAMVID_DATA = ROOT.parent / "shared" / "data" / "camvid"
 

@@ -12,47 +12,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from folders import camvid
+from folders import save
 from PIL import Image
-from sklearn.metrics import jaccard_score
+from refusals import refused, refused_quietly
 
 import stdc_fast
 from stdc_fast import checkpoints
-from stdc_fast.classes import CAMVID
-
-
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def save(array, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
-def refused(run, *names, summary=False):
-    """Checks a failed run: exit code 2, one line for each of the names, no traceback."""
-    assert run.code == 2, run.err
-    assert "Traceback" not in run.err
-    messages = run.messages
-    if summary:
-        assert "failed" in messages[-1]
-        messages = messages[:-1]
-    assert len(messages) == len(names), run.err
-    for name, message in zip(names, messages, strict=True):
-        assert name in message
-    return messages
-
-
-def refused_quietly(run, name):
-    """The same for a run with --quiet: that one line is all that it says."""
-    (message,) = refused(run, name)
-    assert run.lines == [message]
-    assert run.out == ""
-    return message
-
 
 # ---------------------------------------------------------------- predict
 
@@ -298,106 +263,6 @@ def test_the_default_model(run_cli, embedded, photo, workplace):
     assert run.code == 0
     assert embedded in run.out
     assert embedded in run_cli("info").out
-
-
-# ---------------------------------------------------------------- val
-
-
-def test_val_agrees_with_scikit_learn(run_cli, tiny_weights, auto_model, workplace):
-    camvid(workplace / "data", classes="")
-    run = run_cli("val", "data", "-m", tiny_weights, "--json")
-    assert run.code == 0
-    found = json.loads(run.out)
-    assert run_cli("predict", "data/val", "-m", tiny_weights, "--no-overlay", "-o", "o").code == 0
-    true, guess = [], []
-    for i in range(2):
-        labels = np.asarray(Image.open(f"data/valannot/f{i}.png"))
-        predicted = np.asarray(Image.open(f"o/f{i}_labels.png"))
-        assert predicted.shape == labels.shape
-        true.append(labels[labels < 11])
-        guess.append(predicted[labels < 11])
-    true, guess = np.concatenate(true), np.concatenate(guess)
-    present = np.union1d(true, guess)
-    by_class = dict(
-        zip(present.tolist(), jaccard_score(true, guess, labels=present, average=None), strict=True)
-    )
-    assert found["miou"] == pytest.approx(np.mean(list(by_class.values())), abs=1e-9)
-    assert found["pixel_accuracy"] == pytest.approx((true == guess).mean(), abs=1e-9)
-    assert found["images"] == 2
-    assert found["default_short_side"] == 64
-    assert found["miou"] > 0
-    assert np.sum(found["confusion"]) == len(true)
-    for i, name in enumerate(CAMVID.names):
-        expected = by_class.get(i)
-        assert found["iou"][name] == (None if expected is None else pytest.approx(expected, abs=1e-9))
-
-    run = run_cli("val", "data", "-m", tiny_weights, "--limit", "1")
-    assert "tiny on data val, 1 images" in run.out
-    assert "mean IoU" in run.out
-    assert "100%" in run.err
-    text = run_cli("val", "data", "-m", tiny_weights, "-q")
-    assert f"{found['miou']:.2%}" in text.out
-    assert text.err == ""
-    scaled = json.loads(run_cli("val", "data", "-m", tiny_weights, "--scale", "1.5", "--json").out)
-    assert scaled["scale"] == 1.5
-    assert scaled["confusion"] != found["confusion"]
-    train = json.loads(run_cli("val", "data", "-m", tiny_weights, "--split", "train", "--json").out)
-    assert train["images"] == 4
-
-
-def test_val_refuses_other_classes(run_cli, tiny_weights, workplace):
-    camvid(workplace / "three")
-    for options in ((), ("-q",), ("--json",)):
-        run = run_cli("val", "three", "-m", tiny_weights, *options)
-        assert run.out == ""
-        (message,) = refused(run, "11 classes, the data 3 (Sky, Wall, Road)")
-        assert run.lines[-1] == message
-    names = "\n".join(f"{i} {n}" for i, n in enumerate([*CAMVID.names[:-1], "Rider"]))
-    camvid(workplace / "other", classes=names)
-    (message,) = refused(run_cli("val", "other", "-m", tiny_weights), "class")
-    assert "bicyclist" in message.lower()
-
-
-def test_val_matches_classes_by_name(run_cli, tiny_weights, workplace):
-    """The same classes in another order: the matrix is in the data's order, the score the same."""
-    camvid(workplace / "plain", classes="")
-    plain = json.loads(run_cli("val", "plain", "-m", tiny_weights, "--json").out)
-    order = list(reversed(range(11)))
-    camvid(workplace / "turned", classes="\n".join(f"{i} {CAMVID.names[i].upper()}" for i in order))
-    turned = json.loads(run_cli("val", "turned", "-m", tiny_weights, "--json").out)
-    assert turned["miou"] == pytest.approx(plain["miou"])
-    assert list(turned["iou"]) == [CAMVID.names[i].upper() for i in order]
-    assert np.array_equal(turned["confusion"], np.array(plain["confusion"])[::-1, ::-1])
-
-
-def test_val_names_what_is_wrong(run_cli, tiny_weights, workplace):
-    val = ("val", "data", "-m", tiny_weights, "-q")
-    refused_quietly(run_cli(*val), "data")
-    camvid(workplace / "data", classes="")
-    refused_quietly(run_cli(*val, "--split", "test"), "test")
-    refused_quietly(run_cli(*val, "--size", "8"), "--size")
-    whole = (workplace / "data/val/f1.png").read_bytes()
-    (workplace / "data/val/f1.png").write_bytes(whole[: len(whole) // 2])
-    refused_quietly(run_cli(*val), "data/val/f1.png")
-    (workplace / "data/val/f1.png").write_bytes(b"")
-    refused_quietly(run_cli(*val), "data/val/f1.png")
-    (workplace / "data/val/f1.png").unlink()
-    (workplace / "data/valannot/f0.png").unlink()
-    refused_quietly(run_cli(*val), "f0")
-
-
-@pytest.mark.parametrize("part", ["val", "valannot"])
-def test_val_refuses_huge_images(part, run_cli, tiny_weights, huge_png, workplace):
-    camvid(workplace / "data", classes="")
-    huge_png(workplace / "data" / part / "f1.png", 60000, 60000)
-    refused_quietly(run_cli("val", "data", "-m", tiny_weights, "-q"), f"data/{part}/f1.png")
-
-
-def test_val_names_an_image_that_is_too_small(run_cli, tiny_weights, photo, workplace):
-    camvid(workplace / "data", classes="")
-    save(photo(20, 20), workplace / "data/val/f1.png")
-    save(np.zeros((20, 20), np.uint8), workplace / "data/valannot/f1.png")
-    refused_quietly(run_cli("val", "data", "-m", tiny_weights, "-q"), "f1.png")
 
 
 # ---------------------------------------------------------------- info, help

@@ -12,13 +12,6 @@ from videos import alike, av, bad_files, cut, decoded, distance, film
 
 from stdc_fast import UserError, video
 
-
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 # ---------------------------------------------------------------- cameras
 
 

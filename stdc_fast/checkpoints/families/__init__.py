@@ -53,7 +53,7 @@ def recognise(tensors: State) -> Family:
 
 
 def backbone(tensors: State) -> tuple[Family, State] | None:
-    """A classification backbone's family, and its tensors under the names ``features.*``; None if it is none."""
+    """A classification backbone's family, and its tensors as ``features.*``; None if it is none."""
     for family in FAMILIES:
         if family.holds_backbone(tensors) and not family.holds(tensors):
             return family, family.backbone(tensors)

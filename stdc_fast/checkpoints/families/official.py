@@ -48,8 +48,8 @@ def _said(content: Content, state: State) -> Said:
         options["conv_last"], origins["conv_last"] = False, "batch counters"
     elif counts[0]:
         unsure["conv_last"] = (
-            f"has run its conv_last in training as often as the rest, {counts[0]} batches; say conv_last=True "
-            "if it was trained with --use_conv_last, else conv_last=False"
+            f"has run its conv_last in training as often as the rest, {counts[0]} batches; say "
+            "conv_last=True if it was trained with --use_conv_last, else conv_last=False"
         )
     return Said(options, origins, unsure=unsure)
 

@@ -1,0 +1,56 @@
+"""What a training run starts from, besides chance: a backbone, or the weights of a whole network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stdc_fast import checkpoints
+from stdc_fast.classes import ClassSet, class_set
+from stdc_fast.errors import UserError
+from stdc_fast.reference import STDCSeg
+
+
+def load_backbone(network: STDCSeg, path: str | Path) -> None:
+    """Copy the backbone of a checkpoint; UserError unless it is the network's, exactly."""
+    state = checkpoints.read_backbone(path)
+    mine = network.cp.backbone.state_dict()
+    wrong = [k for k in mine if k in state and state[k].shape != mine[k].shape]
+    wrong += [k for k in mine if k not in state and not k.endswith("num_batches_tracked")]
+    wrong += [k for k in state if k not in mine]
+    if wrong:
+        raise UserError(f"{path}: its backbone is not {network.variant}'s; first difference at {wrong[0]}")
+    network.cp.backbone.load_state_dict(state, strict=False)
+
+
+def load_whole(network: STDCSeg, path: str | Path, classes: ClassSet) -> str:
+    """Copy the weights of a segmentation checkpoint; returns a line that says what starts anew.
+
+    The heads that only training uses always do: checkpoints do not keep them. So does the last layer, unless
+    the checkpoint has the same classes in the same order. Where it names none, they are those that
+    :func:`stdc_fast.load` would name.
+
+    Raises UserError for a checkpoint of another form than ``network``.
+    """
+    checkpoint = checkpoints.read(path)
+    mine, theirs = checkpoints.inference_state(network), dict(checkpoint.state)
+    names = checkpoint.metadata.get("classes") or class_set(checkpoint.num_classes).names
+    same = [n.lower() for n in names] == [n.lower() for n in classes.names]
+    if not same:
+        for key in [k for k in theirs if k.startswith("conv_out.conv_out.")]:
+            del theirs[key]
+    wrong = [k for k in theirs if k not in mine or theirs[k].shape != mine[k].shape]
+    wrong += [k for k in mine if k not in theirs and (same or not k.startswith("conv_out.conv_out."))]
+    if not checkpoint.metadata.get("count_include_pad", True):
+        wrong.append("count_include_pad")
+    if wrong:
+        raise UserError(
+            f"{path}: a {checkpoint.variant} that differs from the {network.variant} to be trained, first at "
+            f"{wrong[0]}; choose its --variant, or take its backbone only, with --backbone"
+        )
+    network.load_state_dict(theirs, strict=False)
+    if same:
+        return f"{path}: all weights taken; the training heads start anew"
+    return (
+        f"{path}: has other classes ({', '.join(names[:3])}, ... {len(names)} in all), "
+        "so the last layer starts anew, as do the training heads"
+    )

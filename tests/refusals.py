@@ -1,0 +1,23 @@
+"""Checks that a run of the command line said in one line what the user can mend."""
+
+
+def refused(run, *names, summary=False):
+    """Checks a failed run: exit code 2, one line for each of the names, no traceback."""
+    assert run.code == 2, run.err
+    assert "Traceback" not in run.err
+    messages = run.messages
+    if summary:
+        assert "failed" in messages[-1]
+        messages = messages[:-1]
+    assert len(messages) == len(names), run.err
+    for name, message in zip(names, messages, strict=True):
+        assert name in message
+    return messages
+
+
+def refused_quietly(run, name):
+    """The same for a run with --quiet: that one line is all that it says."""
+    (message,) = refused(run, name)
+    assert run.lines == [message]
+    assert run.out == ""
+    return message
