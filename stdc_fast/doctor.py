@@ -65,10 +65,10 @@ def examine(path: Path, photo: Path = PHOTO, **options: object) -> dict[str, obj
     if family is None and (code_base := _code_base(content)) is not None:
         return found | {"weights": weights | {"kind": "backbone", "family": code_base}}
     try:
-        checkpoint = from_content(content, **({"told": options} if options else {}))
+        checkpoint = from_content(content, options)
+        network = checkpoint.network()
     except UserError as error:
         return found | {"refused": str(error)}
-    network = checkpoint.network()
     size = _size(checkpoint, *picture.shape[:2])
     found |= {
         "weights": weights | _weights(checkpoint),
@@ -145,7 +145,7 @@ def _weights(checkpoint: Checkpoint) -> dict[str, object]:
 
 def _options(checkpoint: Checkpoint) -> dict[str, dict[str, object]]:
     result = {}
-    for name, published in {**PUBLISHED, "short_side": None}.items():
+    for name, published in {**PUBLISHED, "short_side": None, "scale": None}.items():
         value = checkpoint.metadata.get(name, published)
         origin = "metadata" if name in checkpoint.metadata else "default"
         if value is not None:
@@ -198,8 +198,9 @@ _TESTS: dict[str, tuple[tuple[Callable[[Tensor], Tensor], str], ...]] = {
 
 
 def _size(checkpoint: Checkpoint, height: int, width: int) -> tuple[int, int]:
-    side = checkpoint.metadata.get("short_side") or min(_SHORT_SIDE, height, width)
-    factor = side / min(height, width)
+    side, factor = (checkpoint.metadata.get(k) for k in ("short_side", "scale"))
+    if side or not factor:
+        factor = (side or min(_SHORT_SIDE, height, width)) / min(height, width)
     return round(height * factor), round(width * factor)
 
 

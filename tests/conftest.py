@@ -36,6 +36,8 @@ SLOW = (
     "backends/test_process.py", "backends/gpu/test_choice_of_tiles.py", "backends/gpu/test_graphs.py",
     "backends/gpu/test_on_gpu.py", "backends/gpu/test_placed.py", "backends/eager/test_eager_on_gpu.py",
     "benchmark/", "checkpoints/test_checkpoints.py::test_logits_are_the_familys",
+    "checkpoints/test_convert.py::test_any_weight",
+    "checkpoints/test_convert.py::test_the_code_base_computes_the_same",
     "checkpoints/test_load.py::test_embedded_weights_label_camvid", "cli/test_cli.py::test_as_a_program",
     "cli/test_cli.py::test_a_reader_that_leaves", "cli/test_video_cli.py", "installation/",
     "plan/test_arena.py::test_an_overlap_shows", "plan/test_rewrites.py::test_720x960",

@@ -69,7 +69,7 @@ def _lines(found: dict):
     classes, palette = found["classes"], found["palette"]
     yield (
         "classes",
-        f"{', '.join(classes['value'] or ['numbers, as the file has no names'])} (from: {classes['from']})",
+        f"{', '.join(classes['value'] or ['the file has no names'])} (from: {classes['from']})",
     )
     yield "palette", f"{len(palette['value'] or classes['value'] or [])} colours (from: {palette['from']})"
     yield "fp16", "fits" if found["fp16"] is None else f"would overflow: {found['fp16']}"

@@ -139,6 +139,8 @@ def _config(checkpoint: Checkpoint, outputs: int) -> str:
     if side := metadata.get("short_side"):
         # The longer side is free.
         pipeline.insert(1, {"type": "Resize", "scale": (64 * side, side), "keep_ratio": True})
+    elif scale := metadata.get("scale"):
+        pipeline.insert(1, {"type": "Resize", "scale_factor": scale, "keep_ratio": True})
     values = {
         "default_scope": "mmseg",
         "data_preprocessor": preprocessor,

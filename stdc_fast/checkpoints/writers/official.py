@@ -70,7 +70,7 @@ def _content(norms: Callable[[State], tuple[State, str]], biases: bool) -> Calla
         if normalisation(checkpoint) != (MEAN, STD):
             mean, std = normalisation(checkpoint)
             notes.append(f"its images have to be normalised with mean {mean} and deviation {std}")
-        notes += unkept(checkpoint, "classes", "palette", "threshold", "short_side")
+        notes += unkept(checkpoint, "classes", "palette", "threshold", "short_side", "scale")
         return _aliased(state, checkpoint.variant), notes
 
     return content

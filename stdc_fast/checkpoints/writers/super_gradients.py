@@ -96,7 +96,7 @@ def _content(checkpoint: Checkpoint) -> Written:
         processing["class_names"] = metadata["classes"]
     content["processing_params"] = processing
     notes = ["build the network with use_aux_heads=False, as the training heads are not in it"]
-    return content, notes + unkept(checkpoint, "palette", "threshold", "short_side")
+    return content, notes + unkept(checkpoint, "palette", "threshold", "short_side", "scale")
 
 
 def _backbone(state: State, variant: str) -> Written:
