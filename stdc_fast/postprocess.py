@@ -93,8 +93,8 @@ def resized_rows(
 ) -> Rows:
     """The rows of ``upsample(x, size, align_corners)``, up to its rounding, from those of ``x``.
 
-    ``source`` is (h, w) of ``x``. A band of them reads no more of ``x`` than it needs, so that ``x`` itself may
-    be computed in bands.
+    ``source`` is (h, w) of ``x``. A band of them reads no more of ``x`` than it needs, so that ``x`` itself
+    may be computed in bands.
     """
     if source == size:
         return rows
