@@ -30,8 +30,8 @@ def table(found: dict[str, dict]) -> str:
         how = record["protocol"]
         seen = [f"{h}x{w}" for (h, w) in _unique(view for size in record["sizes"] for view in size["seen"])]
         sizes = seen[0] if len(seen) == 1 else f"{seen[0]} to {seen[-1]}"
-        views = len(how["scales"]) * (1 + how["flip"])
-        said = "1" if views == 1 else f"{views}: {len(how['scales'])} scales" + ", mirrored" * how["flip"]
+        scales = len(how["scales"])
+        said = f"{scales}" + " scales" * (scales > 1) + ", each mirrored too" * how["flip"]
         window = "x".join(map(str, how["window"])) if how["window"] else "none"
         window += f" every {'x'.join(map(str, how['stride']))}" if how["window"] else ""
         cells = (how["name"], sizes, said, window, f"{100 * record['miou']:.2f}",

@@ -97,11 +97,11 @@ class Evaluation(Confusion):
     Attributes:
         classes: the data's, in the order of the matrix.
         protocol: how images became labels.
-        model: name, backend, dtype and device of the model, and the library's version.
+        model: name, backend, dtype, device and interpolation of the model, and the library's version.
         images: an :class:`ImageScore` each.
     """
 
-    def __init__(self, classes: ClassSet, protocol: Protocol, model: dict[str, str]):
+    def __init__(self, classes: ClassSet, protocol: Protocol, model: dict[str, object]):
         super().__init__(len(classes))
         self.classes, self.protocol, self.model = classes, protocol, model
         self.images: list[ImageScore] = []
@@ -134,6 +134,7 @@ class Evaluation(Confusion):
         about = self.model
         return (
             f"{len(self.images)} images, {seen}; {self.protocol}; "
+            f"logits with align_corners={about['logits_align_corners']}; "
             f"{about['dtype']} on {about['backend']}, {about['device']}, stdc_fast {about['stdc_fast']}"
         )
 
@@ -196,6 +197,7 @@ def evaluate(
         "backend": model.backend,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
+        "logits_align_corners": model.network.align_corners,
         "stdc_fast": __version__,
     }
     result = Evaluation(folder.classes, protocol, about)

@@ -91,10 +91,10 @@ def rows_of(x: Tensor) -> Rows:
 def resized_rows(
     rows: Rows, source: tuple[int, int], size: tuple[int, int], align_corners: bool = True
 ) -> Rows:
-    """The rows of ``upsample(x, size, align_corners)``, up to its rounding, for the rows of ``x``.
+    """The rows of ``upsample(x, size, align_corners)``, up to its rounding, from those of ``x``.
 
-    ``source`` is its (h, w). A band of them reads no more of ``x`` than it needs, so that ``x`` itself may be
-    computed in bands.
+    ``source`` is (h, w) of ``x``. A band of them reads no more of ``x`` than it needs, so that ``x`` itself
+    may be computed in bands.
     """
     if source == size:
         return rows

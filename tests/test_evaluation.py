@@ -166,7 +166,14 @@ def test_all_that_counts_is_recorded(three, folder, tmp_path):
     assert sizes == {"images": 3, "size": [96, 128], "seen": [[96, 128], [96, 128], [144, 192], [144, 192]]}
     assert (found["backend"], found["dtype"], found["device"]) == (three.backend, "float32", "cpu")
     assert found["confusion"] == result.matrix.tolist()
-    for part in ("3 images", "96x128 seen at 96x128, 144x192", str(SLIDE), "float32", three.backend):
+    for part in (
+        "3 images",
+        "96x128 seen at 96x128, 144x192",
+        str(SLIDE),
+        "align_corners=True",
+        "float32",
+        three.backend,
+    ):
         assert part in result.how()
     result.save_confusion(tmp_path / "matrix.csv")
     head, *rows = csv.reader((tmp_path / "matrix.csv").read_text().splitlines())

@@ -64,29 +64,31 @@ def slide(network, x, window, stride):
 
 
 def merged(network, frame, sizes, mirrors, window, stride, resize):
+    # Logits as the network has them; images always with align_corners=True.
     """Mean softmax over the views, or the logits of one."""
     found = []
     run = slide if window else whole
     for size, mirrored in itertools.product(sizes, mirrors):
-        x = resize(frame, size)
+        x = resize(network, frame, size)
         logits = run(network, x.flip(3) if mirrored else x, window, stride)
         logits = logits.flip(3) if mirrored else logits
-        logits = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=True)
+        logits = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=network.align_corners)
         found.append(logits)
     return found[0] if len(found) == 1 else sum(f.softmax(1) for f in found) / len(found)
 
 
-def normalised(frame):
-    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    return torch.from_numpy((frame / 255 - mean) / deviation).permute(2, 0, 1)[None]
+def normalised(network, frame):
+    return torch.from_numpy((frame / 255 - np.array(network.mean)) / np.array(network.std)).permute(2, 0, 1)[
+        None
+    ]
 
 
-def of_bytes(frame, size):
-    return normalised(resize_bytes(torch.from_numpy(frame)[None], size)[0].numpy())
+def of_bytes(network, frame, size):
+    return normalised(network, resize_bytes(torch.from_numpy(frame)[None], size)[0].numpy())
 
 
-def of_floats(frame, size):
-    return F.interpolate(normalised(frame), size, mode="bilinear", align_corners=True)
+def of_floats(network, frame, size):
+    return F.interpolate(normalised(network, frame), size, mode="bilinear", align_corners=True)
 
 
 CASES = {
@@ -120,6 +122,23 @@ BASE = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ["official", "mmseg"])
 def test_against_a_small_implementation(exact, frame, name, case):
+    check(exact, frame, name, case)
+
+
+@pytest.mark.parametrize("case", ["scale", "slide, ms+flip"])
+@pytest.mark.parametrize("name", ["official", "mmseg"])
+def test_the_networks_own_interpolation_and_normalisation(network, frame, name, case):
+    other = STDCSeg("stdc1", len(NAMES), align_corners=False, mean=(0.3, 0.4, 0.5), std=(0.2, 0.25, 0.3))
+    other.load_state_dict(network.state_dict())
+    check(
+        Segmenter(other.double(), ClassSet.from_names(NAMES), InputSize(75), backend="eager"),
+        frame,
+        name,
+        case,
+    )
+
+
+def check(exact, frame, name, case):
     protocol = Protocol(name, **CASES[case])
     sizes = BASE.get((name, case), [(66, 90)] if name == "mmseg" else [(75, 102)])
     expected = merged(

@@ -226,7 +226,11 @@ def test_paddles_files(tmp_path):
                 module.bias = nn.Parameter(torch.randn(module.out_channels))
     arrays = {}
     for key, value in made.state_dict().items():
-        if "num_batches" in key or ".x" in key or re.match(r"conv_out32|cp\.backbone\.(conv_last|fc|bn|linear)", key):
+        if (
+            "num_batches" in key
+            or ".x" in key
+            or re.match(r"conv_out32|cp\.backbone\.(conv_last|fc|bn|linear)", key)
+        ):
             continue
         if not key.startswith("cp.backbone."):
             key = key.replace(".conv.weight", "._conv.weight").replace(".conv.bias", "._conv.bias")
