@@ -56,7 +56,7 @@ def read(path: str | Path, **options: object) -> Checkpoint:
     finite weights; the first missing and unexpected keys are listed.
     """
     with _named(path):
-        return from_content(open_file(Path(path)), options)
+        return from_content(open_file(Path(path), whole=False), options)
 
 
 def from_state(
@@ -92,7 +92,7 @@ def read_backbone(path: str | Path) -> families.State:
     Raises UserError, naming the file, as :func:`read` does.
     """
     with _named(path):
-        content = open_file(Path(path))
+        content = open_file(Path(path), whole=False)
         found = families.backbone(content.tensors) if content.metadata is None else None
         if found is None:
             prefix, whole = "cp.backbone.", from_content(content).state

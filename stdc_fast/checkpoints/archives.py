@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -132,9 +133,8 @@ def _bytes_of(file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo, c
         ) as error:
             raise damaged(error) from None
         return torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: info.file_size]
-    file.seek(info.header_offset)
-    header = file.read(_LOCAL.size)
-    if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
+    header = bytearray(_LOCAL.size)
+    if not _fill(file, info.header_offset, memoryview(header)) or header[:4] != b"PK\x03\x04":
         raise damaged(f"no record {info.filename}")
     _, name, extra = _LOCAL.unpack(header)
     start = info.header_offset + _LOCAL.size + name + extra
@@ -146,12 +146,30 @@ def _read(file: BinaryIO, start: int, size: int, check: int | None, what: str) -
         raise damaged(f"ends within {what}")
     data = torch.empty(size, dtype=torch.uint8)
     view = memoryview(data.numpy())
-    file.seek(start)
-    if file.readinto(view) != size:
+    if not _fill(file, start, view):
         raise damaged(f"ends within {what}")
     if check is not None and zlib.crc32(view) != check:
         raise damaged(f"{what} is not what was written: its check sum differs")
     return data
+
+
+_SEEKING = threading.Lock()
+
+
+def _fill(file: BinaryIO, start: int, view: memoryview) -> bool:
+    """Fill ``view`` from the file; False where it ends first. Several threads may."""
+    done = 0
+    while done < len(view):
+        if hasattr(os, "preadv"):
+            got = os.preadv(file.fileno(), [view[done:]], start + done)
+        else:
+            with _SEEKING:
+                file.seek(start + done)
+                got = file.readinto(view[done:])
+        if not got:
+            return False
+        done += got
+    return True
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -65,7 +66,7 @@ class Checkpoint:
         state.update({k: v.to("cpu", state[k].dtype, copy=True) for k, v in self.state.items()})
         network.load_state_dict(state, assign=True)  # to_empty() imports torch's symbolic shapes: a second
         for key, value in state.items():
-            if not torch.isfinite(value).all():
+            if not finite(value):
                 raise UserError(f"{key} exceeds the range of {dtype}; load it as bfloat16 or float32")
         return network.eval()
 
@@ -93,7 +94,8 @@ def from_content(content: Content, told: Mapping[str, object] | None = None) -> 
     plain = {k: v.detach() for k, v in renamed.items() if not _counts_batches(k)}
     state = _with_conv_last(plain, family, options)
     converted, note = family.convert(state, options)
-    dropped = sum(k not in kept and not _counts_batches(k) for k in tensors) + len(plain) - len(state)
+    unused = [k for k in (*tensors, *content.unread) if k not in kept and not _counts_batches(k)]
+    dropped = len(unused) + len(plain) - len(state)
     if said.options.get("channels") == "bgr":
         converted = _as_rgb(converted)
         note = f"{note}; " * bool(note) + "reads BGR: channels of the first layer exchanged"
@@ -169,8 +171,11 @@ def check_names(metadata: Mapping[str, object], count: int) -> None:
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether all values are; of any float dtype, where torch has no such test for some of 8 bits."""
-    return bool(torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float()).all())
+    """Whether all values are; of any dtype, where torch has no such test for some of 8 bits."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return bool(torch.isfinite(tensor).all())
+    # The extremes are NaN where a value is, and take a thirtieth of the time of a look at each.
+    return all(map(math.isfinite, torch.aminmax(tensor if tensor.itemsize > 1 else tensor.float())))
 
 
 def _counts_batches(name: str) -> bool:
@@ -269,6 +274,19 @@ def _variant(state: State) -> str:
     raise UserError(f"its backbone has {len(blocks)} blocks; known are {counts}")
 
 
+@functools.lru_cache(maxsize=16)
+def _shapes(
+    variant: str, classes: int, module: str, classifier_bias: bool, fusion_bias: bool, conv_last: bool
+) -> dict[str, torch.Size]:
+    """Of the inference tensors of such a network."""
+    with torch.device("meta"):
+        network = STDCSeg(
+            variant, classes, module,
+            classifier_bias=classifier_bias, fusion_bias=fusion_bias, conv_last=conv_last,
+        )  # fmt: skip
+    return {k: v.shape for k, v in inference_state(network).items()}
+
+
 def _build(checkpoint: Checkpoint, classifier_bias: bool) -> STDCSeg:
     """On "meta": its weights are about to be replaced."""
     given = {
@@ -299,7 +317,9 @@ def _check(checkpoint: Checkpoint, family: Family) -> None:
     if checkpoint.variant not in STAGES:
         raise UserError(f"says it is a {checkpoint.variant!r}; known are {', '.join(STAGES)}")
     bias = family.classifier_bias or f"{_CLASSIFIER}.bias" in state
-    expected = inference_state(_build(checkpoint, bias))
+    conv_last, fusion_bias = bool(checkpoint.metadata.get("conv_last")), "ffm.conv1.bias" in state
+    form = (checkpoint.variant, checkpoint.num_classes, checkpoint.module)
+    expected = _shapes(*form, bias, fusion_bias, conv_last)
     missing = [k for k in expected if k not in state]
     unexpected = [k for k in state if k not in expected]
     if missing or unexpected:
@@ -311,10 +331,9 @@ def _check(checkpoint: Checkpoint, family: Family) -> None:
         hint = next((f"; {remedy}" for part, remedy in _REMEDIES if any(part in k for k in unexpected)), "")
         raise UserError(f"does not match {checkpoint.variant} of {family.name}: {'; '.join(parts)}{hint}")
     for key, tensor in state.items():
-        if tensor.shape != expected[key].shape:
+        if tensor.shape != expected[key]:
             raise UserError(
-                f"{key} has shape {list(tensor.shape)}, "
-                f"{checkpoint.variant} needs {list(expected[key].shape)}"
+                f"{key} has shape {list(tensor.shape)}, {checkpoint.variant} needs {list(expected[key])}"
             )
         if not tensor.is_floating_point():
             raise UserError(f"{key} is {tensor.dtype}, not a float tensor")

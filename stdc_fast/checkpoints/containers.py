@@ -17,9 +17,9 @@ from torch import Tensor
 
 from stdc_fast.checkpoints import sniff
 from stdc_fast.checkpoints.archives import damaged, open_archive, open_pickle
-from stdc_fast.checkpoints.families import State, known_names
+from stdc_fast.checkpoints.families import FAMILIES, State, known_names
 from stdc_fast.checkpoints.pickles import Global, Opaque
-from stdc_fast.checkpoints.rebuild import Array, Stored
+from stdc_fast.checkpoints.rebuild import Array, Stored, read_ahead
 from stdc_fast.errors import UserError
 
 #: The mark of our safetensors, and that of files which older versions would misread, as they have options.
@@ -49,6 +49,7 @@ class Content:
         around: what training code keeps beside the state dict, as plain values.
         versions: version of the module class by the module's name, where torch wrote them down.
         notes: what was passed over on the way.
+        unread: names of tensors that only training uses, where they were not wanted.
     """
 
     tensors: State
@@ -57,10 +58,14 @@ class Content:
     around: Mapping = dataclasses.field(default_factory=dict)
     versions: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
-def open_file(path: Path) -> Content:
-    """Content of a checkpoint file. UserError, without the file's name, if there is no state dict in it."""
+def open_file(path: Path, whole: bool = True) -> Content:
+    """Content of a checkpoint file, with tensors that only training uses if it is to be ``whole``.
+
+    UserError, without the file's name, if there is no state dict in it.
+    """
     if path.is_dir():
         raise UserError("is a folder; give a checkpoint file")
     try:
@@ -71,7 +76,7 @@ def open_file(path: Path) -> Content:
         if head[8:9] == b"{":
             return _open_safetensors(path)
         with _opened(path, head) as content:
-            return unwrap(content)
+            return unwrap(content, whole=whole)
     except FileNotFoundError:
         raise UserError("no such file") from None
     except OSError as error:
@@ -90,8 +95,11 @@ def _opened(path: Path, head: bytes) -> Iterator[object]:
         yield content
 
 
-def unwrap(content: object, metadata: dict[str, object] | None = None) -> Content:
-    """The state dict that ``content`` is or that training code has put into it; UserError if none."""
+def unwrap(content: object, metadata: dict[str, object] | None = None, whole: bool = True) -> Content:
+    """The state dict that ``content`` is or that training code has put into it; UserError if none.
+
+    ``whole`` is as of :func:`open_file`.
+    """
     container, around = "state dict", content if isinstance(content, Mapping) else {}
     notes: tuple[str, ...] = ()
     for _ in range(3):
@@ -115,13 +123,18 @@ def unwrap(content: object, metadata: dict[str, object] | None = None) -> Conten
     versions = getattr(content, "attributes", {}).get("_metadata") or getattr(content, "_metadata", None)
     tensors = {k: v for k, v in content.items() if k not in _BESIDE}
     tensors, prefix, dropped = _bare(_unwrapped(tensors))
+    family = None if whole else next((f for f in FAMILIES if f.holds(tensors)), None)
+    unread = tuple(k for k in tensors if family.trains_only(k)) if family else ()
+    wanted = {k: v for k, v in tensors.items() if k not in unread}
+    read_ahead(wanted.values())
     return Content(
-        {k: _tensor(k, v) for k, v in tensors.items()},
+        {k: _tensor(k, v) for k, v in wanted.items()},
         metadata,
         container,
         {k: v for k, v in around.items() if v is not content},
         _versions(versions, prefix),
         (*notes, *dropped),
+        unread,
     )
 
 

@@ -147,6 +147,11 @@ class Machine:
         self.at += form.size
         return value
 
+    def byte(self) -> int:
+        value = self.data[self.at]
+        self.at += 1
+        return value
+
     def line(self) -> str:
         window, start = self.data, self.at
         for step in range(start, len(window), 256):
@@ -215,7 +220,7 @@ class Machine:
         self.memo[index] = self.stack[-1]
 
 
-_U8, _U16, _U32, _U64 = (struct.Struct(f"<{c}") for c in "BHIQ")
+_U16, _U32, _U64 = (struct.Struct(f"<{c}") for c in "HIQ")
 _I32, _BE_F64 = struct.Struct("<i"), struct.Struct(">d")
 
 
@@ -285,6 +290,52 @@ def _two(m: Machine, act: Callable[[list], None]) -> None:
     act(items)
 
 
+# The opcodes that checkpoints are made of, without a call more than needed.
+
+
+def _small(m: Machine) -> None:
+    m.stack.append(m.data[m.at])
+    m.at += 1
+
+
+def _text(m: Machine) -> None:
+    start = m.at + 4
+    end = m.at = start + _U32.unpack_from(m.data, m.at)[0]
+    if end > len(m.data):
+        raise BrokenPickle("ends too early")
+    m.stack.append(str(m.data[start:end], "utf-8", "surrogatepass"))
+
+
+def _get(m: Machine) -> None:
+    m.stack.append(m.memo[m.data[m.at]])
+    m.at += 1
+
+
+def _long_get(m: Machine) -> None:
+    m.stack.append(m.memo[_U32.unpack_from(m.data, m.at)[0]])
+    m.at += 4
+
+
+def _put(m: Machine) -> None:
+    m.memo[m.data[m.at]] = m.stack[-1]
+    m.at += 1
+
+
+def _long_put(m: Machine) -> None:
+    m.memo[_U32.unpack_from(m.data, m.at)[0]] = m.stack[-1]
+    m.at += 4
+
+
+def _pair(m: Machine) -> None:
+    last = m.stack.pop()
+    m.stack[-1] = (m.stack[-1], last)
+
+
+def _reduce(m: Machine) -> None:
+    arguments = m.stack.pop()
+    m.stack[-1] = m.call(m.stack[-1], arguments)
+
+
 def _named_global(m: Machine) -> None:
     _replace(m, 2, lambda module, name: Global(f"{module}.{name}"))
 
@@ -320,7 +371,7 @@ def _new_with_names(function: object, arguments: object, names: object) -> objec
 
 
 _CODES: dict[bytes, Callable[[Machine], None]] = {
-    pickle.PROTO: lambda m: m.number(_U8),
+    pickle.PROTO: lambda m: m.byte(),
     pickle.FRAME: lambda m: m.number(_U64),
     pickle.MARK: _mark,
     pickle.POP: _pop,
@@ -333,21 +384,21 @@ _CODES: dict[bytes, Callable[[Machine], None]] = {
     pickle.INT: _push(lambda m: _integer(m.line())),
     pickle.LONG: _push(lambda m: int(m.line().rstrip("L"))),
     pickle.BININT: _push(lambda m: m.number(_I32)),
-    pickle.BININT1: _push(lambda m: m.number(_U8)),
+    pickle.BININT1: _small,
     pickle.BININT2: _push(lambda m: m.number(_U16)),
-    pickle.LONG1: _push(lambda m: _long(m, m.number(_U8))),
+    pickle.LONG1: _push(lambda m: _long(m, m.byte())),
     pickle.LONG4: _push(lambda m: _long(m, m.number(_I32))),
     pickle.FLOAT: _push(lambda m: float(m.line())),
     pickle.BINFLOAT: _push(lambda m: m.number(_BE_F64)),
     pickle.STRING: _push(lambda m: _quoted(m.line())),
     pickle.BINSTRING: _push(lambda m: str(m.take(m.number(_I32) % (1 << 32)), "latin1")),
-    pickle.SHORT_BINSTRING: _push(lambda m: str(m.take(m.number(_U8)), "latin1")),
+    pickle.SHORT_BINSTRING: _push(lambda m: str(m.take(m.byte()), "latin1")),
     pickle.UNICODE: _push(lambda m: m.line().encode("latin1").decode("raw-unicode-escape")),
-    pickle.BINUNICODE: _push(lambda m: m.text(m.number(_U32))),
-    pickle.SHORT_BINUNICODE: _push(lambda m: m.text(m.number(_U8))),
+    pickle.BINUNICODE: _text,
+    pickle.SHORT_BINUNICODE: _push(lambda m: m.text(m.byte())),
     pickle.BINUNICODE8: _push(lambda m: m.text(m.number(_U64))),
     pickle.BINBYTES: _push(lambda m: m.bytes(m.number(_U32))),
-    pickle.SHORT_BINBYTES: _push(lambda m: m.bytes(m.number(_U8))),
+    pickle.SHORT_BINBYTES: _push(lambda m: m.bytes(m.byte())),
     pickle.BINBYTES8: _push(lambda m: m.bytes(m.number(_U64))),
     pickle.BYTEARRAY8: _push(lambda m: m.bytes(m.number(_U64))),
     pickle.NEXT_BUFFER: _refuse("keeps bytes outside of it"),
@@ -362,7 +413,7 @@ _CODES: dict[bytes, Callable[[Machine], None]] = {
     pickle.DICT: _gathered(_mapping),
     pickle.FROZENSET: _gathered(lambda items: set(map(_key, items))),
     pickle.TUPLE1: lambda m: _replace(m, 1, lambda *items: items),
-    pickle.TUPLE2: lambda m: _replace(m, 2, lambda *items: items),
+    pickle.TUPLE2: _pair,
     pickle.TUPLE3: lambda m: _replace(m, 3, lambda *items: items),
     pickle.APPEND: lambda m: m.append([m.stack.pop()]),
     pickle.APPENDS: _above(Machine.append),
@@ -371,19 +422,19 @@ _CODES: dict[bytes, Callable[[Machine], None]] = {
     pickle.ADDITEMS: _above(Machine.add_items),
     # The memo
     pickle.GET: _push(lambda m: m.memo[int(m.line())]),
-    pickle.BINGET: _push(lambda m: m.memo[m.number(_U8)]),
-    pickle.LONG_BINGET: _push(lambda m: m.memo[m.number(_U32)]),
+    pickle.BINGET: _get,
+    pickle.LONG_BINGET: _long_get,
     pickle.PUT: lambda m: m.store(int(m.line())),
-    pickle.BINPUT: lambda m: m.store(m.number(_U8)),
-    pickle.LONG_BINPUT: lambda m: m.store(m.number(_U32)),
+    pickle.BINPUT: _put,
+    pickle.LONG_BINPUT: _long_put,
     pickle.MEMOIZE: lambda m: m.store(len(m.memo)),
     # What other unpicklers import, call and change
     pickle.GLOBAL: _push(lambda m: Global(f"{m.line()}.{m.line()}")),
     pickle.STACK_GLOBAL: _named_global,
-    pickle.EXT1: _push(lambda m: Global(f"extension {m.number(_U8)}")),
+    pickle.EXT1: _push(lambda m: Global(f"extension {m.byte()}")),
     pickle.EXT2: _push(lambda m: Global(f"extension {m.number(_U16)}")),
     pickle.EXT4: _push(lambda m: Global(f"extension {m.number(_I32)}")),
-    pickle.REDUCE: lambda m: _replace(m, 2, m.call),
+    pickle.REDUCE: _reduce,
     pickle.NEWOBJ: lambda m: _replace(m, 2, m.call),
     pickle.NEWOBJ_EX: lambda m: _replace(m, 3, _new_with_names),
     pickle.INST: _instance,

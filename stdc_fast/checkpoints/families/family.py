@@ -104,14 +104,15 @@ class KeyMap:
 
     def __call__(self, tensors: State) -> State:
         first = self._first_blocks(tensors)
-        state = {}
+        state, block = {}, re.compile(self.block)
+        rules = [(re.compile(pattern).sub, replacement) for pattern, replacement in self.rules]
         for key, value in tensors.items():
-            name, found = key, re.match(self.block, key)
+            name, found = key, block.match(key)
             if found and found[1] in first:
                 index = first[found[1]] + int(found[2] or 0)
                 name = f"cp.backbone.features.{index}.{key[found.end() :]}"
-            for pattern, replacement in self.rules:
-                name = re.sub(pattern, replacement, name)
+            for sub, replacement in rules:
+                name = sub(replacement, name)
             if name in state:
                 raise UserError(
                     f"{key} stands for {name}, which is there already; the checkpoint mixes two layouts"
