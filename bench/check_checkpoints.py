@@ -1,16 +1,18 @@
 """Reads a folder of real checkpoints and compares with the answers beside them.
 
-    python -m bench.check_checkpoints DIR [--out FILE.jsonl]
+    python -m bench.check_checkpoints DIR --out docs/results/checkpoints.jsonl
+    python -m bench.check_checkpoints --document
 
 ``bench/real_checkpoints`` makes the folder. Each FILE with FILE.json is read with the stated arguments, and
 its outputs are compared in float64 with those in FILE.npz. That gives one record a file, and one row of the
-table on standard output.
+table on standard output. ``--document`` writes the summary of the records into docs/checkpoints.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -24,6 +26,9 @@ from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 from stdc_fast.reference.networks import STDCBackbone
 
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT, RECORDS = ROOT / "docs" / "checkpoints.md", ROOT / "docs" / "results" / "checkpoints.jsonl"
+BEGIN, END = "<!-- written by bench.check_checkpoints -->\n", "<!-- end of what it wrote -->\n"
 #: Largest difference over largest value that float64 arithmetic in another order may give.
 LIMIT = 1e-12
 #: PaddlePaddle's kernels hold 1e-5 in single precision, also where the network is in double precision.
@@ -137,12 +142,65 @@ def table(records: list[dict]) -> str:
     return "\n".join(rows)
 
 
+def _mapped(record: dict) -> int:
+    """Tensors that became the network's, those included that became part of others."""
+    folded = re.search(r"(\d+) biases became", record.get("report", ""))
+    mapped = record["tensors"] + (int(folded[1]) if folded else 0)
+    if record["ok"] and mapped != record["true_tensors"]:
+        raise ValueError(f"{record['file']}: {mapped} of {record['true_tensors']} tensors")
+    return mapped
+
+
+def summary(records: list[dict]) -> str:
+    """One Markdown row for what one package wrote to be loaded, or to be refused."""
+    heads = (
+        "family",
+        "written by",
+        "files",
+        "right",
+        "tensors mapped",
+        "largest relative error",
+        "names kept",
+    )
+    rows = [f"| {' | '.join(heads)} |"]
+    rows.append("| --- | --- | ---: | ---: | --- | --- | --- |")
+    groups: dict[tuple, list[dict]] = {}
+    for r in records:
+        packages = ", ".join(f"{k} {v}" for k, v in list(r["packages"].items())[:2])
+        what = {"load": r["kind"], "refuse": "to be refused", "either": "to be refused or exact"}[r["expect"]]
+        groups.setdefault((r["family"], packages, what), []).append(r)
+    for (family, packages, what), group in groups.items():
+        read = [r for r in group if "error" in r]
+        mapped = ", ".join(map(str, sorted({_mapped(r) for r in read}))) or "-"
+        error = f"{max(r['error'] for r in read):.1e}" if read else "-"
+        named = [r for r in read if r.get("names_kept") is not None]
+        kept = f"{sum(r['names_kept'] for r in named)} of {len(named)}" if named else "none in them"
+        right = sum(r["ok"] for r in group)
+        name = "none" if family == "none" else f"{family}, {what}"
+        cells = (name, packages, len(group), right, mapped, error, kept if read else "-")
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(rows) + "\n"
+
+
+def written(text: str) -> str:
+    """The document with the summary of the records of now."""
+    records = [json.loads(line) for line in RECORDS.read_text().splitlines()]
+    head, rest = text.split(BEGIN)
+    return f"{head}{BEGIN}\n{summary(records)}\n{END}{rest.split(END)[1]}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--document", action="store_true", help="write the summary into the document")
     parser.add_argument("--out", type=Path, help="records, one JSON object a line")
     parser.add_argument("--only", default="", help="a part of the files' names")
     options = parser.parse_args(arguments)
+    if options.document:
+        write_atomic(DOCUMENT, lambda place: Path(place).write_text(written(DOCUMENT.read_text())))
+        return 0
+    if options.folder is None:
+        parser.error("give the folder that bench/real_checkpoints/run.sh made, or --document")
     answers = sorted(p for p in options.folder.rglob("*.json") if options.only in p.name)
     records = []
     for answer in answers:
