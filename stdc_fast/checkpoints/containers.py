@@ -19,7 +19,7 @@ from stdc_fast.checkpoints import sniff
 from stdc_fast.checkpoints.archives import damaged, open_archive, open_pickle
 from stdc_fast.checkpoints.families import FAMILIES, State, known_names
 from stdc_fast.checkpoints.pickles import Global, Opaque
-from stdc_fast.checkpoints.rebuild import Array, Stored, read_ahead
+from stdc_fast.checkpoints.rebuild import Array, Stored
 from stdc_fast.errors import UserError
 
 #: The mark of our safetensors, and that of files which older versions would misread, as they have options.
@@ -125,10 +125,8 @@ def unwrap(content: object, metadata: dict[str, object] | None = None, whole: bo
     tensors, prefix, dropped = _bare(_unwrapped(tensors))
     family = None if whole else next((f for f in FAMILIES if f.holds(tensors)), None)
     unread = tuple(k for k in tensors if family.trains_only(k)) if family else ()
-    wanted = {k: v for k, v in tensors.items() if k not in unread}
-    read_ahead(wanted.values())
     return Content(
-        {k: _tensor(k, v) for k, v in wanted.items()},
+        {k: _tensor(k, v) for k, v in tensors.items() if k not in unread},
         metadata,
         container,
         {k: v for k, v in around.items() if v is not content},

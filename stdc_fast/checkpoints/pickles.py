@@ -118,14 +118,13 @@ class Machine:
 
     def run(self) -> object:
         """What was pickled. BrokenPickle for whatever is wrong with it."""
-        data = self.data
+        data, operations = self.data, _OPERATIONS
         try:
-            while True:
-                code = data[self.at]
+            while (code := data[self.at]) != _STOP:
                 self.at += 1
-                if code == 46:  # STOP
-                    return self.stack.pop()
-                _OPERATIONS[code](self)
+                operations[code](self)
+            self.at += 1
+            return self.stack.pop()
         except BrokenPickle:
             raise
         except RecursionError:
@@ -444,6 +443,7 @@ _CODES: dict[bytes, Callable[[Machine], None]] = {
     pickle.BINPERSID: lambda m: _replace(m, 1, lambda identity: _persistent(m, identity)),
 }  # fmt: skip
 
+_STOP = pickle.STOP[0]
 _OPERATIONS = [_refuse(f"has no opcode {code}") for code in range(256)]
 for _code, _run in _CODES.items():
     _OPERATIONS[_code[0]] = _run

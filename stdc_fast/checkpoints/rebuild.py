@@ -6,9 +6,7 @@ A training checkpoint holds several times its weights, so that only what is aske
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -37,15 +35,6 @@ class Storage:
         if self._bytes is None:
             self._bytes = self._read()
         return self._bytes
-
-
-def read_ahead(values: Iterable[object]) -> None:
-    """Read the storages of :class:`Stored` among ``values``, several at once."""
-    storages = {id(v.storage): v.storage for v in values if isinstance(v, Stored)}
-    if storages:
-        # Reading, and checking what was read, leave Python's lock alone.
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            list(pool.map(Storage.bytes, storages.values()))
 
 
 def storage_dtype(kind: object) -> torch.dtype | None:
