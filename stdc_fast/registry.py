@@ -323,8 +323,9 @@ def _paddle(variant: str, data: str, folder: str, old: str, **facts: object) -> 
         label_scale=1.0,
         code_licence="Apache-2.0",
         notes=(
-            "Average pools leave the padding out, so the border differs from the other publishers'.",
-            f"An older version of the page has {old} % with ms+flip.",
+            "Average pools leave the padding out, so the border differs from the other publishers'. Images are "
+            "normalised with mean and deviation 0.5.",
+            f"Until February 2023 the page had {old} % with ms+flip.",
         ),
         **facts,
     )
@@ -352,10 +353,10 @@ def _paddle_voc(variant: str, old: str, miou: tuple[float, float, float]) -> Rec
 
 
 _PADDLE = (
-    _paddle_cityscapes("stdc1", "76.77", (0.7474, 0.7571, 0.7664), 9.10, 153.0),
-    _paddle_cityscapes("stdc2", "79.09", (0.7760, 0.7832, 0.7883), 10.88, 152.6),
-    _paddle_voc("stdc1", "69.26", (0.6806, 0.6848, 0.6904)),
-    _paddle_voc("stdc2", "70.72", (0.6898, 0.7007, 0.6999)),
+    _paddle_cityscapes("stdc1", "76.64", (0.7474, 0.7571, 0.7677), 9.10, 153.0),
+    _paddle_cityscapes("stdc2", "78.83", (0.7760, 0.7832, 0.7909), 10.88, 152.6),
+    _paddle_voc("stdc1", "69.04", (0.6806, 0.6848, 0.6926)),
+    _paddle_voc("stdc2", "69.99", (0.6898, 0.7007, 0.7072)),
 )
 
 #: All of them by name; segmentation networks and backbones.

@@ -179,8 +179,9 @@ def open_pickle(path: Path) -> Iterator[object]:
         size, part = os.fstat(file.fileno()).st_size, 1 << 20
         while True:
             # The pickles come first and are small; what lies behind them is read when it is wanted.
-            file.seek(0)
-            data = memoryview(bytearray(file.read(part)))
+            data = memoryview(bytearray(min(part, size)))
+            if not _fill(file, 0, data):
+                raise damaged("it became shorter while it was read")
             try:
                 content = _open_legacy(file, data)
                 break
