@@ -323,8 +323,8 @@ def _paddle(variant: str, data: str, folder: str, old: str, **facts: object) -> 
         label_scale=1.0,
         code_licence="Apache-2.0",
         notes=(
-            "Average pools leave the padding out, so the border differs from the other publishers'. Images are "
-            "normalised with mean and deviation 0.5.",
+            "Average pools leave the padding out, so the border differs from the other publishers'. "
+            "Images are normalised with mean and deviation 0.5.",
             f"Until February 2023 the page had {old} % with ms+flip.",
         ),
         **facts,
