@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from stdc_fast import checkpoints
-from stdc_fast.classes import ClassSet, class_set
+from stdc_fast.checkpoints.options import differing
+from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.reference import STDCSeg
 
@@ -26,22 +27,20 @@ def load_whole(network: STDCSeg, path: str | Path, classes: ClassSet) -> str:
     """Copy the weights of a segmentation checkpoint; returns a line that says what starts anew.
 
     The heads that only training uses always do: checkpoints do not keep them. So does the last layer, unless
-    the checkpoint has the same classes in the same order. Where it names none, they are those that
-    :func:`stdc_fast.load` would name.
+    the checkpoint names the same classes in the same order.
 
     Raises UserError for a checkpoint of another form than ``network``.
     """
     checkpoint = checkpoints.read(path)
     mine, theirs = checkpoints.inference_state(network), dict(checkpoint.state)
-    names = checkpoint.metadata.get("classes") or class_set(checkpoint.num_classes).names
+    names = checkpoint.metadata.get("classes") or []
     same = [n.lower() for n in names] == [n.lower() for n in classes.names]
     if not same:
         for key in [k for k in theirs if k.startswith("conv_out.conv_out.")]:
             del theirs[key]
     wrong = [k for k in theirs if k not in mine or theirs[k].shape != mine[k].shape]
     wrong += [k for k in mine if k not in theirs and (same or not k.startswith("conv_out.conv_out."))]
-    if not checkpoint.metadata.get("count_include_pad", True):
-        wrong.append("count_include_pad")
+    wrong += [name for name in differing(checkpoint.metadata) if name != "threshold"]
     if wrong:
         raise UserError(
             f"{path}: a {checkpoint.variant} that differs from the {network.variant} to be trained, first at "
@@ -50,7 +49,9 @@ def load_whole(network: STDCSeg, path: str | Path, classes: ClassSet) -> str:
     network.load_state_dict(theirs, strict=False)
     if same:
         return f"{path}: all weights taken; the training heads start anew"
-    return (
-        f"{path}: has other classes ({', '.join(names[:3])}, ... {len(names)} in all), "
-        "so the last layer starts anew, as do the training heads"
+    why = (
+        f"has other classes ({', '.join(names[:3])}, ... {len(names)} in all)"
+        if names
+        else "names no classes"
     )
+    return f"{path}: {why}, so the last layer starts anew, as do the training heads"

@@ -236,23 +236,23 @@ def test_starts_from_whole_weights(whole_run, data, tmp_path):
         mine = checkpoints.inference_state(network)
         assert all(torch.equal(mine[k], v) for k, v in state.items())
 
-    other = folders.camvid(tmp_path / "other", classes="0 Sky\n1 River\n2 Road\n")
+    other = folders.camvid(tmp_path / "other", classes="0 Sky\n1 River\n2 Road\n11 Void\n")
     run = started(SMALL, other, tmp_path / "run", init)
     assert "has other classes (Sky, Wall, Road, ... 3 in all), so the last layer starts anew" in run.notes[0]
     mine = checkpoints.inference_state(run.network)
     new = {k for k, v in state.items() if not torch.equal(mine[k], v)}
     assert new == {"conv_out.conv_out.weight"}
     # Two classes are another shape of the last layer; the rest fits.
-    fewer = folders.camvid(tmp_path / "fewer", classes="0 Sky\n1 Wall\n")
+    fewer = folders.camvid(tmp_path / "fewer", classes="0 Sky\n1 Wall\n2 Void\n11 Unlabelled\n")
     run = started(SMALL, fewer, tmp_path / "fewer_run", init)
     assert len(checkpoints.inference_state(run.network)["conv_out.conv_out.weight"]) == 2
 
 
-def test_unnamed_classes_are_those_of_their_number(whole_run, data, tmp_path):
+def test_unnamed_classes_start_the_last_layer_anew(whole_run, data, tmp_path):
     state = checkpoints.read(whole_run[0] / "best.safetensors").state
     checkpoints.save(state, tmp_path / "unnamed.safetensors", {"variant": "stdc1"})
     run = started(SMALL, data, tmp_path / "run", tmp_path / "unnamed.safetensors")
-    assert "has other classes (class 0, class 1, class 2, ..." in run.notes[0]
+    assert "names no classes, so the last layer starts anew" in run.notes[0]
 
 
 def test_other_networks_are_no_start(whole_run, data, tmp_path):

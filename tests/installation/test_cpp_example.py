@@ -124,7 +124,7 @@ def test_export_names_the_values_it_takes(run_cli, tmp_path):
         "stdc-fast: --dtype must be one of float32, bfloat16, not 'float16'"
     ]
     done = run_cli("export", "stdc1_camvidd", "--out", tmp_path / "a.plan")
-    assert done.code == 2 and "did you mean stdc1_camvid?" in done.messages[0]
+    assert done.code == 2 and "did you mean stdc1_camvid" in done.messages[0]
     assert not list(tmp_path.iterdir())
     done = run_cli("export", "stdc1_camvid", "--out", tmp_path / "a.plan", "--dtype", "bfloat16")
     assert done.code == 0 and "STDC-Seg stdc1, bfloat16" in done.out

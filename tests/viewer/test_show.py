@@ -438,7 +438,7 @@ def test_what_info_plan_refuses(run_cli, tiny_network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "file").write_text("keep")
-    refused(run_cli("info", "--plan", "stdc1_camvit"), "stdc1_camvit", "did you mean stdc1_camvid?")
+    refused(run_cli("info", "--plan", "stdc1_camvit"), "stdc1_camvit", "did you mean stdc1_camvid")
     refused(run_cli("info", "--plan", "missing.pth"), "missing.pth", "no such file")
     refused(run_cli("info", "--plan", "text.pth"), "text.pth")
     plan = ("info", "--plan", "stdc1_camvid")
