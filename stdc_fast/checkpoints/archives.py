@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from stdc_fast.checkpoints.pickles import BrokenPickle, Machine, Opaque
-from stdc_fast.checkpoints.rebuild import MAKERS, Storage, storage_dtype
+from stdc_fast.checkpoints.rebuild import MAKERS, MOST, Storage, storage_dtype
 from stdc_fast.errors import UserError
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # what torch's older files begin with
@@ -121,6 +121,8 @@ def _identity(identity: object) -> tuple[torch.dtype | None, str, int]:
 def _bytes_of(file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo, checked: bool) -> Tensor:
     """A record's bytes; where they are stored as they are, read straight into the tensor."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        if info.file_size > MOST * 8:
+            raise damaged(f"{info.filename} is said to have {info.file_size} bytes when unpacked")
         try:
             data = archive.read(info)
         except (

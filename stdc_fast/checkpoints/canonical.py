@@ -16,6 +16,7 @@ from stdc_fast.checkpoints import options as known_options
 from stdc_fast.checkpoints.containers import Content
 from stdc_fast.checkpoints.families import CANONICAL, OURS, Family, State, recognise
 from stdc_fast.checkpoints.families.family import Said
+from stdc_fast.checkpoints.rebuild import value_of
 from stdc_fast.errors import UserError
 from stdc_fast.reference.networks import STAGES, STDCSeg
 
@@ -150,7 +151,7 @@ def check_names(metadata: Mapping[str, object], count: int) -> None:
     """UserError unless 'classes' and 'palette' in ``metadata``, where there, are of ``count`` classes."""
     try:
         plain = json.loads(json.dumps({k: metadata.get(k) for k in ("classes", "palette")}))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"its metadata 'classes' and 'palette' must be JSON values ({error})") from None
     classes, palette = plain["classes"], plain["palette"]
     if classes is not None and not isinstance(classes, list):
@@ -253,7 +254,7 @@ def _metadata(
         names = list(said.classes) if isinstance(said.classes, (list, tuple)) else said.classes
         colours = said.palette
         if isinstance(colours, (list, tuple)):
-            colours = [list(c) if isinstance(c, (list, tuple)) else c for c in colours]
+            colours = [list(c) if isinstance(c, tuple) else value_of(c) for c in colours]
         for given in ({"classes": names, "palette": colours}, {"classes": names}):
             try:
                 check_names(given, _outputs(state))

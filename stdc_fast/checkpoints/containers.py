@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stdc_fast.checkpoints import sniff
 from stdc_fast.checkpoints.archives import damaged, open_archive, open_pickle
-from stdc_fast.checkpoints.families import FAMILIES, State, known_names
+from stdc_fast.checkpoints.families import FAMILIES, State, known_names, recognise
 from stdc_fast.checkpoints.pickles import Global, Opaque
 from stdc_fast.checkpoints.rebuild import Array, Stored
 from stdc_fast.errors import UserError
@@ -123,6 +123,8 @@ def unwrap(content: object, metadata: dict[str, object] | None = None, whole: bo
     versions = getattr(content, "attributes", {}).get("_metadata") or getattr(content, "_metadata", None)
     tensors = {k: v for k, v in content.items() if k not in _BESIDE}
     tensors, prefix, dropped = _bare(_unwrapped(tensors))
+    if not whole and metadata is None and not known_names(tensors):
+        recognise(tensors)  # which says what it is; no need to read it
     family = None if whole else next((f for f in FAMILIES if f.holds(tensors)), None)
     unread = tuple(k for k in tensors if family.trains_only(k)) if family else ()
     return Content(

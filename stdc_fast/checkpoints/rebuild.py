@@ -6,6 +6,7 @@ A training checkpoint holds several times its weights, so that only what is aske
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +22,10 @@ _STORAGES = {
     "Bool": torch.bool, "ComplexDouble": torch.complex128, "ComplexFloat": torch.complex64,
     "Untyped": torch.uint8,
 }  # fmt: skip
+
+
+#: Elements of the largest tensor that is read. One of these networks has 2.4 million at most.
+MOST = 1 << 26
 
 
 class Storage:
@@ -56,6 +61,10 @@ class Stored:
 
     def tensor(self) -> Tensor:
         """The tensor. It shares memory with others of its storage. ValueError if it does not lie in it."""
+        if math.prod(self.size) > MOST:
+            raise ValueError(
+                f"has the shape {list(self.size)}, larger than any of the networks that are read"
+            )
         data = self.storage.bytes()
         whole = data[: len(data) // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
         try:

@@ -98,6 +98,7 @@ def test_align_corners_of_the_configuration(tmp_path, mmseg, head):
         ({"head": "align_corners=True, dilation=2, "}, "model.decode_head.dilation=2"),
         ({"head": "align_corners=choose(), "}, "align_corners must be true or false"),
         ({"eps": "two"}, "eps must be a number"),
+        ({"eps": "[1e-5]"}, "eps must be a number"),
         ({"eps": "1e-5 if"}, "no Python"),
     ],
     ids=str,
@@ -105,6 +106,13 @@ def test_align_corners_of_the_configuration(tmp_path, mmseg, head):
 def test_other_networks_are_refused(tmp_path, settings, said):
     path = write(tmp_path / "model.pth", mmseg_file(thin("mmseg"), **settings))
     assert said in refusal(path)
+
+
+@pytest.mark.parametrize("mean", ["'red'", "[1, 2]", "None", "[1, [2], 3]"])
+def test_a_mean_that_is_none(tmp_path, mean):
+    config = CONFIG.format(**USUAL).replace("[123.675, 116.28, 103.53]", mean)
+    path = write(tmp_path / "model.pth", {"meta": {"cfg": config}, "state_dict": thin("mmseg")})
+    assert "not three numbers each" in refusal(path)
 
 
 def test_a_configuration_is_never_run(tmp_path):

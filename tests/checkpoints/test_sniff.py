@@ -115,6 +115,22 @@ def test_what_is_not_needed_is_not_read(tmp_path):
     assert same(checkpoints.read(path).state, checkpoints.from_state(state).state)
 
 
+def test_tensors_that_are_larger_than_any(tmp_path):
+    """A few bytes may be said to be any number of elements, with strides of zero."""
+    state = dict(thin("mmseg"))
+    state["decode_head.convs.0.bn.weight"] = torch.ones(1).expand(1 << 30)
+    path = write(tmp_path / "model.pth", state)
+    assert "decode_head.convs.0.bn.weight: has the shape [1073741824]" in refusal(path)
+
+
+def test_another_network_is_not_read(tmp_path):
+    whole = bytearray(serialise({"layer.weight": torch.full((4096,), 0.125)}))
+    whole[whole.index(np.full(4096, 0.125, np.float32).tobytes()) + 9] ^= 1
+    path = tmp_path / "model.pth"
+    path.write_bytes(whole)
+    assert "known layout" in refusal(path)
+
+
 def test_compressed_records_and_records_twice(tmp_path):
     state = thin("mmseg")
     source = zipfile.ZipFile(io.BytesIO(serialise(state)))

@@ -124,7 +124,7 @@ def _options(read: dict[str, object]) -> dict[str, object]:
     }
     options: dict[str, object] = {
         "align_corners": head.get("align_corners") if head.get("align_corners") is not None else False,
-        "eps": eps if len(set(eps.values())) > 1 else 1e-5 if set(eps.values()) == {1e-5} else eps["head"],
+        "eps": eps["head"] if all(v == eps["head"] for v in eps.values()) else eps,
         **_normalisation(read, model),
     }
     if head.get("out_channels") == 1:
@@ -159,7 +159,10 @@ def _normalisation(read: dict[str, object], model: dict) -> dict[str, object]:
     else:
         return {}
     rgb = of.get("bgr_to_rgb", of.get("to_rgb", False))
-    mean, std = (np.asarray(of[k], float) / 255 for k in ("mean", "std"))
+    try:
+        mean, std = (np.asarray(of[k], float) / 255 for k in ("mean", "std"))
+    except (TypeError, ValueError):
+        mean = std = np.zeros(0)
     if mean.shape != (3,) or std.shape != (3,):
         raise UserError(
             f"its configuration has mean={of['mean']!r} and std={of['std']!r}, not three numbers each"
