@@ -91,7 +91,7 @@ def from_content(content: Content, told: Mapping[str, object] | None = None) -> 
     options = known_options.agree(known_options.check(_without_channels(said.options)), told)
     for name, why in said.unsure.items():
         if name not in told:
-            raise UserError(why)
+            raise _untold(name, why)
     plain = {k: v.detach() for k, v in renamed.items() if not _counts_batches(k)}
     state = _with_conv_last(plain, family, options)
     converted, note = family.convert(state, options)
@@ -193,6 +193,11 @@ def _says(metadata: Mapping[str, object]) -> Said:
     return Said(options, dict.fromkeys(options, "metadata"))
 
 
+def _untold(name: str, why: str) -> UserError:
+    command = f"stdc-fast convert FILE OUT.safetensors --option {name}=VALUE"
+    return UserError(f'{why}; or say it once, on the command line, with "{command}"')
+
+
 def _without_channels(options: Mapping[str, object]) -> dict[str, object]:
     """The options of the network; where it reads BGR, mean and std come in that order."""
     given = {k: v for k, v in options.items() if k != "channels"}
@@ -229,9 +234,10 @@ def _two_outputs(state: State, options: dict[str, object]) -> tuple[State, dict[
         return state, options
     threshold = options.get("threshold")
     if threshold is None:
-        raise UserError(
+        raise _untold(
+            "threshold",
             "has one output, which is compared with a threshold that it does not name; say threshold=0.3, as "
-            "mmsegmentation has it by default, or the one it was trained for"
+            "mmsegmentation has it by default, or the one it was trained for",
         )
     first = torch.full((1,), math.log(threshold / (1 - threshold)), dtype=torch.float64)
     second = torch.zeros(1, dtype=torch.float64) if bias is None else bias.double()
