@@ -194,7 +194,7 @@ def _says(metadata: Mapping[str, object]) -> Said:
 
 
 def _untold(name: str, why: str) -> UserError:
-    command = f"stdc-fast convert FILE OUT.safetensors --option {name}=VALUE"
+    command = f"stdc-fast convert SOURCE TARGET.safetensors --option {name}=VALUE"
     return UserError(f'{why}; or say it once, on the command line, with "{command}"')
 
 
