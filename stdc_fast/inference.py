@@ -12,6 +12,7 @@ from torch import Tensor
 from stdc_fast.images import check_array, normalise
 from stdc_fast.postprocess import Rows, argmax, resized_rows, rows_of
 from stdc_fast.protocol import Protocol, View, resize_bytes
+from stdc_fast.reduction import reduced
 from stdc_fast.reference.networks import upsample
 
 if TYPE_CHECKING:
@@ -107,9 +108,8 @@ class _Window(NamedTuple):
 
 def _windows(model: Segmenter, frame: Tensor, protocol: Protocol, view: View) -> list[_Window]:
     """The windows of a view; the whole of it is one."""
-    if protocol.name == "mmseg":
-        frame = resize_bytes(frame, view.size)
-    elif protocol.window and frame.shape[1:3] != view.size:
+    frame = resize_bytes(frame, view.size) if protocol.name == "mmseg" else reduced(frame, view.size)
+    if protocol.window and frame.shape[1:3] != view.size:
         # The published code has no windows; as it resizes the normalised image, they are cut from that.
         network = model.network
         frame = upsample(normalise(frame, model.precision.sums, network.mean, network.std), view.size)

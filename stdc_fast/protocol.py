@@ -17,9 +17,10 @@ from stdc_fast.segmenter import InputSize, check_request
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 _LOGITS = "bilinear to the size seen, then to the labels' size; argmax"
+_IMAGE = "bilinear, align_corners=True; below half the size averaged by a whole factor first"
 #: How each code base resizes images and logits, in words.
 PROTOCOLS = {
-    "official": {"image": "normalised image, bilinear, align_corners=True", "logits": _LOGITS},
+    "official": {"image": f"normalised image, {_IMAGE}", "logits": _LOGITS},
     "mmseg": {"image": "uint8 image, keeping its ratio, as cv2.INTER_LINEAR", "logits": _LOGITS},
 }
 
@@ -37,10 +38,12 @@ class Protocol:
     """How an image becomes labels. A figure of accuracy means nothing without it.
 
     "official" is the paper's own code: the normalised image is resized (bilinear, align_corners=True) to its
-    sides times ``scale``, rounded down. "mmseg" is mmsegmentation 1.2.2: the uint8 image is resized as OpenCV
-    does, keeping its ratio, and sides are rounded half up. In both the logits are resized to the size that
-    the network saw and then to the labels', and the largest one wins. Several views are merged by the mean
-    of their softmax, overlapping windows by the mean of their logits.
+    sides times ``scale``, rounded down. Below a half, where that would skip pixels, the uint8 image is
+    averaged by a whole factor first, see :func:`stdc_fast.reduction.reduced`. "mmseg" is mmsegmentation
+    1.2.2: the uint8 image is resized as OpenCV does, keeping its ratio, and sides are rounded half up. In
+    both the logits are resized to the size that the network saw and then to the labels', and the largest one
+    wins. Several views are merged by the mean of their softmax, overlapping windows by the mean of their
+    logits.
 
     Attributes:
         name: "official" or "mmseg".

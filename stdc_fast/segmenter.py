@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 import os
 import time
@@ -11,7 +10,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from stdc_fast import backends, images, video
@@ -23,6 +21,7 @@ from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Like, Precision, precision_of
 from stdc_fast.published import Published
+from stdc_fast.reduction import reduced
 from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, upsample
 from stdc_fast.segmentation import Segmentation
 from stdc_fast.stream import Stream, open_stream
@@ -297,8 +296,7 @@ class Segmenter(nn.Module):
     ) -> Tensor:
         """Raw uint8 RGB frames ``[N, H, W, 3]`` to class ids uint8 ``[N, H, W]``, on the model's device.
 
-        ``scale`` and ``size`` are as for :meth:`predict`. That averages images more than twice as large as
-        the network's input first; frames are resized bilinearly whatever their size, so labels differ there.
+        ``scale`` and ``size`` are as for :meth:`predict`, which gives the same labels.
         """
         if isinstance(frames, np.ndarray) and frames.dtype == np.uint8:
             frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
@@ -311,7 +309,7 @@ class Segmenter(nn.Module):
         images.check_size(height, width, f"frames {list(frames.shape)}")
         target = self.input_size.resolve(height, width, scale, size)
         with torch.inference_mode():
-            labels = self._labels(frames.to(self.device), target, (height, width))[0]
+            labels = self._labels(frames, target, (height, width))[0]
         # An ordinary tensor again: it is the caller's, to write to and to train with.
         return labels.clone() if labels.is_inference() else labels
 
@@ -424,13 +422,12 @@ class Segmenter(nn.Module):
         start = time.perf_counter()
         if isinstance(image, Tensor):
             height, width = image.shape[1:]
-            target = self._target(name, height, width, scale, size)
             x = image[None].to(self.device, self.precision.sums)
             x = x.contiguous(memory_format=torch.channels_last)
         else:
             height, width = image.shape[:2]
-            target = self._target(name, height, width, scale, size)
-            x = self._reduced(image, target)
+            x = torch.from_numpy(np.require(image, requirements=["C", "W"]))[None]
+        target = self._target(name, height, width, scale, size)
         labels, chosen = self._labels(x, target, (height, width), confidence)
         result = labels[0].cpu().numpy()
         seconds = time.perf_counter() - start
@@ -453,23 +450,14 @@ class Segmenter(nn.Module):
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
 
-    def _reduced(self, image: np.ndarray, target: tuple[int, int]) -> Tensor:
-        """Frame uint8 ``[1, h, w, 3]``; an image more than twice as large as ``target`` is averaged first.
-
-        Bilinear interpolation reads two neighbours only, so a larger step would skip pixels.
-        """
-        steps = [max(1, math.ceil(a / b) - 1) for a, b in zip(image.shape[:2], target, strict=True)]
-        if max(steps) > 1:
-            image = np.asarray(Image.fromarray(image).reduce((steps[1], steps[0])))
-        return torch.from_numpy(np.require(image, requirements=["C", "W"]))[None].to(self.device)
-
     def _labels(
         self, image: Tensor, seen: tuple[int, int], size: tuple[int, int], confidence: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Labels, and their confidence if asked for, by the published protocol.
 
-        ``image`` is a frame uint8 ``[N, h, w, 3]`` or normalised ``[N, 3, h, w]``.
+        ``image`` is a frame uint8 ``[N, h, w, 3]`` or normalised ``[N, 3, h, w]``, on any device.
         """
+        image = reduced(image, seen).to(self.device)
         runs = self._runs(image)
         if confidence:
             return label_logits(runs.logits(image, seen), seen, size, True, self.network.align_corners)
