@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stdc_fast import backends, images, video
+from stdc_fast import backends, forks, images, video
 from stdc_fast.backends.base import Executable
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
@@ -135,6 +135,7 @@ class Segmenter(nn.Module):
         super().__init__()
         if len(classes) != network.num_classes:
             raise UserError(f"{len(classes)} class names for a network of {network.num_classes} classes")
+        forks.guard()
         self.network = network.to(memory_format=torch.channels_last)
         self.classes = classes
         self.input_size = input_size or InputSize()
@@ -275,6 +276,8 @@ class Segmenter(nn.Module):
         """What runs the network on such images: the backend, or the network itself where it must."""
         # Left to a compiler as it is: what the eager backend does by hand, it does itself.
         compiling = torch.compiler.is_compiling()
+        if not compiling:
+            forks.settle()
         state = None if compiling else self._watched.state(self.network, (image,))
         if state is None:
             return Published(self.network, self.precision)
@@ -308,6 +311,7 @@ class Segmenter(nn.Module):
         height, width = frames.shape[1:3]
         images.check_size(height, width, f"frames {list(frames.shape)}")
         target = self.input_size.resolve(height, width, scale, size)
+        forks.settle()
         with torch.inference_mode():
             labels = self._labels(frames, target, (height, width))[0]
         # An ordinary tensor again: it is the caller's, to write to and to train with.
@@ -419,6 +423,7 @@ class Segmenter(nn.Module):
 
     @torch.inference_mode()
     def _segment(self, name, image, scale, size, confidence, at=None) -> Segmentation:
+        forks.settle()
         start = time.perf_counter()
         if isinstance(image, Tensor):
             height, width = image.shape[1:]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stdc_fast import _native
+from stdc_fast import _native, forks
 from stdc_fast.backends.base import Backend, NativeExecutable, presented
 from stdc_fast.backends.cpu import program
 from stdc_fast.errors import UserError
@@ -131,7 +131,7 @@ class CpuExecutable(NativeExecutable):
     def _compute(self, inputs, batch, seen, labels, exact) -> Tensor:
         output = self._new(batch, seen, labels)
         if batch:
-            threads = max(1, min(torch.get_num_threads(), 256))
+            threads = min(forks.threads(), 256)
             self.engine.run([_spec(x) for x in inputs], _spec(output), *seen, threads, exact)
         return presented(output, labels is not None)
 
