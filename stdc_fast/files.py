@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import tempfile
@@ -24,10 +25,19 @@ def write_errors(path: str | Path):
         raise UserError(f"{path}: can not be written ({reason}); choose another place") from None
 
 
+def _target(path: Path) -> Path:
+    """The file itself where ``path`` is a link to it. OSError for what is no file, as a device."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a folder" if path.is_dir() else "it is a device or a pipe")
+    return path
+
+
 def writable(path: Path) -> bool:
     """Whether a file is there. UserError if it can not be written: better known before minutes of work."""
-    new = not path.exists()
     with write_errors(path):
+        path = _target(path)
+        new = not path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
         if new:
@@ -38,8 +48,9 @@ def writable(path: Path) -> bool:
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path in the same folder, then rename it to ``path``.
 
-    Whatever happens, ``path`` is either the old file or the whole new one. Missing folders are made.
-    UserError, naming ``path``, if the file system refuses.
+    Whatever happens, ``path`` is either the old file or the whole new one. Missing folders are made. The
+    target of a link is replaced, not the link. UserError, naming ``path``, if the file system refuses, and
+    for a device or a pipe.
     """
     with write_errors(path), atomic(Path(path)) as temporary:
         write(temporary)
@@ -48,6 +59,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
 @contextlib.contextmanager
 def atomic(path: Path):
     """:func:`write_atomic` as a context that gives the temporary path, with ``path``'s suffix; OSError."""
+    path = _target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.tmp", suffix=path.suffix, dir=path.parent)
     os.close(handle)

@@ -135,4 +135,6 @@ def _named(subject: str | Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{subject}: {error}") from None
+        text = str(error)  # names of tensors in it may have any length
+        text = text if len(text) < 1000 else f"{text[:600]} ... {text[-300:]}"
+        raise UserError(f"{subject}: {text}") from None

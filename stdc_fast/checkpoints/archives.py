@@ -21,10 +21,13 @@ import torch
 from torch import Tensor
 
 from stdc_fast.checkpoints.pickles import BrokenPickle, Machine, Opaque
-from stdc_fast.checkpoints.rebuild import MAKERS, MOST, Storage, storage_dtype
+from stdc_fast.checkpoints.rebuild import MAKERS, Storage, storage_dtype
 from stdc_fast.errors import UserError
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # what torch's older files begin with
+# Bytes that compressed records of an archive may have when unpacked: pickles, and all of them. torch
+# compresses none, so that somebody else has packed them again.
+_MOST_PICKLE, _MOST_UNPACKED = 1 << 25, 1 << 29
 _LOCAL = struct.Struct(
     "<4s22xHH"
 )  # a zip's local header: its mark, the lengths of the name and the extra field
@@ -40,7 +43,7 @@ def open_archive(path: Path) -> Iterator[object]:
     with open(path, "rb") as file:
         try:
             archive = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
+        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
             raise damaged(f"not a whole zip archive: {error}") from None
         with archive:
             yield _open_zip(file, archive)
@@ -50,6 +53,12 @@ def _open_zip(file: BinaryIO, archive: zipfile.ZipFile) -> object:
     records = {i.filename: i for i in archive.infolist()}
     if len(records) != len(archive.infolist()):
         raise damaged("a record of its zip archive is there twice")
+    if sum(i.compress_size for i in records.values()) > os.fstat(file.fileno()).st_size:
+        raise damaged("records of its zip archive lie in each other")
+    packed = [i for i in records.values() if i.compress_type != zipfile.ZIP_STORED]
+    pickles = [i.file_size for i in packed if i.filename.endswith(".pkl")]
+    if sum(i.file_size for i in packed) > _MOST_UNPACKED or sum(pickles) > _MOST_PICKLE:
+        raise UserError("is compressed, and too large unpacked; unpack it, and pack it without compression")
     names = {n.partition("/")[2] for n in records}
     pickled = next((n for n in records if n.endswith("/data.pkl") and n.count("/") == 1), None)
     if "constants.pkl" in names:
@@ -121,8 +130,6 @@ def _identity(identity: object) -> tuple[torch.dtype | None, str, int]:
 def _bytes_of(file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo, checked: bool) -> Tensor:
     """A record's bytes; where they are stored as they are, read straight into the tensor."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        if info.file_size > MOST * 8:
-            raise damaged(f"{info.filename} is said to have {info.file_size} bytes when unpacked")
         try:
             data = archive.read(info)
         except (

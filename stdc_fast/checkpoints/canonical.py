@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import re
 from collections.abc import Mapping
+from reprlib import repr as short
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,11 @@ def from_content(content: Content, told: Mapping[str, object] | None = None) -> 
     renamed = family.rename(kept)
     said = family.said(content, renamed) if content.metadata is None else _says(content.metadata)
     options = known_options.agree(known_options.check(_without_channels(said.options)), told)
+    if told.get("batch_norm") == "in-place" and family is not CANONICAL:
+        raise UserError(
+            f"has plain norms, as {family.name} has, but batch_norm='in-place' was asked for, which official "
+            "files may have; leave that out"
+        )
     for name, why in said.unsure.items():
         if name not in told:
             raise _untold(name, why)
@@ -100,7 +105,7 @@ def from_content(content: Content, told: Mapping[str, object] | None = None) -> 
     if said.options.get("channels") == "bgr":
         converted = _as_rgb(converted)
         note = f"{note}; " * bool(note) + "reads BGR: channels of the first layer exchanged"
-    converted, options = _two_outputs(converted, options)
+    converted, options = _two_outputs(converted, options, said.options.get("threshold"))
     metadata = _metadata(content.metadata, said, options, converted)
     notes = [*content.notes, *said.notes, *metadata.pop("", [])]
     result = Checkpoint(
@@ -141,34 +146,34 @@ def check_metadata(metadata: dict[str, object], state: State) -> None:
     known_options.check({k: metadata[k] for k in known_options.OPTIONS if k in metadata})
     side = metadata.get("short_side")
     if side is not None and not (isinstance(side, int) and side >= 32):
-        raise UserError(f"its metadata 'short_side' is not a number of pixels from 32 on, but {side!r}")
+        raise UserError(f"its metadata 'short_side' is not a number of pixels from 32 on, but {short(side)}")
     scale = metadata.get("scale")
     if scale is not None and not (isinstance(scale, (int, float)) and 0 < scale <= 16):
-        raise UserError(f"its metadata 'scale' is not a number above 0 and up to 16, but {scale!r}")
+        raise UserError(f"its metadata 'scale' is not a number above 0 and up to 16, but {short(scale)}")
 
 
 def check_names(metadata: Mapping[str, object], count: int) -> None:
     """UserError unless 'classes' and 'palette' in ``metadata``, where there, are of ``count`` classes."""
-    try:
-        plain = json.loads(json.dumps({k: metadata.get(k) for k in ("classes", "palette")}))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"its metadata 'classes' and 'palette' must be JSON values ({error})") from None
-    classes, palette = plain["classes"], plain["palette"]
-    if classes is not None and not isinstance(classes, list):
-        raise UserError(f"its classes are {classes!r}, not a list of names")
+    classes, palette = metadata.get("classes"), metadata.get("palette")
+    if classes is not None and not isinstance(classes, (list, tuple)):
+        raise UserError(f"its classes are {short(classes)}, not a list of names")
     if classes is not None and not (
         all(isinstance(n, str) for n in classes) and len(set(classes)) == len(classes)
     ):
         raise UserError("its classes are not all different names")
     if palette is not None and not (
         classes
-        and isinstance(palette, list)
+        and isinstance(palette, (list, tuple))
         and len(palette) == len(classes)
-        and all(isinstance(c, list) and len(c) == 3 and all(v in range(256) for v in c) for c in palette)
+        and all(isinstance(c, (list, tuple)) and len(c) == 3 and all(map(_is_byte, c)) for c in palette)
     ):
         raise UserError("its metadata 'palette' is not one [R, G, B] of 0..255 for each class")
     if classes is not None and len(classes) != count:
         raise UserError(f"names {len(classes)} classes but its classifier has {count}")
+
+
+def _is_byte(value: object) -> bool:
+    return type(value) is int and value in range(256)
 
 
 def finite(tensor: Tensor) -> bool:
@@ -219,32 +224,49 @@ def _with_conv_last(state: State, family: Family, options: dict[str, object]) ->
     stored = any(k.startswith(_LAST) for k in state)
     if options.get("conv_last") and not stored:
         raise UserError("has no conv_last, but conv_last=True was asked for; leave that out")
+    if options.get("conv_last") is False and stored and family is not CANONICAL:
+        raise UserError(
+            f"applies its conv_last, as {family.name} does, but conv_last=False was asked for; leave that out"
+        )
     used = bool(options.get("conv_last", stored and family is not CANONICAL))
     options["conv_last"] = used
     return state if used else {k: v for k, v in state.items() if not k.startswith(_LAST)}
 
 
-def _two_outputs(state: State, options: dict[str, object]) -> tuple[State, dict[str, object]]:
+def _constant(threshold: float) -> Tensor:
+    return torch.full((1,), math.log(threshold / (1 - threshold)), dtype=torch.float64)
+
+
+def _two_outputs(state: State, options: dict[str, object], before: object) -> tuple[State, dict[str, object]]:
     """One output that is compared with a threshold as two outputs, of which the larger counts.
 
-    sigmoid(x) > p is x > log(p / (1 - p)): that is the first output, a constant.
+    sigmoid(x) > p is x > log(p / (1 - p)): that is the first output, a constant. A file of ours has both
+    already, for the threshold ``before``.
     """
     weight, bias = state.get(f"{_CLASSIFIER}.weight"), state.get(f"{_CLASSIFIER}.bias")
-    if weight is None or weight.ndim != 4 or len(weight) != 1 or not weight.is_floating_point():
+    if weight is None or weight.ndim != 4 or not len(weight) or not weight.is_floating_point():
         return state, options
     threshold = options.get("threshold")
+    if len(weight) > 1:
+        if threshold == before:
+            return state, options
+        if before is None:
+            raise UserError(
+                f"has {len(weight)} classes, of which the most probable counts, but threshold={threshold} "
+                "was asked for; leave that out"
+            )
+        return {**state, f"{_CLASSIFIER}.bias": torch.cat([_constant(threshold), bias[1:].double()])}, options
     if threshold is None:
         raise _untold(
             "threshold",
             "has one output, which is compared with a threshold that it does not name; say threshold=0.3, as "
             "mmsegmentation has it by default, or the one it was trained for",
         )
-    first = torch.full((1,), math.log(threshold / (1 - threshold)), dtype=torch.float64)
     second = torch.zeros(1, dtype=torch.float64) if bias is None else bias.double()
     return {
         **state,
         f"{_CLASSIFIER}.weight": torch.cat([torch.zeros_like(weight), weight]),
-        f"{_CLASSIFIER}.bias": torch.cat([first, second]),
+        f"{_CLASSIFIER}.bias": torch.cat([_constant(threshold), second]),
     }, options
 
 
@@ -322,7 +344,7 @@ def _check(checkpoint: Checkpoint, family: Family) -> None:
     state = checkpoint.state
     check_metadata(checkpoint.metadata, state)
     if checkpoint.variant not in STAGES:
-        raise UserError(f"says it is a {checkpoint.variant!r}; known are {', '.join(STAGES)}")
+        raise UserError(f"says it is a {short(checkpoint.variant)}; known are {', '.join(STAGES)}")
     bias = family.classifier_bias or f"{_CLASSIFIER}.bias" in state
     conv_last, fusion_bias = bool(checkpoint.metadata.get("conv_last")), "ffm.conv1.bias" in state
     form = (checkpoint.variant, checkpoint.num_classes, checkpoint.module)

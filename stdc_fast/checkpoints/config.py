@@ -10,6 +10,8 @@ import ast
 
 #: Stands for what only running the text could tell.
 UNKNOWN = object()
+# Values in that of one name. A real configuration has some hundreds.
+_MOST = 100_000
 
 
 def parse(text: str) -> dict[str, object] | None:
@@ -19,13 +21,25 @@ def parse(text: str) -> dict[str, object] | None:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     names: dict[str, object] = {}
+    sizes: dict[int, tuple[int, object]] = {}
     for node in tree.body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             try:
-                names[node.targets[0].id] = _value(node.value, names)
+                value = _value(node.value, names)
+                names[node.targets[0].id] = value if _size(value, sizes) <= _MOST else UNKNOWN
             except RecursionError:
                 return None
     return names
+
+
+def _size(value: object, known: dict[int, tuple[int, object]]) -> int:
+    """Number of values in a value. A list may be in it often: ``known`` has its size, and keeps it alive."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(part, known) for part in parts), value
+    return known[id(value)][0]
 
 
 def _value(node: ast.expr, names: dict[str, object]) -> object:

@@ -34,8 +34,11 @@ _KEYS = (
 _BESIDE = ("n_averaged", "StructuredToParameterName@@")
 # What compiling, sharding and recomputing put into names.
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# What training code keeps as modules beside a network, whose tensors the network does not use.
-_SIDE = re.compile(r"(\w*_)?(criterion|loss\w*|metrics?|\w*(iou|accuracy|confusion)\w*)$", re.IGNORECASE)
+# What training code keeps as modules beside a network, whose tensors the network does not use. No name of one
+# has the length at which the pattern takes its time.
+_SIDE = re.compile(
+    r"(?=.{1,80}$)(\w*_)?(criterion|loss\w*|metrics?|\w*(iou|accuracy|confusion)\w*)$", re.IGNORECASE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +276,6 @@ def _open_safetensors(path: Path) -> Content:
         return dataclasses.replace(unwrap(tensors), container="safetensors")
     try:
         metadata = {k: json.loads(v) for k, v in text.items() if k != "format"}
-    except json.JSONDecodeError as error:
-        raise UserError(f"damaged metadata ({error})") from None
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
+        raise UserError(f"damaged metadata ({str(error)[:100]}); copy it again") from None
     return Content(tensors, metadata, "safetensors")

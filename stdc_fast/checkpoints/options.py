@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from reprlib import repr as short
 
 from stdc_fast.errors import UserError
 
@@ -60,7 +61,7 @@ def check(options: Mapping[str, object]) -> dict[str, object]:
             raise UserError(f"there is no option {name!r} of a network; known are {', '.join(OPTIONS)}")
         valid, wanted, _ = OPTIONS[name]
         if not valid(value):
-            raise UserError(f"{name} must be {wanted}, not {value!r}")
+            raise UserError(f"{name} must be {wanted}, not {short(value)}")
     return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
 
 
@@ -71,7 +72,9 @@ def agree(read: Mapping[str, object], told: Mapping[str, object]) -> dict[str, o
     """
     for name, value in told.items():
         if name in read and read[name] != value and name != "threshold":
-            raise UserError(f"says {name}={read[name]!r}, but {name}={value!r} was asked for; leave that out")
+            raise UserError(
+                f"says {name}={short(read[name])}, but {name}={short(value)} was asked for; leave that out"
+            )
     return {**read, **told}
 
 

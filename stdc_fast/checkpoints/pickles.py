@@ -11,10 +11,12 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 
 #: Bytes from this length on stay where they are, as a view of the data.
 BULK = 1 << 12
+# What calls may copy, beyond the pickle's own length: it can name one long text any number of times.
+_COPIED = 1 << 20
 _ATOMS = (str, int, float, bytes, bool, type(None))
 
 
@@ -83,11 +85,16 @@ PLAIN: dict[str, Maker] = {
 }
 
 
+def _is_atom(value: object) -> bool:
+    # Any number of larger integers have one hash.
+    return type(value) in _ATOMS and (type(value) is not int or -(1 << 60) < value < 1 << 60)
+
+
 def _key(value: object) -> object:
     """``value`` if hashing it is safe and quick, else something in its place."""
-    if type(value) in _ATOMS or isinstance(value, (Global, Opaque)):
+    if _is_atom(value) or isinstance(value, (Global, Opaque)):
         return value
-    if type(value) is tuple and all(type(v) in _ATOMS for v in value):
+    if type(value) is tuple and all(map(_is_atom, value)):
         return value
     return bytes(value) if isinstance(value, memoryview) else Opaque(type(value).__name__)
 
@@ -115,6 +122,7 @@ class Machine:
         self.stack: list = []
         self.below: list[list] = []
         self.memo: dict[int, object] = {}
+        self._left = len(data) + _COPIED
 
     def run(self) -> object:
         """What was pickled. BrokenPickle for whatever is wrong with it."""
@@ -200,7 +208,12 @@ class Machine:
             raise BrokenPickle("calls with no tuple")
         if isinstance(function, Global):
             maker = self.makers.get(function.name)
-            return Opaque(function.name) if maker is None else maker(*arguments)
+            if maker is None:
+                return Opaque(function.name)
+            self._left -= sum(len(a) for a in arguments if isinstance(a, Sized))
+            if self._left < 0:
+                raise BrokenPickle("makes far more than it holds")
+            return maker(*arguments)
         if isinstance(function, Opaque):
             return Opaque(function.name)
         raise BrokenPickle("calls what is no global")

@@ -73,7 +73,13 @@ def _described(checkpoint: Checkpoint, items: list[str] | None) -> Checkpoint:
     from stdc_fast import checkpoints
 
     known = {"variant": checkpoint.variant, "family": checkpoint.family, **checkpoint.metadata}
-    metadata = {**known, **pairs(items, "--meta")}
+    given = pairs(items, "--meta")
+    options = checkpoints.options.OPTIONS
+    for name in given:
+        if name in ("variant", "family", "format", *options):
+            remedy = f"use --option {name}=VALUE" if name in options else "leave it out"
+            raise UserError(f"--meta {name} would change how the weights are read; {remedy}")
+    metadata = {**known, **given}
     checkpoints.check_metadata(metadata, checkpoint.state)
     return dataclasses.replace(checkpoint, metadata=metadata)
 

@@ -2,6 +2,7 @@
 
 import families
 import pytest
+import safetensors.torch
 import torch
 from checkpoint_files import METADATA, read, refusal, relative_error, same, weights
 
@@ -102,3 +103,12 @@ def test_places_that_can_not_be_written(tmp_path):
     for path in (tmp_path / "file" / "model.safetensors", tmp_path):
         assert "written" in refusal(path, lambda p: checkpoints.save(state, p, {}))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000, "{"], ids=["digits", "nested", "cut"])
+def test_metadata_that_is_no_json(tmp_path, value):
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(
+        {"weight": torch.zeros(1)}, path, metadata={"format": "stdc_fast 1", "classes": value}
+    )
+    assert "damaged metadata" in refusal(path)

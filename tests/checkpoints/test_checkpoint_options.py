@@ -217,8 +217,37 @@ def test_one_output_and_a_threshold(tmp_path, head):
     assert "one output" in refusal(path) and "threshold=0.3" in refusal(path)
     told = checkpoints.read(path, threshold=0.6)
     assert told.num_classes == 2
-    checkpoints.save(told.state, tmp_path / "ours.safetensors", told.metadata)
-    assert checkpoints.read(tmp_path / "ours.safetensors").num_classes == 2
+    ours = tmp_path / "ours.safetensors"
+    checkpoints.save(told.state, ours, told.metadata)
+    assert checkpoints.read(ours).num_classes == 2
+    # Our own file has two outputs, of which a threshold still moves the first.
+    bias = {t: checkpoints.read(ours, threshold=t).state["conv_out.conv_out.bias"] for t in (None, 0.6, 0.9)}
+    assert torch.equal(bias[None], bias[0.6]) and torch.equal(bias[None][1:], bias[0.9][1:].float())
+    assert torch.allclose(bias[0.9][0].sigmoid(), torch.tensor(0.9, dtype=torch.float64))
+    with pytest.raises(UserError, match="has 19 classes, of which the most probable counts, but threshold=0"):
+        checkpoints.read(write(tmp_path / "many.pth", thin("mmseg")), threshold=0.5)
+
+
+@pytest.mark.parametrize("reverses", [False, True])
+def test_normalisation_of_super_gradients(tmp_path, reverses):
+    """super-gradients 3.7.1 keeps its processing as names and arguments, with arrays [1, 1, 3] of float32."""
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
+    arrays = {k: np.array(v, np.float32).reshape(1, 1, 3) for k, v in (("mean", mean), ("std", std))}
+    steps = [{"StandardizeImage": {"max_value": 255}}, {"NormalizeImage": arrays}]
+    steps = [{"ReverseImageChannels": {}}, *steps] if reverses else steps
+    processing = {"image_processor": {"ComposeProcessing": {"processings": steps}}}
+    state = thin("super-gradients")
+    loaded = read(tmp_path / "model.pth", {"net": state, "processing_params": processing})
+    wanted = {"mean": mean[::-1], "std": std[::-1]} if reverses else {"mean": mean, "std": std}
+    assert loaded.metadata == wanted and loaded.origins["mean"] == "its processing_params"
+    without = [*steps[:-2], {"NormalizeImage": {k: [v * 255 for v in vs] for k, vs in arrays.items()}}]
+    without[-1] = {"NormalizeImage": {"mean": [25.5, 51.0, 76.5], "std": [51.0, 51.0, 51.0]}}
+    processing["image_processor"]["ComposeProcessing"]["processings"] = without
+    loaded = read(tmp_path / "model.pth", {"net": state, "processing_params": processing})
+    assert loaded.metadata["std"] == pytest.approx([0.2] * 3)
+    without[-1]["NormalizeImage"]["std"] = [1.0, 2.0]
+    path = write(tmp_path / "model.pth", {"net": state, "processing_params": processing})
+    assert "its NormalizeImage has [1.0, 2.0], not three numbers" in refusal(path)
 
 
 def test_paddles_files(tmp_path):
@@ -279,6 +308,7 @@ def test_told_options(tmp_path):
         ({"align_corners": "no"}, "true or false"),
         ({"batch_norm": "fancy"}, "'plain' or 'in-place'"),
         ({"threshold": 1}, "between 0 and 1"),
+        ({"batch_norm": "in-place"}, "has plain norms, as mmseg has"),
     ):
         with pytest.raises(UserError, match=said):
             checkpoints.read(path, **wrong)

@@ -109,7 +109,7 @@ def test_metadata_is_kept_and_not_shared():
     ("metadata", "said"),
     [
         ({"classes": ["a", "b", "c"]}, "names 3 classes but its classifier has 19"),
-        ({"classes": {"a"}}, "must be JSON values"),
+        ({"classes": {"a"}}, "its classes are {'a'}, not a list of names"),
         ({"classes": ["a"] * 19}, "not all different"),
         ({"short_side": 8}, "short_side"),
         ({"variant": "stdc2"}, "does not match stdc2"),

@@ -9,6 +9,7 @@ import os
 import pathlib
 import pickle
 import pickletools
+import struct
 import sys
 import threading
 
@@ -353,6 +354,18 @@ def test_the_machine_calls_nothing_but_makers():
 def test_broken_pickles(text):
     with pytest.raises(BrokenPickle):
         run(text)
+
+
+def test_a_little_does_not_become_much():
+    """One text that is encoded again and again, one dict that is copied, numbers that all have one hash."""
+    text = b"X" + struct.pack("<I", 1 << 16) + b"a" * (1 << 16)
+    for made in (b"c_codecs\nencode\n", b"cbuiltins\nset\n"):
+        again = b"\x80\x02(" + made + b"q\x010" + text + b"q\x020" + b"h\x01h\x02\x85R" * 40 + b"l."
+        with pytest.raises(BrokenPickle, match="far more than it holds"):
+            run(again)
+    number = (1 << 61) - 1
+    numbers = b"".join(b"\x8a\x0c" + (i * number).to_bytes(12, "little") + b"N" for i in range(1, 4000))
+    assert all(isinstance(k, Opaque) for k in run(b"\x80\x02}(" + numbers + b"u."))
 
 
 def test_deep_nesting_is_harmless():

@@ -144,6 +144,34 @@ def test_compressed_records_and_records_twice(tmp_path):
     assert "there twice" in refusal(path)
 
 
+def test_archives_that_are_far_smaller_than_what_they_hold(tmp_path):
+    """In 100 kB, or with records that lie in each other, there is no checkpoint."""
+    path = tmp_path / "model.pth"
+    for name, said in (
+        ("a/data.pkl", "compressed, and too large unpacked"),
+        ("a/data/0", "too large unpacked"),
+    ):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a/version", "3")
+            with archive.open(name, "w") as record:
+                for _ in range(34 if name.endswith("pkl") else 520):
+                    record.write(bytes(1 << 20))
+        assert path.stat().st_size < 1 << 20 and said in refusal(path)
+    whole = serialise({"weight": torch.arange(4096)})
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        (info,) = (i for i in archive.infolist() if i.filename.endswith("/data/0"))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"N.")
+        archive.writestr("a/data/0", bytes(4096))
+        for i in range(1, 9):  # more names for the same bytes
+            again = zipfile.ZipInfo(f"a/data/{i}")
+            again.header_offset, again.file_size, again.compress_size, again.CRC = 0, 4096, 4096, info.CRC
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+        archive._didModify = True
+    assert "lie in each other" in refusal(path)
+
+
 def test_another_byte_order(tmp_path):
     source = zipfile.ZipFile(io.BytesIO(serialise(thin("mmseg"))))
     path = tmp_path / "model.pth"

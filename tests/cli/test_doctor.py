@@ -80,6 +80,9 @@ def test_convert_a_backbone(run_cli, tmp_path):
         ("out.pth", ("--to", "mmseg", "--half"), "--half"),
         ("out.pth", ("--to", "mmseg", "--meta", "x"), "KEY=VALUE"),
         ("out.pth", ("--to", "mmseg", "--option", "eps=2"), "eps"),
+        ("out.safetensors", ("--meta", "variant=stdc2"), "leave it out"),
+        ("out.safetensors", ("--meta", "format=other"), "leave it out"),
+        ("out.safetensors", ("--meta", "conv_last=true"), "use --option conv_last=VALUE"),
     ],
 )
 def test_convert_mistakes(run_cli, tmp_path, name, options, said):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from reprlib import repr as short
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,7 +115,9 @@ def _options(read: dict[str, object]) -> dict[str, object]:
     )
     for name, value, wanted in expected:
         if value != wanted and value not in (wanted if isinstance(wanted, tuple) else ()):
-            raise UserError(f"its configuration says model.{name}={value!r}, a network that is not supported")
+            raise UserError(
+                f"its configuration says model.{name}={short(value)}, a network that is not supported"
+            )
     eps = {
         "backbone": _eps(stages),
         "arms": 1e-5,  # these always have their own default
@@ -165,7 +168,8 @@ def _normalisation(read: dict[str, object], model: dict) -> dict[str, object]:
         mean = std = np.zeros(0)
     if mean.shape != (3,) or std.shape != (3,):
         raise UserError(
-            f"its configuration has mean={of['mean']!r} and std={of['std']!r}, not three numbers each"
+            f"its configuration has mean={short(of['mean'])} and std={short(of['std'])}, "
+            "not three numbers each"
         )
     options = {k: [round(float(v), 12) for v in values] for k, values in (("mean", mean), ("std", std))}
     return options if rgb else {**options, "channels": "bgr"}

@@ -84,8 +84,8 @@ def plain_norm(state: State, options: Mapping[str, object]) -> tuple[State, str]
     decoder = [k for k in state if not k.startswith("cp.backbone.") and _NORM.match(k)]
     converted = dict(state)
     for key in decoder:
-        # Integers stay as they are, to be refused as such.
-        if state[key].is_floating_point():
+        # Integers, and what is too large for a norm, stay as they are, to be refused as such.
+        if state[key].is_floating_point() and state[key].numel() <= 1 << 16:
             converted[key] = state[key].double().abs() + 1e-5
     return converted, "in-place batch norm of the decoder converted (|gamma| + 1e-5)"
 

@@ -2,22 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from reprlib import repr as short
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from stdc_fast.checkpoints.families.family import Family, KeyMap, Said, State
-from stdc_fast.checkpoints.rebuild import value_of
+from stdc_fast.checkpoints.rebuild import Array, value_of
+from stdc_fast.errors import UserError
 
 if TYPE_CHECKING:
     from stdc_fast.checkpoints.containers import Content
 
 
 def _said(content: Content, state: State) -> Said:
-    """Names that its trainer keeps of the data set; its networks have no options that tensors do not show."""
+    """Names and normalisation that its trainer keeps of the data set."""
     about = content.around.get("processing_params")
-    return Said(classes=value_of(about.get("class_names")) if isinstance(about, Mapping) else None)
+    if not isinstance(about, Mapping):
+        return Said(notes=("no processing_params in the file: mean and std as published",))
+    options = _normalisation(about.get("image_processor"))
+    notes = () if options else ("no NormalizeImage in its processing_params: mean and std as published",)
+    origins = dict.fromkeys(options, "its processing_params")
+    return Said(options, origins, value_of(about.get("class_names")), notes=notes)
+
+
+def _normalisation(processor: object) -> dict[str, object]:
+    """mean and std in RGB of 0..1; in the order of the file's channels where the network reads BGR."""
+    divisor, reverses = 1.0, False
+    for name, given in _steps(processor):
+        if name == "StandardizeImage":
+            divisor *= float(given.get("max_value", 255))
+        elif name == "ReverseImageChannels":
+            reverses = not reverses
+        elif name == "NormalizeImage":
+            options = {k: [v * divisor / 255 for v in _numbers(given.get(k))] for k in ("mean", "std")}
+            return {**options, "channels": "bgr"} if reverses else options
+    return {}
+
+
+def _steps(processor: object) -> Iterator[tuple[object, Mapping]]:
+    """Names and arguments of what is done to an image, in order; a processor is a name with its arguments."""
+    composed = processor.get("ComposeProcessing") if isinstance(processor, Mapping) else None
+    steps = composed.get("processings") if isinstance(composed, Mapping) else None
+    for step in steps if isinstance(steps, (list, tuple)) else (processor,):
+        for name, given in step.items() if isinstance(step, Mapping) else ():
+            yield name, given if isinstance(given, Mapping) else {}
+
+
+def _numbers(value: object) -> list[float]:
+    """Three numbers, of single precision as they were written down; UserError for others."""
+    array = value.array() if isinstance(value, Array) else None
+    try:
+        # The shortest decimal of 0.485 in single precision is 0.485 again.
+        numbers = value if array is None else [float(str(v)) for v in array.ravel()]
+        if len(numbers) == 3:
+            return [float(v) for v in numbers]
+    except (TypeError, ValueError):
+        pass
+    raise UserError(f"its NormalizeImage has {short(value_of(value))}, not three numbers")
 
 
 def _backbone(tensors: Mapping[str, Tensor]) -> State:
