@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stdc_fast.images import check_array, normalise
+from stdc_fast.placement import on_cpu
 from stdc_fast.postprocess import Rows, argmax, resized_rows, rows_of
 from stdc_fast.protocol import Protocol, View, resize_bytes
 from stdc_fast.reduction import reduced
@@ -57,6 +58,7 @@ class Scores:
         return labels[0]
 
 
+@on_cpu
 @torch.inference_mode()
 def scores(model: Segmenter, frame: np.ndarray | Tensor, protocol: Protocol) -> Scores:
     """Scores of an image, RGB uint8 ``[H, W, 3]``, on the model's device.
@@ -74,6 +76,7 @@ def scores(model: Segmenter, frame: np.ndarray | Tensor, protocol: Protocol) -> 
     return Scores(views, size, windows[0].logits)
 
 
+@on_cpu
 @torch.inference_mode()
 def label(model: Segmenter, frame: np.ndarray | Tensor, protocol: Protocol) -> Tensor:
     """Class ids uint8 ``[H, W]`` of an image, RGB uint8 ``[H, W, 3]``, on the model's device.

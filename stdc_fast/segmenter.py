@@ -17,6 +17,7 @@ from stdc_fast.backends.base import Executable
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.freshness import Watched
+from stdc_fast.placement import on_cpu
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Like, Precision, precision_of
@@ -231,6 +232,7 @@ class Segmenter(nn.Module):
             backend = "none"
         return f"name={self.name}, classes={self.num_classes}, backend={backend}, dtype={self.precision}"
 
+    @on_cpu
     def plan(self, frames: bool = True) -> Plan:
         """The network as the backend gets it, for raw frames or for normalised images."""
         return optimise(build(self.network, frames=frames))
@@ -259,6 +261,7 @@ class Segmenter(nn.Module):
             self.precision, self.why_precision = cast, "cast after loading"
         return self
 
+    @on_cpu
     def forward(self, x: Tensor) -> Tensor:
         """Normalised float ``[N, 3, H, W]``, H, W >= 32, to logits ``[N, C, H, W]``.
 
@@ -290,6 +293,7 @@ class Segmenter(nn.Module):
             state.made.pop(Plan, None)  # it is as large as the network in float64
         return state.made[key]
 
+    @on_cpu
     def label(
         self,
         frames: Tensor | np.ndarray,
@@ -421,19 +425,23 @@ class Segmenter(nn.Module):
         with images.memory_errors(name):
             return self._segment(name, images.open_item(item, name, bgr), scale, size, confidence)
 
+    @on_cpu
     @torch.inference_mode()
     def _segment(self, name, image, scale, size, confidence, at=None) -> Segmentation:
         forks.settle()
+        frame = isinstance(image, np.ndarray)
+        given = torch.from_numpy(np.require(image, requirements=["C", "W"])) if frame else image.detach()
+        runs = self._runs(given)  # which may pack the weights: that is no part of a frame's time
         start = time.perf_counter()
-        if isinstance(image, Tensor):
+        if not frame:
             height, width = image.shape[1:]
             x = image[None].to(self.device, self.precision.sums)
             x = x.contiguous(memory_format=torch.channels_last)
         else:
             height, width = image.shape[:2]
-            x = torch.from_numpy(np.require(image, requirements=["C", "W"]))[None]
+            x = given[None]
         target = self._target(name, height, width, scale, size)
-        labels, chosen = self._labels(x, target, (height, width), confidence)
+        labels, chosen = self._labels(x, target, (height, width), confidence, runs)
         result = labels[0].cpu().numpy()
         seconds = time.perf_counter() - start
         return Segmentation(
@@ -456,14 +464,19 @@ class Segmenter(nn.Module):
             raise UserError(f"{name}: {error}") from None
 
     def _labels(
-        self, image: Tensor, seen: tuple[int, int], size: tuple[int, int], confidence: bool = False
+        self,
+        image: Tensor,
+        seen: tuple[int, int],
+        size: tuple[int, int],
+        confidence: bool = False,
+        runs: Executable | Published | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Labels, and their confidence if asked for, by the published protocol.
 
         ``image`` is a frame uint8 ``[N, h, w, 3]`` or normalised ``[N, 3, h, w]``, on any device.
         """
         image = reduced(image, seen).to(self.device)
-        runs = self._runs(image)
+        runs = runs or self._runs(image)
         if confidence:
             return label_logits(runs.logits(image, seen), seen, size, True, self.network.align_corners)
         return runs.labels(image, size, seen=seen), None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from stdc_fast import backends, checkpoints, download, registry
+from stdc_fast import _native, backends, checkpoints, download, registry
 from stdc_fast.backends.eager.ranges import fp16_overflow
 from stdc_fast.classes import DATA_SETS, ClassSet
 from stdc_fast.errors import UserError
+from stdc_fast.placement import on_cpu
 from stdc_fast.precision import BFLOAT16, FLOAT16, FLOAT64, Like, choose
 from stdc_fast.segmenter import InputSize, Segmenter
 
@@ -82,6 +84,7 @@ def title(pretrained: str | Path) -> str:
     return str(pretrained) if str(pretrained) in registry.RECORDS else Path(pretrained).stem
 
 
+@on_cpu
 @torch.inference_mode(False)  # tensors made in that mode do not count their changes
 def load(
     pretrained: str | Path = DEFAULT,
@@ -144,8 +147,17 @@ def load(
         log.warning("%s: runs in bfloat16: %s", pretrained, model.why_precision)
     model.report = checkpoint.report
     model.decide()
+    if backend == "auto" and model.backend == "eager" and place.type == "cpu":
+        _say_what_is_missing()
     log.info("%s: %s", pretrained, model.reason)
     return model
+
+
+@functools.cache
+def _say_what_is_missing() -> None:
+    """Once, that CPUs run without the native module, where that is not there."""
+    if (why := _native.why_not()) is not None:
+        log.warning("CPUs are slower without the native module: %s", why)
 
 
 def named_classes(

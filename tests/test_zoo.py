@@ -10,7 +10,7 @@ from checkpoint_files import thin, write
 from web import Remote, serve
 
 import stdc_fast
-from stdc_fast import UserError, checkpoints, download, registry, zoo
+from stdc_fast import UserError, _native, checkpoints, download, registry, zoo
 from stdc_fast.classes import CITYSCAPES
 
 MANUAL = "stdc1_seg50_cityscapes.official"
@@ -177,3 +177,14 @@ def test_a_plan_of_published_weights_is_titled_by_their_name(run_cli):
     put(MANUAL, thin("official"))
     run = run_cli("info", "--plan", MANUAL, "--json")
     assert run.code == 0 and json.loads(run.out)["model"] == MANUAL
+
+
+def test_a_missing_native_module_is_said_once(tiny_weights, monkeypatch, caplog):
+    monkeypatch.setattr(_native, "_load", lambda: "the native module was not built: no compiler; install g++")
+    zoo._say_what_is_missing.cache_clear()
+    for backend in ("eager", "auto", "auto"):
+        stdc_fast.load(tiny_weights, device="cpu", backend=backend)
+        said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        wanted = "CPUs are slower without the native module: the native module was not built: no compiler"
+        assert len(said) == (backend == "auto") and all(text.startswith(wanted) for text in said)
+    zoo._say_what_is_missing.cache_clear()

@@ -18,6 +18,7 @@ from stdc_fast.checkpoints.families import CANONICAL, OURS, Family, State, recog
 from stdc_fast.checkpoints.families.family import Said
 from stdc_fast.checkpoints.rebuild import value_of
 from stdc_fast.errors import UserError
+from stdc_fast.placement import on_cpu
 from stdc_fast.reference.networks import STAGES, STDCSeg
 
 _CLASSIFIER = "conv_out.conv_out"
@@ -57,6 +58,7 @@ class Checkpoint:
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @on_cpu
     def network(self, dtype: torch.dtype = torch.float32) -> STDCSeg:
         """The reference network with copies of these weights, in eval mode, on the CPU.
 
@@ -72,6 +74,7 @@ class Checkpoint:
         return network.eval()
 
 
+@on_cpu
 def from_content(content: Content, told: Mapping[str, object] | None = None) -> Checkpoint:
     """The checkpoint that a state dict holds; UserError if it is not exactly one STDC-Seg network's.
 
