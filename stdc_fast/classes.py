@@ -20,6 +20,11 @@ class ClassSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def shown(self) -> tuple[tuple[int, int, int], ...]:
+        """The colours of overlays: the palette, but for CamVid's, some of which look alike."""
+        return _CAMVID_SHOWN if self.palette == CAMVID.palette else self.palette
+
     @staticmethod
     def from_names(names: tuple[str, ...]) -> ClassSet:
         """The known set of these names, else these names with evenly spread colours."""
@@ -47,6 +52,11 @@ CAMVID = ClassSet(
         (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
         (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
     ),
+)  # fmt: skip
+
+_CAMVID_SHOWN = (
+    (120, 190, 250), (140, 85, 50), (195, 195, 190), (128, 64, 128), (244, 60, 220), (60, 140, 40),
+    (255, 220, 0), (255, 160, 120), (20, 30, 170), (230, 20, 50), (0, 205, 170),
 )  # fmt: skip
 
 CITYSCAPES = ClassSet(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from stdc_fast.classes import ClassSet
 
+#: Classes with a smaller share of an image are left out of its legend.
+LEAST = 0.0005
 
-def lookup(classes: ClassSet) -> np.ndarray:
+
+def lookup(palette: Sequence[Sequence[int]]) -> np.ndarray:
     """Colour by class id, uint8 ``[256, 3]``; ids without a class are black."""
     table = np.zeros((256, 3), np.uint8)
-    table[: len(classes)] = classes.palette
+    table[: len(palette)] = palette
     return table
 
 
@@ -23,21 +28,22 @@ def blend(image: np.ndarray, colours: np.ndarray, alpha: float) -> Image.Image:
 def label_image(labels: np.ndarray, classes: ClassSet) -> Image.Image:
     """A palette image whose pixel values are the class ids."""
     image = Image.fromarray(labels).convert("P")
-    image.putpalette(lookup(classes).tobytes())
+    image.putpalette(lookup(classes.palette).tobytes())
     return image
 
 
 def add_legend(
     picture: Image.Image, shares: dict[str, float], classes: ClassSet, steady: bool = False
 ) -> Image.Image:
-    """The picture with a strip below that names the classes, their colours and shares (0..1).
+    """The picture with a strip below that names the classes in their order, their colours and shares (0..1).
 
-    With ``steady`` all classes are in it, in their own order, each in its own place: for videos, whose
-    frames must have one size.
+    With ``steady`` all classes are in it, each in its own place: for videos, whose frames must have one
+    size. Otherwise those are with a share of at least :data:`LEAST`.
     """
-    if steady:
-        shares = {name: shares.get(name, 0.0) for name in classes.names}
-    colour = dict(zip(classes.names, classes.palette, strict=True))
+    shares = {name: shares.get(name, 0.0) for name in classes.names}
+    if not steady:
+        shares = {name: share for name, share in shares.items() if share >= LEAST}
+    colour = dict(zip(classes.names, classes.shown, strict=True))
     font = ImageFont.load_default(size=max(11, round(picture.width / 60)))
     ascent = font.getbbox("Ag")[3]
     gap = max(4, ascent // 2)

@@ -27,13 +27,15 @@ def record(
     size: str | tuple[int, int] | None = None,
     alpha: float = 0.55,
     legend: bool = False,
+    side_by_side: bool = False,
     max_frames: int | None = None,
     progress: bool = True,
 ) -> dict[str, object]:
     """Label all frames, at most ``max_frames``, and write their overlays to the video ``target``, if any.
 
-    The written video has the source's size, times and shape of pixels; ``legend`` adds a strip below. A
-    camera is recorded until Ctrl-C (or SIGTERM); what it shows while the network is busy is skipped.
+    The written video has the source's size, times and shape of pixels; ``legend`` adds a strip below,
+    ``side_by_side`` the frame itself to the left. A camera is recorded until Ctrl-C (or SIGTERM);
+    what it shows while the network is busy is skipped.
 
     Returns plain values: name, sizes, frames, dropped, fps (of the source), seconds (all in all, as a clock
     shows), frames_per_second (labelled), classes (pixels and shares over all frames), overlay (the file), and
@@ -70,7 +72,7 @@ def record(
             count += 1
             pixels += np.bincount(result.labels.ravel(), minlength=len(classes))
             if writer is not None:
-                picture = result.overlay(alpha)
+                picture = result.overlay(alpha, side_by_side=side_by_side)
                 if legend:
                     picture = draw.add_legend(picture, result.shares(), classes, steady=True)
                 writer.write(picture, result.time)

@@ -58,17 +58,20 @@ class Segmentation:
         return {name: n / self.labels.size for name, n in self.counts().items()}
 
     def colours(self) -> np.ndarray:
-        """The labels in the classes' colours, RGB uint8 ``[H, W, 3]``."""
-        return draw.lookup(self.classes)[self.labels]
+        """The labels in the colours of overlays, RGB uint8 ``[H, W, 3]``; label files have the palette's."""
+        return draw.lookup(self.classes.shown)[self.labels]
 
-    def overlay(self, alpha: float = 0.55, legend: bool = False) -> Image.Image:
+    def overlay(self, alpha: float = 0.55, legend: bool = False, side_by_side: bool = False) -> Image.Image:
         """The image under its labels' colours; ``alpha`` is the colours' weight, 0..1.
 
-        With ``legend`` a strip below the image names the classes that occur, with their shares.
+        With ``side_by_side`` the image itself is to the left. With ``legend`` a strip below names the classes
+        that have at least 0.05 % of the image, with their shares.
         """
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha must lie between 0 and 1, not {alpha}")
         picture = draw.blend(self.image, self.colours(), alpha)
+        if side_by_side:
+            picture = Image.fromarray(np.hstack([self.image, np.asarray(picture)]))
         return draw.add_legend(picture, self.shares(), self.classes) if legend else picture
 
     def save(self, path: str | Path) -> None:

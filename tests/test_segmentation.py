@@ -1,12 +1,13 @@
 """Segmentation: counts, JSON, overlays, files; results are fresh."""
 
+import itertools
 import json
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from stdc_fast import UserError
 from stdc_fast.classes import CAMVID
@@ -63,9 +64,11 @@ def test_repr_is_short(result):
 
 
 def test_colours_and_overlay(result):
-    palette = np.array(CAMVID.palette)
+    palette = np.array(CAMVID.shown)
     assert np.array_equal(result.colours(), palette[result.labels])
     assert result.overlay().size == (100, 70)
+    both = np.asarray(result.overlay(side_by_side=True))
+    assert np.array_equal(both[:, :100], result.image) and np.array_equal(both[:, 100:], result.overlay())
     assert np.array_equal(np.asarray(result.overlay(0)), result.image)
     assert np.array_equal(np.asarray(result.overlay(1)), result.colours())
     mixed = 0.7 * result.image.astype(float) + 0.3 * result.colours()
@@ -84,9 +87,29 @@ def test_legend(width, model, photo):
     pixels = np.asarray(legend)
     assert np.array_equal(pixels[:40], np.asarray(plain))
     present = {tuple(c) for c in pixels[40:].reshape(-1, 3).tolist()}
-    for name, colour in zip(CAMVID.names, CAMVID.palette, strict=True):
-        # Only "Sky" is grey, as the soft edges of the letters may be.
-        assert (colour in present) == (name in result.counts()) or name == "Sky"
+    shares = result.shares()
+    for name, colour in zip(CAMVID.names, CAMVID.shown, strict=True):
+        assert (colour in present) == (shares.get(name, 0) >= 0.0005)
+    # In the order of the classes, from left to right and down.
+    first = [np.argwhere((pixels[40:] == c).all(2))[0].tolist() for c in CAMVID.shown if c in present]
+    assert first == sorted(first)
+
+
+def test_colours_of_overlays_can_be_told_apart():
+    """At half weight over grey, in CIELAB, where 2.3 is a difference that is just seen."""
+    labs = [_lab(tuple(64 + v // 2 for v in colour)) for colour in CAMVID.shown]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(labs, 2)) > 15
+    labs = [_lab(tuple(64 + v // 2 for v in colour)) for colour in CAMVID.palette]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(labs, 2)) < 15
+
+
+def _lab(rgb):
+    """CIELAB of an sRGB colour, by Pillow."""
+    to_lab = ImageCms.buildTransform(
+        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+    )
+    lab = np.array(ImageCms.applyTransform(Image.new("RGB", (1, 1), rgb), to_lab))[0, 0].astype(np.int16)
+    return np.array([lab[0] * 100 / 255, *(v - 256 if v > 127 else v for v in lab[1:])])
 
 
 def test_saved_labels_come_back(result, tmp_path):
@@ -97,7 +120,7 @@ def test_saved_labels_come_back(result, tmp_path):
         assert saved.mode == "P"
         assert np.array_equal(np.asarray(saved), result.labels)
         assert np.array_equal(np.array(saved.getpalette())[:33].reshape(11, 3), CAMVID.palette)
-        assert np.array_equal(np.asarray(saved.convert("RGB")), result.colours())
+        assert np.array_equal(np.asarray(saved.convert("RGB")), np.array(CAMVID.palette)[result.labels])
     assert [p.name for p in path.parent.iterdir()] == ["labels.png"]
 
 

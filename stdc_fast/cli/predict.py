@@ -39,6 +39,9 @@ def predict(
     legend: Annotated[
         Optional[bool], typer.Option(help="Name the classes below the overlay. Default: of images only.")
     ] = None,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="In overlays, the image itself to the left.")
+    ] = False,
     overlay: Annotated[bool, typer.Option(help="Write NAME_overlay.png, of videos .mp4.")] = True,
     labels: Annotated[
         Optional[bool],
@@ -102,13 +105,13 @@ def predict(
                     )
             if path in videos:
                 row = record(segmenter, path, targets.get("overlay"), scale=scale, size=network_size,
-                             alpha=alpha, legend=bool(legend), max_frames=max_frames,
-                             progress=not quiet)  # fmt: skip
+                             alpha=alpha, legend=bool(legend), side_by_side=side_by_side,
+                             max_frames=max_frames, progress=not quiet)  # fmt: skip
             else:
                 result = segmenter.predict(path, scale=scale, size=network_size)
                 row = result.to_dict() | {kind: str(target) for kind, target in targets.items()}
                 if "overlay" in targets:
-                    save_image(result.overlay(alpha, legend is not False), targets["overlay"])
+                    save_image(result.overlay(alpha, legend is not False, side_by_side), targets["overlay"])
                 if "labels" in targets:
                     result.save(targets["labels"])
         except UserError as error:
