@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import json
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -90,10 +91,21 @@ def _file(package: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def _origin() -> str:
+    """What was installed, as pip wrote it down: an address or a folder, else the package's name."""
+    try:
+        text = importlib.metadata.distribution("stdc-fast").read_text("direct_url.json")
+        found = json.loads(text or "{}")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        found = {}
+    url, kind = found.get("url"), found.get("vcs_info", {}).get("vcs")
+    return f"{kind}+{url}" if kind and url else url or "stdc-fast"
+
+
 def _diagnosis(package: Path, error: ImportError | None = None) -> str:
     info, root = _read_info(package), package.parent
     source = (root / "setup.py").is_file() and (root / "csrc").is_dir()
-    again = "pip install --force-reinstall --no-deps --no-cache-dir stdc-fast"
+    again = f"pip install --force-reinstall --no-deps --no-cache-dir {_origin()}"
     if source:
         again = f"pip install -e {root}"
     if (file := _file(package)) is not None:

@@ -209,7 +209,7 @@ def _receive(url: str, part: Path, record: Record, quiet: bool | None) -> None:
         with open(part, "ab" if start else "wb") as file:
             if not start:  # only now that the old one is empty
                 _identity_file(part).write_text(json.dumps(remote))
-            bar = tqdm(desc=record.file, total=size, initial=start, disable=quiet,
+            bar = tqdm(desc=record.file, total=size, initial=start, disable=quiet or None,
                        unit="B", unit_scale=True, delay=0.2)  # fmt: skip
             with bar:
                 while block := _block(response):

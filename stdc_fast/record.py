@@ -55,7 +55,7 @@ def record(
         if reader.camera:
             stack.enter_context(_until_interrupted(stream))
         total = min((n for n in (reader.frames, max_frames) if n), default=None)
-        bar = stack.enter_context(tqdm(None, reader.name, total, unit="frame", disable=not progress))
+        bar = stack.enter_context(tqdm(None, reader.name, total, unit="frame", disable=not progress or None))
         start = time.perf_counter()
         results = itertools.islice(stream, max_frames)
         while True:

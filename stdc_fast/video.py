@@ -34,7 +34,7 @@ def _av():
         import av
     except ImportError as error:
         raise UserError(
-            f'videos need PyAV, which can not be imported ({error}); run pip install "stdc-fast[video]"'
+            f"videos need PyAV, which can not be imported ({error}); run pip install av"
         ) from None
     return av
 

@@ -6,9 +6,11 @@ import difflib
 import fnmatch
 import functools
 import logging
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as short
 
 import torch
 
@@ -112,8 +114,8 @@ def load(
         memory: "fast", or "small" for less than half the weights, which takes longer; both are the same
             outside of the CPU engine.
         download: fetch published weights that are not on this machine; without it nothing is downloaded.
-        classes: names of the classes by class id, or "camvid" or "cityscapes"; they go before those of the
-            file. Where neither has them they are "class 0", "class 1", ..., and a warning says so.
+        classes: names of the classes by class id, or "camvid", "cityscapes" or "voc"; they go before those
+            of the file. Where neither has them they are "class 0", "class 1", ..., and a warning says so.
         palette: an RGB colour (0..255) for each class; goes before the file's.
         options: what a file can not say of its network: ``batch_norm`` ("plain", "in-place"), ``conv_last``,
             ``threshold``, ``align_corners``, ``eps``, ``mean``, ``std``, ``count_include_pad``. A file that
@@ -178,6 +180,8 @@ def named_classes(
             raise UserError(f"classes must be names, or one of {', '.join(DATA_SETS)}, not {classes!r}")
         classes, colours = given.names, given.palette
     elif classes is not None:
+        if not isinstance(classes, Sequence):
+            raise UserError(f"classes must be a list of names, not {classes!r}")
         classes, colours = tuple(classes), None
     elif meta.get("classes") is not None:
         classes, colours = tuple(meta["classes"]), meta.get("palette")
@@ -189,7 +193,12 @@ def named_classes(
         )  # fmt: skip
         classes, colours = tuple(f"class {i}" for i in range(count)), None
     colours = palette if palette is not None else colours
-    plain = None if colours is None else [[int(v) for v in colour] for colour in colours]
+    try:
+        plain = None if colours is None else [[operator.index(v) for v in colour] for colour in colours]
+    except TypeError:
+        raise UserError(
+            f"palette must be one [R, G, B] of 0..255 for each class, not {short(colours)}"
+        ) from None
     try:
         checkpoints.check_names({"classes": list(classes), "palette": plain}, count)
     except UserError as error:
@@ -203,6 +212,8 @@ def find(pretrained: str | Path, fetch: bool = False) -> Path:
     UserError for an unknown name, with the nearest ones, for a backbone, and for a file that is not here,
     with how to get it.
     """
+    if not isinstance(pretrained, (str, os.PathLike)):
+        raise UserError(f"expected a name or a file of weights, not {pretrained!r}")
     path, text = Path(pretrained), str(pretrained)
     embedded = WEIGHTS / f"{pretrained}.safetensors"
     if path.name == text and os.path.isfile(embedded):

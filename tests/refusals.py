@@ -1,9 +1,9 @@
 """Checks that a run of the command line said in one line what the user can mend."""
 
 
-def refused(run, *names, summary=False):
-    """Checks a failed run: exit code 2, one line for each of the names, no traceback."""
-    assert run.code == 2, run.err
+def refused(run, *names, summary=False, code=2):
+    """Checks a failed run: its exit code, one line for each of the names, no traceback."""
+    assert run.code == code, run.err
     assert "Traceback" not in run.err
     messages = run.messages
     if summary:

@@ -188,3 +188,20 @@ def test_a_missing_native_module_is_said_once(tiny_weights, monkeypatch, caplog)
         wanted = "CPUs are slower without the native module: the native module was not built: no compiler"
         assert len(said) == (backend == "auto") and all(text.startswith(wanted) for text in said)
     zoo._say_what_is_missing.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"pretrained": None}, "a name or a file of weights, not None"),
+        ({"pretrained": b"x"}, "a name or a file"),
+        ({"classes": 5}, "a list of names, not 5"),
+        ({"palette": [[0.5, 0.2, 0.9]] * 11}, r"0\.\.255 for each class, not \[\[0\.5"),
+        ({"palette": "x"}, "0..255 for each class, not 'x'"),
+        ({"palette": [1, 2, 3]}, "for each class, not .1, 2, 3."),
+    ],
+    ids=str,
+)
+def test_wrong_arguments(tiny_weights, arguments, said):
+    with pytest.raises(UserError, match=said):
+        stdc_fast.load(**{"pretrained": tiny_weights, "device": "cpu", **arguments})

@@ -97,8 +97,9 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """ "auto" is the GPU if there is one, else the CPU. UserError for what torch does not see here."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    number = isinstance(device, int) or (isinstance(device, str) and device.isdecimal())
     try:
-        place = torch.device(device)
+        place = torch.device(f"cuda:{device}" if number else device)
     except (RuntimeError, TypeError):
         raise UserError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
     if place.type not in ("cpu", "cuda"):

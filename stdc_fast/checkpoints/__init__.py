@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,6 +29,10 @@ from stdc_fast.checkpoints.containers import FORMAT, FORMAT_OPTIONS, open_file, 
 from stdc_fast.checkpoints.options import differing
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
+
+_log = logging.getLogger(__name__)
+# Options of a network that are its backbone's, too.
+_OF_BACKBONES = ("count_include_pad", "eps", "mean", "std")
 
 __all__ = [
     "Checkpoint",
@@ -95,8 +100,12 @@ def read_backbone(path: str | Path) -> families.State:
         content = open_file(Path(path), whole=False)
         found = families.backbone(content.tensors) if content.metadata is None else None
         if found is None:
-            prefix, whole = "cp.backbone.", from_content(content).state
-            return {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
+            prefix, whole = "cp.backbone.", from_content(content, certain=False)
+            lost = differing({k: v for k, v in whole.metadata.items() if k in _OF_BACKBONES})
+            if lost:
+                text = ", ".join(f"{k}={v}" for k, v in lost.items())
+                _log.warning("%s: its backbone expects %s, which is not part of its tensors", path, text)
+            return {k.removeprefix(prefix): v for k, v in whole.state.items() if k.startswith(prefix)}
         state = found[1]
         for key, tensor in state.items():
             if not finite(tensor):

@@ -230,7 +230,7 @@ def _open_legacy(file: BinaryIO, data: memoryview) -> object:
     _, system, content, keys = parts
     if isinstance(system, dict) and system.get("little_endian") is False:
         raise UserError("was written on a big-endian machine; save it there as safetensors")
-    if type(keys) is not list or set(keys) != set(stored):
+    if type(keys) is not list or not all(isinstance(k, str) for k in keys) or set(keys) != set(stored):
         raise damaged("its list of storages is not what it holds")
     at, end = machine.at, os.fstat(file.fileno()).st_size
     for key in keys:

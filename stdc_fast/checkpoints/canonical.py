@@ -75,10 +75,13 @@ class Checkpoint:
 
 
 @on_cpu
-def from_content(content: Content, told: Mapping[str, object] | None = None) -> Checkpoint:
+def from_content(
+    content: Content, told: Mapping[str, object] | None = None, certain: bool = True
+) -> Checkpoint:
     """The checkpoint that a state dict holds; UserError if it is not exactly one STDC-Seg network's.
 
-    ``told`` are options of the network, which must not contradict what the file says.
+    ``told`` are options of the network, which must not contradict what the file says. Where they are not
+    ``certain`` to the last, that is an error too; it does not matter to somebody who wants the backbone only.
     """
     told = known_options.check(told or {})
     tensors = content.tensors
@@ -98,7 +101,7 @@ def from_content(content: Content, told: Mapping[str, object] | None = None) -> 
             "files may have; leave that out"
         )
     for name, why in said.unsure.items():
-        if name not in told:
+        if name not in told and certain:
             raise _untold(name, why)
     plain = {k: v.detach() for k, v in renamed.items() if not _counts_batches(k)}
     state = _with_conv_last(plain, family, options)

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import ast
 
+
+class _Unknown:
+    def __repr__(self) -> str:
+        return "a computed value"
+
+
 #: Stands for what only running the text could tell.
-UNKNOWN = object()
+UNKNOWN = _Unknown()
 # Values in that of one name. A real configuration has some hundreds.
 _MOST = 100_000
 

@@ -32,6 +32,8 @@ _KEYS = (
 )  # fmt: skip
 # Of a state dict, what is no tensor of the network: how many models were averaged; PaddlePaddle's own names.
 _BESIDE = ("n_averaged", "StructuredToParameterName@@")
+# Characters of a tensor's name.
+_LONGEST = 1000
 # What compiling, sharding and recomputing put into names.
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # What training code keeps as modules beside a network, whose tensors the network does not use. No name of one
@@ -125,6 +127,9 @@ def unwrap(content: object, metadata: dict[str, object] | None = None, whole: bo
     _refuse_others(content)
     versions = getattr(content, "attributes", {}).get("_metadata") or getattr(content, "_metadata", None)
     tensors = {k: v for k, v in content.items() if k not in _BESIDE}
+    longest = max(map(len, tensors), default=0)
+    if longest > _LONGEST:
+        raise UserError(f"has a tensor whose name has {longest} characters, as no network has")
     tensors, prefix, dropped = _bare(_unwrapped(tensors))
     if not whole and metadata is None and not known_names(tensors):
         recognise(tensors)  # which says what it is; no need to read it

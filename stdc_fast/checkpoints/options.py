@@ -20,7 +20,7 @@ def _number(value: object) -> bool:
 def _eps(value: object) -> bool:
     parts = value.values() if isinstance(value, Mapping) else (value,)
     known = not isinstance(value, Mapping) or set(value) <= set(PARTS)
-    return known and all(_number(v) and 0 < v < 1 for v in parts)
+    return known and bool(parts) and all(_number(v) and 0 < v < 1 for v in parts)
 
 
 def _three(least: float) -> Callable[[object], bool]:

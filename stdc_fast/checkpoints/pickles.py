@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import struct
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping
 
 #: Bytes from this length on stay where they are, as a view of the data.
 BULK = 1 << 12
 # What calls may copy, beyond the pickle's own length: it can name one long text any number of times.
 _COPIED = 1 << 20
+_SIZED = (str, bytes, memoryview, tuple, list, dict, set)
 _ATOMS = (str, int, float, bytes, bool, type(None))
 
 
@@ -210,7 +211,7 @@ class Machine:
             maker = self.makers.get(function.name)
             if maker is None:
                 return Opaque(function.name)
-            self._left -= sum(len(a) for a in arguments if isinstance(a, Sized))
+            self._left -= sum(len(a) for a in arguments if isinstance(a, _SIZED))
             if self._left < 0:
                 raise BrokenPickle("makes far more than it holds")
             return maker(*arguments)

@@ -1,8 +1,8 @@
 """The command line: ``stdc-fast predict | val | train | convert | doctor | info | ...``, see ``--help``.
 
-Exit codes: 0 done; 1 a damaged video was labelled as far as it goes, a benchmark has no speed of ours, or
-doctor's file can not be loaded; 2 something the user can mend, said in one line on stderr; 130 interrupted.
-Results go to stdout, progress and messages to stderr.
+Exit codes: 0 done; 1 done in part: some images or videos failed, a benchmark has no speed of ours, or
+doctor's file can not be loaded; 2 nothing was done, for a reason said in one line on stderr; 130
+interrupted. Results go to stdout, progress and messages to stderr.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ app = typer.Typer(
     name="stdc-fast",
     help="STDC-Seg real-time semantic segmentation.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,  # whose tables leave 20 columns to each text on usual terminals
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -49,8 +49,10 @@ def _options(
 
 def main() -> None:
     """Entry point of ``stdc-fast``: a user's mistake is one line and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names may be no text
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this, as by >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, until the process ends
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # file names may be no text
     try:
         app(prog_name="stdc-fast")
     except UserError as error:

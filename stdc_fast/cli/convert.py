@@ -50,8 +50,11 @@ def convert(
         raise UserError("--half is for --to safetensors; leave one of them out")
     path = zoo.find(source)
     if backbone or writers.holds_backbone(path):
-        if meta or half:
-            raise UserError("a backbone has no metadata and stays in its dtype; leave --meta and --half out")
+        if meta or half or option:
+            raise UserError(
+                "a backbone has neither metadata nor options, and stays in its dtype; leave --meta, --half "
+                "and --option out"
+            )
         state = checkpoints.read_backbone(path)
         print(f"{path}: backbone of {len(state)} tensors")
         notes = _named(path, writers.write_backbone, state, target, to)

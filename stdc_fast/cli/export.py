@@ -9,6 +9,12 @@ import typer
 
 from stdc_fast.errors import UserError
 
+# Suffixes of other programs' formats.
+_OTHERS = (
+    ".onnx", ".pt", ".pth", ".pt2", ".ckpt", ".safetensors", ".engine", ".trt", ".xml", ".tflite", ".param",
+    ".mnn", ".mlmodel", ".pdparams",
+)  # fmt: skip
+
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name or checkpoint file.")],
@@ -24,6 +30,8 @@ def export(
     from stdc_fast.backends.cpu import program
     from stdc_fast.plan import build, optimise
 
+    if out.suffix.lower() in _OTHERS:
+        raise UserError(f"{out}: {out.suffix} is not the format of the saved plan; name it .plan")
     known = {precision.name: precision for precision in program.PRECISIONS}
     if dtype not in known:
         raise UserError(f"--dtype must be one of {', '.join(known)}, not {dtype!r}")

@@ -13,7 +13,7 @@ from stdc_fast.errors import UserError
 from stdc_fast.precision import PRECISIONS
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Name (stdc-fast models) or checkpoint file.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, or a GPU's number.")]
 Dtype = Annotated[str, typer.Option(help=f"auto, {', '.join(PRECISIONS)}.")]
 Backend = Annotated[str, typer.Option(help="auto or one that `stdc-fast info` lists.")]
 Memory = Annotated[str, typer.Option(help="fast, or small: fewer weights, longer times, on CPUs.")]
@@ -26,7 +26,7 @@ Option = Annotated[
     typer.Option(metavar="KEY=VALUE", help="What the file does not say of its network, e.g. conv_last=true."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no remarks.")]
 
 
 def pairs(items: list[str] | None, option: str) -> dict[str, object]:
@@ -39,7 +39,7 @@ def pairs(items: list[str] | None, option: str) -> dict[str, object]:
         try:
             found[key] = json.loads(value)
         except json.JSONDecodeError:
-            found[key] = value
+            found[key] = {"True": True, "False": False}.get(value, value)
     return found
 
 
@@ -74,9 +74,15 @@ def note(text: str, quiet: bool) -> None:
         print(text, file=sys.stderr)
 
 
+def remark(text: str, quiet: bool) -> None:
+    """A line on stderr for somebody who watches."""
+    note(text, quiet or not sys.stderr.isatty())
+
+
 def progress(items, what: str, quiet: bool, show: bool = True, total: int | None = None):
     """The items, ``total`` where they do not say how many, with a progress bar on stderr."""
     from tqdm import tqdm
 
     # A generator, so that the bar appears with the first item: an error before it has its own line.
-    yield from tqdm(items, what, unit="img", total=total, disable=quiet or not show)
+    # None: not where nobody watches, as in a log file.
+    yield from tqdm(items, what, unit="img", total=total, disable=quiet or not show or None)

@@ -20,9 +20,9 @@ from stdc_fast.cli.options import (
     Quiet,
     Scale,
     Size,
-    note,
     parse_size,
     progress,
+    remark,
 )
 from stdc_fast.errors import UserError
 
@@ -59,8 +59,9 @@ def predict(
 ) -> None:
     """Label images: overlay PNG with a legend, and label PNG, for each. Of videos and cameras: overlay video.
 
-    A bad image does not stop the others; failures are listed at the end, with exit code 2. A damaged video is
-    labelled as far as it goes; exit code 1. A camera (0, or /dev/video0) is labelled until Ctrl-C.
+    A bad image does not stop the others, and a damaged video is labelled as far as it goes. Failures are
+    listed at the end, with exit code 1, or 2 if nothing could be labelled. A camera (0, or /dev/video0) is
+    labelled until Ctrl-C.
 
     Examples: stdc-fast predict street.jpg photos/ --out out; stdc-fast predict drive.mp4 --legend
     """
@@ -87,7 +88,7 @@ def predict(
         raise UserError(f"{min(videos)}: labels of videos are not written; leave out --labels, or use "
                         "predict(..., stream=True) in Python")  # fmt: skip
     segmenter = stdc_fast.load(model, device=device, dtype=dtype, backend=backend, memory=memory)
-    note(segmenter.report, quiet)
+    remark(segmenter.report, quiet)
     results = []
     names = output_names(files)
     inputs = {os.path.realpath(f) for f in files}
@@ -129,10 +130,8 @@ def predict(
     partial = [row["error"] for row in results if "error" in row]
     for message in partial + [message for _, message in failures]:
         print(f"stdc-fast: {message}", file=sys.stderr)
-    if failures:
-        if len(failures) + len(results) > 1:
-            total = len(failures) + len(results)
-            print(f"stdc-fast: {len(failures)} of {total} failed", file=sys.stderr)
-        raise typer.Exit(2)
-    if partial:
-        raise typer.Exit(1)
+    if failures and len(failures) + len(results) > 1:
+        total = len(failures) + len(results)
+        print(f"stdc-fast: {len(failures)} of {total} failed", file=sys.stderr)
+    if failures or partial:
+        raise typer.Exit(1 if results else 2)

@@ -19,9 +19,9 @@ from stdc_fast.cli.options import (
     Quiet,
     Scale,
     Size,
-    note,
     parse_size,
     progress,
+    remark,
 )
 from stdc_fast.errors import UserError
 
@@ -97,7 +97,7 @@ def val(
     _check_outputs(confusion, plot, per_image)
     folder = open_folder(data, split)
     segmenter = stdc_fast.load(model, device=device, dtype=dtype, backend=backend, memory=memory)
-    note(segmenter.report, quiet)
+    remark(segmenter.report, quiet)
     count = min(limit or len(folder), len(folder))
     indices = range(count) if seed is None else sorted(random.Random(seed).sample(range(len(folder)), count))
     result = evaluate(

@@ -30,7 +30,7 @@ def figure_format(path: str | Path) -> str:
     try:
         import matplotlib.style  # noqa: F401
     except ImportError:
-        raise UserError(f'{path}: figures need matplotlib; pip install "stdc-fast[plot]"') from None
+        raise UserError(f"{path}: figures need matplotlib; pip install matplotlib") from None
     return kind
 
 

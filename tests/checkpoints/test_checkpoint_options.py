@@ -115,6 +115,43 @@ def test_a_mean_that_is_none(tmp_path, mean):
     assert "not three numbers each" in refusal(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        # mmsegmentation 0.30.0: Normalize(to_rgb=True) by default, within the pipeline or as a name.
+        ("img_norm_cfg = dict(mean=[51, 51, 51], std=[51, 51, 51])", ([0.2] * 3, [0.2] * 3)),
+        (
+            "img_norm_cfg = dict(mean=[1, 2, 3], std=[4, 5, 6])\n"
+            "test_pipeline = [dict(type='LoadImageFromFile'), dict(type='MultiScaleFlipAug', transforms=["
+            "dict(type='Resize'), dict(type='Normalize', mean=[51, 51, 51], std=[51, 51, 51])])]",
+            ([0.2] * 3, [0.2] * 3),
+        ),
+        # mmsegmentation 1.2.2: SegDataPreProcessor without a mean normalises nothing.
+        ("model['data_preprocessor']", None),
+    ],
+)
+def test_where_configurations_normalise(tmp_path, text, wanted):
+    head = "decode_head=dict(type='FCNHead', align_corners=True)"
+    if wanted is None:
+        text = f"model = dict({head}, data_preprocessor=dict(type='SegDataPreProcessor', bgr_to_rgb=True))"
+        wanted = [0.0] * 3, [1 / 255] * 3
+    else:
+        text = f"model = dict({head})\n{text}"
+    loaded = read(tmp_path / "model.pth", {"meta": {"cfg": text}, "state_dict": thin("mmseg")})
+    assert loaded.metadata["mean"] == pytest.approx(wanted[0])
+    assert loaded.metadata["std"] == pytest.approx(wanted[1])
+    assert "channels of the first layer exchanged" not in loaded.report
+
+
+@pytest.mark.parametrize(
+    "part", ["data_preprocessor=dict(mean=[1, 2, 3], std=[1, 2, 3], bgr_to_rgb=f())", "data_preprocessor=f()"]
+)
+def test_what_a_configuration_computes_is_refused(tmp_path, part):
+    text = f"model = dict(decode_head=dict(align_corners=True), {part})"
+    path = write(tmp_path / "model.pth", {"meta": {"cfg": text}, "state_dict": thin("mmseg")})
+    assert "its configuration computes" in refusal(path)
+
+
 def test_a_configuration_is_never_run(tmp_path):
     config = CONFIG.format(**USUAL) + f"x = open({str(tmp_path / 'ran')!r}, 'w')\n"
     loaded = read(tmp_path / "model.pth", {"meta": {"cfg": config}, "state_dict": thin("mmseg")})

@@ -270,3 +270,32 @@ def test_backbone_of_an_incomplete_segmentation_network(tmp_path):
     assert "1 missing (ffm.conv1.weight)" in refusal(
         write(tmp_path / "model.pth", state), checkpoints.read_backbone
     )
+
+
+def test_counters_in_half_precision(tmp_path):
+    """A whole official file in fp16 has counters of inf after 65,504 batches."""
+    state = {k: v.half() for k, v in thin("official").items()}
+    for key in state:
+        if key.endswith("num_batches_tracked"):
+            state[key] = torch.tensor(float("inf"), dtype=torch.float16)
+    path = write(tmp_path / "model.pth", state)
+    loaded = checkpoints.read(path)
+    assert loaded.family == "official"
+
+
+def test_names_that_no_network_has(tmp_path):
+    state = {**thin("mmseg"), "a." * 1000 + "weight": torch.zeros(1)}
+    assert "a tensor whose name has 2006 characters" in refusal(write(tmp_path / "model.pth", state))
+
+
+def test_a_backbone_needs_no_word_about_the_rest(tmp_path, caplog):
+    state = thin("official")
+    state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    path = write(tmp_path / "model.pth", state)
+    assert "batch_norm" in refusal(path)
+    assert checkpoints.read_backbone(path)["features.0.conv.weight"].shape == (32, 3, 3, 3)
+    parts = "decode_head=dict(align_corners=True), backbone=dict(backbone_cfg=dict(norm_cfg=dict(eps=.1)))"
+    text = f"model = dict({parts})"
+    path = write(tmp_path / "mmseg.pth", {"meta": {"cfg": text}, "state_dict": thin("mmseg")})
+    checkpoints.read_backbone(path)
+    assert "its backbone expects eps=" in caplog.text

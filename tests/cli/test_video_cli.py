@@ -105,7 +105,7 @@ def test_label_a_video(run_cli, tiny_weights, auto_model, workplace):
     assert "10 frames labelled in " in run.out
     assert " frames a second" in run.out
     assert "out/drive_overlay.mp4" in run.out
-    assert "10/10" in run.err
+    assert run.err == ""
     frames, times, rate = decoded("out/drive_overlay.mp4")
     assert rate == Fraction(30000, 1001)
     assert np.allclose(times, np.arange(10) * 1001 / 30000, atol=1e-3)
@@ -173,7 +173,7 @@ def test_options_that_are_refused(photo, run_cli, tiny_weights, workplace):
     os.rename("a.mp4", "in/a_overlay.mp4")
     film("in/a.mp4", 2)
     run = run_cli("predict", "in/a.mp4", "in/a_overlay.mp4", *args, "-o", "in")
-    assert run.code == 2
+    assert run.code == 1
     assert "would overwrite in/a_overlay.mp4, an input" in run.err
     assert sorted(os.listdir("in")) == ["a.mp4", "a_overlay.mp4", "a_overlay_overlay.mp4"]
 
@@ -185,7 +185,7 @@ def test_videos_among_images(photo, run_cli, tiny_weights, workplace):
     (workplace / "text.mp4").write_text("no video")
     Image.fromarray(photo()).save("in/a.png")
     run = run_cli("predict", "in/*", "text.mp4", "missing.mp4", "-m", tiny_weights)
-    assert run.code == 2
+    assert run.code == 1
     assert run.messages[-1] == "stdc-fast: 2 of 5 failed"
     assert "3 files labelled in out" in run.out
     assert sorted(os.listdir("out")) == [

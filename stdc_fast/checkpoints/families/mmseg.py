@@ -91,7 +91,8 @@ def _said(content: Content, state: State) -> Said:
         notes = ("no configuration in the file: align_corners, eps, mean and std as published",)
         return Said(classes=classes, palette=palette, notes=notes)
     options = _options(read)
-    return Said(options, dict.fromkeys(options, "its configuration"), classes, palette)
+    notes = () if "mean" in options else ("no mean and std in its configuration: as published",)
+    return Said(options, dict.fromkeys(options, "its configuration"), classes, palette, notes)
 
 
 def _options(read: dict[str, object]) -> dict[str, object]:
@@ -137,8 +138,22 @@ def _options(read: dict[str, object]) -> dict[str, object]:
 
 
 def _part(of: Mapping, name: str) -> dict:
+    """A part of a configuration; empty where there is none. UserError for one that only running it gives."""
     part = of.get(name)
+    if part is config.UNKNOWN:
+        raise UserError(f"its configuration computes {name}; save the bare state dict")
     return part if isinstance(part, dict) else {}
+
+
+def _step(steps: object) -> dict:
+    """The step of a pipeline that normalises, with its numbers; empty where there is none."""
+    for step in steps if isinstance(steps, list) else ():
+        if isinstance(step, dict):
+            if step.get("type") == "Normalize" and "mean" in step:
+                return step
+            if found := _step(step.get("transforms")):
+                return found
+    return {}
 
 
 def _act(part: dict) -> object:
@@ -152,16 +167,20 @@ def _eps(part: dict) -> object:
 
 def _normalisation(read: dict[str, object], model: dict) -> dict[str, object]:
     """mean and std in RGB of 0..1; in the order of the file's channels where the network reads BGR."""
-    for of in (
-        _part(model, "data_preprocessor"),
-        _part(read, "data_preprocessor"),
-        _part(read, "img_norm_cfg"),
-    ):
-        if "mean" in of and "std" in of:
-            break
-    else:
-        return {}
-    rgb = of.get("bgr_to_rgb", of.get("to_rgb", False))
+    of = _part(model, "data_preprocessor") or _part(read, "data_preprocessor")
+    rgb, described = of.get("bgr_to_rgb", False), bool(of)
+    if "mean" not in of:
+        # mmcv's step of that name, in 0.x and 1.x. Its settings are a name of their own, mostly.
+        step = _step(read.get("test_pipeline")) or _part(read, "img_norm_cfg")
+        if step:
+            of, rgb = step, step.get("to_rgb", True)
+        elif described:
+            of = {"mean": [0, 0, 0], "std": [1, 1, 1]}  # SegDataPreProcessor then normalises nothing
+        else:
+            return {}
+    if not isinstance(rgb, bool):
+        raise UserError("its configuration computes the order of the channels; save the bare state dict")
+    of = {k: of.get(k, config.UNKNOWN) for k in ("mean", "std")}
     try:
         mean, std = (np.asarray(of[k], float) / 255 for k in ("mean", "std"))
     except (TypeError, ValueError):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from stdc_fast.checkpoints.families.family import Family, Said, State, merge_aliases
@@ -55,7 +56,9 @@ def _said(content: Content, state: State) -> Said:
 
 
 def _count(counter: Tensor | None) -> int | None:
-    return None if counter is None or counter.numel() != 1 or counter.is_meta else int(counter)
+    if counter is None or counter.numel() != 1 or counter.is_meta or counter.is_complex():
+        return None
+    return int(counter) if bool(torch.isfinite(counter)) else None  # in half precision 65,504 is the most
 
 
 def _kind_of_norm(content: Content, state: State) -> tuple[str | None, str]:
