@@ -60,9 +60,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.variant not in STAGES:
             raise UserError(f"unknown network {self.variant!r}; choose one of {', '.join(STAGES)}")
-        positive = ("iterations", "batch", "lr", "val_every", "save_every", "loss_stride", "eval_scale")
+        positive = ("iterations", "batch", "lr", "val_every", "save_every", "loss_stride", "ohem_threshold")
         for name in positive:
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # NaN is not, either
                 raise UserError(f"{name} must be positive, not {getattr(self, name)}")
         if self.batch < 2:
             raise UserError("batch must be at least 2: batch norm after global pooling needs two values")
@@ -70,20 +70,25 @@ class TrainConfig:
             raise UserError(f"unknown optimizer {self.optimizer!r}; choose sgd or adamw")
         if self.amp not in ("auto", "bf16", "fp16", "off"):
             raise UserError(f"unknown amp {self.amp!r}; choose auto, bf16, fp16 or off")
-        if not 0 < self.scales[0] <= self.scales[1]:
-            raise UserError(f"scales must be two growing positive factors, not {self.scales}")
+        if not 1 / 16 <= self.scales[0] <= self.scales[1] <= 16:
+            raise UserError(f"scales must be two growing factors between 1/16 and 16, not {self.scales}")
         for crop in (self.crop, self.crop_start or self.crop):
             if min(crop) < 64 or crop[0] % 32 or crop[1] % 32:
                 raise UserError(f"a crop is at least 64x64 and a multiple of 32, not {crop}")
         start = self.crop_start or self.crop
         if start[0] > self.crop[0] or start[1] > self.crop[1]:
             raise UserError(f"crop_start {start} is larger than crop {self.crop}")
-        if self.class_weights != 0 and self.class_weights <= 1:
-            raise UserError(f"class_weights must be 0 (off) or more than 1, not {self.class_weights}")
+        if self.class_weights != 0 and not 1 < self.class_weights <= 100:
+            raise UserError(f"class_weights must be 0 (off) or from 1 to 100, not {self.class_weights}")
         if not 0 <= self.warmup < self.iterations:
             raise UserError(f"warmup {self.warmup} must be shorter than the {self.iterations} iterations")
+        if not 1 / 16 <= self.eval_scale <= 16:
+            raise UserError(f"eval_scale must lie between 1/16 and 16, not {self.eval_scale}")
         most_of = {"jitter": 1, "aspect": 1, "balance": 1, "white_balance": 4, "gamma": 4, "hue": 0.5,
-                   "grey": 1, "blur": 16, "noise": 1, "jpeg": 1}  # fmt: skip
+                   "grey": 1, "blur": 16, "noise": 1, "jpeg": 1, "lr": 100, "weight_decay": 1, "momentum": 1,
+                   "poly": 16, "ohem_threshold": 1, "ohem_min_kept": 1, "aux_weight": 1000,
+                   "detail_weight": 1000, "jaccard_weight": 1000, "jaccard_from": self.iterations,
+                   "seed": 2**63 - 1}  # fmt: skip
         for name, most in most_of.items():
             if not 0 <= getattr(self, name) <= most:
                 raise UserError(f"{name} must lie between 0 and {most}, not {getattr(self, name)}")
