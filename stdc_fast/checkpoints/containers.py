@@ -34,6 +34,8 @@ _KEYS = (
 _BESIDE = ("n_averaged", "StructuredToParameterName@@")
 # Characters of a tensor's name.
 _LONGEST = 1000
+# Elements of all tensors.
+_MOST = 1 << 27
 # What compiling, sharding and recomputing put into names.
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # What training code keeps as modules beside a network, whose tensors the network does not use. No name of one
@@ -135,8 +137,14 @@ def unwrap(content: object, metadata: dict[str, object] | None = None, whole: bo
         recognise(tensors)  # which says what it is; no need to read it
     family = None if whole else next((f for f in FAMILIES if f.holds(tensors)), None)
     unread = tuple(k for k in tensors if family.trains_only(k)) if family else ()
+    wanted = {k: _tensor(k, v) for k, v in tensors.items() if k not in unread}
+    elements = sum(t.numel() for t in wanted.values())
+    if elements > _MOST:  # a few bytes may be said to be any number of them
+        raise UserError(
+            f"has {elements / 1e6:.0f} million weights; the networks that are read have 30 at most"
+        )
     return Content(
-        {k: _tensor(k, v) for k, v in tensors.items() if k not in unread},
+        wanted,
         metadata,
         container,
         {k: v for k, v in around.items() if v is not content},

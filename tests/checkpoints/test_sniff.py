@@ -121,6 +121,8 @@ def test_tensors_that_are_larger_than_any(tmp_path):
     state["decode_head.convs.0.bn.weight"] = torch.ones(1).expand(1 << 30)
     path = write(tmp_path / "model.pth", state)
     assert "decode_head.convs.0.bn.weight: has the shape [1073741824]" in refusal(path)
+    state |= {f"decode_head.convs.{i}.bn.weight": torch.ones(1).expand(1 << 25) for i in range(9)}
+    assert "has 310 million weights" in refusal(write(path, state))
 
 
 def test_another_network_is_not_read(tmp_path):
