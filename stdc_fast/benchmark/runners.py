@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stdc_fast import backends
-from stdc_fast.benchmark.workloads import Workload, weight_bytes
+from stdc_fast.benchmark.workloads import FRAME, Workload, weight_bytes
 from stdc_fast.errors import UserError
 from stdc_fast.hardware import cpu
 from stdc_fast.precision import precision_of
@@ -135,6 +135,9 @@ class Ours(Runner):
     def prepare(self, scope: str) -> Callable[[], Tensor]:
         if scope not in self._scopes:
             self._scopes.append(scope)
+        if scope == "frame" and any(2 * a < b for a, b in zip(self.workload.size, FRAME, strict=True)):
+            # label() averages such frames first, as no peer does.
+            return self.staged(scope, self._interpolated)
         if scope != "logits":
             return self.staged(scope, functools.partial(self.model.label, size=self.workload.size))
         self._logits = self.decision.backend.compile(
@@ -142,6 +145,11 @@ class Ours(Runner):
         )
         x = self.placed(scope).to(self.torch_dtype).contiguous(memory_format=torch.channels_last)
         return functools.partial(self._logits, x)
+
+    @torch.inference_mode()
+    def _interpolated(self, frames: Tensor) -> Tensor:
+        frames = frames.to(self.device)
+        return self.model._runs(frames).labels(frames, FRAME, seen=self.workload.size)
 
     def executable(self, scope: str):
         """What the backend made of the plan, for a scope that is prepared: for labels the model's own."""
