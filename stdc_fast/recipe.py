@@ -85,7 +85,7 @@ class TrainConfig:
         if not 1 / 16 <= self.eval_scale <= 16:
             raise UserError(f"eval_scale must lie between 1/16 and 16, not {self.eval_scale}")
         most_of = {"jitter": 1, "aspect": 1, "balance": 1, "white_balance": 4, "gamma": 4, "hue": 0.5,
-                   "grey": 1, "blur": 16, "noise": 1, "jpeg": 1, "lr": 100, "weight_decay": 1, "momentum": 1,
+                   "grey": 1, "blur": 16, "noise": 1, "jpeg": 1, "lr": 1e30, "weight_decay": 1, "momentum": 1,
                    "poly": 16, "ohem_threshold": 1, "ohem_min_kept": 1, "aux_weight": 1000,
                    "detail_weight": 1000, "jaccard_weight": 1000, "jaccard_from": self.iterations,
                    "seed": 2**63 - 1}  # fmt: skip

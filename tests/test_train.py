@@ -310,7 +310,7 @@ def test_a_run_from_before_an_option_goes_on(whole_run, data, tmp_path):
         ({"eval_scale": 0.01}, "eval_scale must lie between 1/16 and 16"),
         ({"seed": -1}, "seed must lie between 0 and"),
         ({"lr": float("nan")}, "lr must be positive, not nan"),
-        ({"lr": float("inf")}, "lr must lie between 0 and 100, not inf"),
+        ({"lr": float("inf")}, "lr must lie between 0 and 1e.30, not inf"),
         ({"weight_decay": float("nan")}, "weight_decay must lie"),
         ({"class_weights": float("nan")}, "class_weights must be"),
         ({"aux_weight": float("nan")}, "aux_weight must lie"),
