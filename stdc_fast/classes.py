@@ -73,6 +73,9 @@ CITYSCAPES = ClassSet(
     ),
 )  # fmt: skip
 
+#: Cityscapes' labelIds, 0 to 33, of the classes in their order (which are the trainIds 0 to 18).
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
 _VOC_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",

@@ -26,7 +26,7 @@ from stdc_fast.version import __version__
 
 if TYPE_CHECKING:
     from stdc_fast.classes import ClassSet
-    from stdc_fast.data import SegmentationFolder
+    from stdc_fast.datasets import SegmentationFolder
     from stdc_fast.segmenter import Segmenter
 
 

@@ -29,8 +29,8 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stdc_fast import backends, checkpoints, files, info, start
-from stdc_fast.data import Augmentation, TrainingStream, open_folder, open_folders
+from stdc_fast import backends, checkpoints, datasets, files, info, start
+from stdc_fast.data import Augmentation, TrainingStream
 from stdc_fast.errors import UserError
 from stdc_fast.evaluation import evaluate
 from stdc_fast.images import normalise
@@ -136,6 +136,7 @@ def train(
     device: str = "auto",
     workers: int = 0,
     quiet: bool = False,
+    check_all: bool = False,
 ) -> float | None:
     """Train, or go on with, a run in the folder ``out``.
 
@@ -143,7 +144,7 @@ def train(
 
     Args:
         config: the recipe; a resumed run must have the same.
-        data: CamVid or Cityscapes folder with the recipe's splits and ``val``.
+        data: folder of a data set with the recipe's splits and ``val``, see :func:`stdc_fast.open_folder`.
         out: the run's folder.
         resume: go on from ``out/last.pt`` (start anew if there is none yet).
         backbone: checkpoint whose backbone a new run starts from (ImageNet or segmentation weights).
@@ -151,13 +152,15 @@ def train(
             data's classes. Instead of ``backbone``.
         device: "auto", "cpu" or "cuda".
         workers: processes that augment; 0 does it in the training process.
+        check_all: read every image and label before the first iteration; otherwise all headers, all labels
+            to train on, and a sample of those to validate on.
         quiet: no progress bar, and no line about what the run starts from or validates on.
 
     Raises UserError for a folder that already holds a run, a different recipe, or bad data.
     Interrupted by SIGINT or SIGTERM it saves ``last.pt`` first, then raises KeyboardInterrupt.
     """
     with processes(device) as process:
-        run = Run(config, Path(data), Path(out), resume, process, workers, backbone, init)
+        run = Run(config, Path(data), Path(out), resume, process, workers, backbone, init, check_all)
         try:
             return run.loop(quiet)
         finally:
@@ -199,12 +202,13 @@ class Run:
         workers: int,
         backbone: str | Path | None = None,
         init: str | Path | None = None,
+        check_all: bool = False,
     ):
         self.config, self.out, self.process, self.workers = config, out, process, workers
         if backbone is not None and init is not None:
             raise UserError("init takes the backbone too; give either init or backbone")
-        self.folder = open_folders(data, config.splits)
-        self.val = None if "val" in config.splits else open_folder(data, "val")
+        self.folder = datasets.open_folders(data, config.splits)
+        self.val = None if "val" in config.splits else datasets.open_folder(data, "val")
         classes = self.folder.classes
         if self.val is not None and self.val.classes != classes:
             raise UserError(f"{data}: {config.splits[0]} and val have different classes")
@@ -234,11 +238,11 @@ class Run:
             if not resume:
                 raise UserError(f"{out}: holds a run already; add --resume, or choose another folder")
             self._load(last)
+        histograms = datasets.check_training(self.folder, self.val, everything=check_all, seed=config.seed)
         if process.main:
             text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
             files.write_atomic(out / "config.json", lambda p: p.write_text(text))
 
-        histograms = self.folder.histograms()
         weights = None
         if config.class_weights > 0:
             share = histograms.sum(0) / histograms.sum()
@@ -385,6 +389,8 @@ class Run:
             dist.all_reduce(total)
             confusion.matrix = total.cpu().numpy()
         miou = confusion.miou()
+        if not confusion.matrix.any():
+            raise UserError(f"{self.val.labels[0].parent}: no pixel is of a class; check the labels")
         if self.process.main:
             iou = dict(zip(self.folder.classes.names, confusion.iou().round(4), strict=True))
             self.val_log.add({"iteration": self.iteration, "miou": f"{miou:.4f}", **iou})

@@ -14,7 +14,7 @@ import torch
 
 import stdc_fast
 from stdc_fast import checkpoints
-from stdc_fast.data import open_folder
+from stdc_fast.datasets import open_folder
 from stdc_fast.errors import UserError
 from stdc_fast.evaluation import evaluate
 from stdc_fast.reference import STDCClassifier

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def val(
-    data: Annotated[Path, typer.Argument(help="CamVid or Cityscapes folder.")],
+    data: Annotated[Path, typer.Argument(help="Folder of a data set, see docs/data.md.")],
     model: Model = "stdc1_camvid",
     split: Annotated[str, typer.Option(help="Which split to take.")] = "val",
     protocol: Annotated[
@@ -56,6 +56,9 @@ def val(
     ] = None,
     seed: Annotated[Optional[int], typer.Option(help="Draw the images of --limit with this seed.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads that read images ahead.")] = 2,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every image and label before the first is scored.")
+    ] = False,
     confusion: Annotated[Optional[Path], typer.Option(help="Write the confusion matrix as CSV.")] = None,
     plot: Annotated[
         Optional[Path], typer.Option(help="Write the confusion matrix as a figure, .png or .svg.")
@@ -77,7 +80,7 @@ def val(
     Examples: stdc-fast val CAMVID; stdc-fast val CITYSCAPES -m model.pth --protocol mmseg --tta
     """
     import stdc_fast
-    from stdc_fast.data import open_folder
+    from stdc_fast import datasets
     from stdc_fast.evaluation import evaluate
     from stdc_fast.protocol import MULTI_SCALE, Protocol
 
@@ -95,7 +98,8 @@ def val(
         parse_size(stride, "--stride"),
     )
     _check_outputs(confusion, plot, per_image)
-    folder = open_folder(data, split)
+    folder = datasets.open_folder(data, split)
+    datasets.check(folder, everything=check)
     segmenter = stdc_fast.load(model, device=device, dtype=dtype, backend=backend, memory=memory)
     remark(segmenter.report, quiet)
     count = min(limit or len(folder), len(folder))
