@@ -400,24 +400,28 @@ class Run:
                 score = {"miou": round(miou, 6), "miou_split": f"val, {len(self.val)} images"}
                 self._save_average(BEST, score)
 
-    def _save_average(self, name: str, score: dict[str, object]) -> None:
-        """Write the averaged weights for inference, with ``score`` among the metadata."""
+    def _metadata(self) -> dict[str, object]:
+        """What there is to know of the averaged weights, but for their score."""
         config = self.config
-        metadata = {
+        return {
             "variant": config.variant,
             "classes": self.folder.classes.names,
             "palette": self.folder.classes.palette,
-            "short_side": round(config.eval_scale * self._short_side()),
+            "short_side": round(config.eval_scale * self._short_side),
             "splits": config.splits,
-            **score,
             "iteration": self.iteration,
             "recipe": dataclasses.asdict(config) | {"processes": self.process.world},
             **self.origin,
             "commit": info.commit(),
             "torch": torch.__version__,
         }
+
+    def _save_average(self, name: str, score: dict[str, object]) -> None:
+        """Write the averaged weights for inference, with ``score`` among the metadata."""
+        metadata = self._metadata() | score
         checkpoints.save(checkpoints.inference_state(self.average.network), self.out / name, metadata)
 
+    @functools.cached_property
     def _short_side(self) -> float:
         """Typical length of the shorter side of the images to validate on, or to train on, in pixels."""
         sides = []
@@ -441,6 +445,7 @@ class Run:
             "average": self.average.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "metadata": json.loads(json.dumps(self._metadata())),
         }
 
         def write(path: Path) -> None:

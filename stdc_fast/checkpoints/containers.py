@@ -30,6 +30,8 @@ _KEYS = (
     "ema_net", "params_ema", "model_ema", "state_dict_ema",
     "net", "state_dict", "model_state_dict", "model", "model_state", "params", "network", "weights",
 )  # fmt: skip
+# What the state of our own training has, last.pt.
+_OURS = {"config", "world", "classes", "iteration", "network", "average", "optimizer"}
 # Of a state dict, what is no tensor of the network: how many models were averaged; PaddlePaddle's own names.
 _BESIDE = ("n_averaged", "StructuredToParameterName@@")
 # Characters of a tensor's name.
@@ -107,6 +109,8 @@ def unwrap(content: object, metadata: dict[str, object] | None = None, whole: bo
 
     ``whole`` is as of :func:`open_file`.
     """
+    if metadata is None and isinstance(content, Mapping) and content.keys() >= _OURS:
+        return _training_state(content)
     container, around = "state dict", content if isinstance(content, Mapping) else {}
     notes: tuple[str, ...] = ()
     for _ in range(3):
@@ -152,6 +156,15 @@ def unwrap(content: object, metadata: dict[str, object] | None = None, whole: bo
         (*notes, *dropped),
         unread,
     )
+
+
+def _training_state(content: Mapping) -> Content:
+    """Our own ``last.pt``: the averaged weights, with what later runs wrote down of them."""
+    state = {k: v for k, v in content.items() if k in ("average", "network")}
+    config, classes = content["config"], content["classes"]
+    metadata = content.get("metadata", {"variant": config.get("variant"), "classes": classes})
+    found = unwrap(state["average"], dict(metadata))
+    return dataclasses.replace(found, container="average", notes=("averaged weights of the last save",))
 
 
 def _holds_state(value: object) -> bool:

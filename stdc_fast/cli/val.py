@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 def val(
     data: Annotated[Path, typer.Argument(help="Folder of a data set, see docs/data.md.")],
     model: Model = "stdc1_camvid",
+    classes: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Names of the model's classes in its order, with commas, or cityscapes, camvid, voc."
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="Which split to take.")] = "val",
     protocol: Annotated[
         str, typer.Option(help="How images and logits are resized: as official or mmseg does.")
@@ -100,7 +106,10 @@ def val(
     _check_outputs(confusion, plot, per_image)
     folder = datasets.open_folder(data, split)
     datasets.check(folder, everything=check)
-    segmenter = stdc_fast.load(model, device=device, dtype=dtype, backend=backend, memory=memory)
+    names = [name.strip() for name in classes.split(",")] if classes and "," in classes else classes
+    segmenter = stdc_fast.load(
+        model, device=device, dtype=dtype, backend=backend, memory=memory, classes=names
+    )
     remark(segmenter.report, quiet)
     count = min(limit or len(folder), len(folder))
     indices = range(count) if seed is None else sorted(random.Random(seed).sample(range(len(folder)), count))
