@@ -135,7 +135,9 @@ def _headers(image: Path, labels: Path) -> tuple[bool, bytes | None]:
         with decode_errors(path):
             check_file(path)
             with Image.open(path) as opened:
-                turn = opened.getexif().get(_ORIENTATION, 1)
+                # Where a PNG has none before its pixels, Pillow would decode all of it.
+                known = opened.format != "PNG" or "exif" in opened.info
+                turn = opened.getexif().get(_ORIENTATION, 1) if known else 1
                 sizes.append(opened.size[::-1] if turn in (5, 6, 7, 8) else opened.size)
                 if path == image:
                     turned = turn in range(2, 9)

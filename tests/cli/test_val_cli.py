@@ -207,3 +207,16 @@ def test_val_of_nothing_that_counts(val):
     refused_quietly(val("--json"), "valannot: none of 3 label images has a pixel of a class")
     Path("data/val.txt").write_text("\n")
     refused_quietly(val(), "data/val.txt: holds no images")
+
+
+def test_val_says_how_to_name_classes(run_cli, tiny_weights, workplace):
+    others = [f"kind {name}" for name in CAMVID.names]
+    camvid(workplace / "data", classes="\n".join(f"{i} {n}" for i, n in enumerate([*others, "Void"])))
+    val = "val", "data", "-m", tiny_weights, "-q"
+    assert "give the data's names, in the model's order, as" in refused_quietly(run_cli(*val), "class 'sky'")
+    run = run_cli(*val, "--json", "--classes", ", ".join(others))
+    assert run.code == 0 and list(json.loads(run.out)["iou"]) == others
+    camvid(workplace / "plain", classes=ELEVEN)
+    run = run_cli("val", "plain", *val[2:], "--classes", "camvid", "--check")
+    assert run.code == 0 and "mean IoU" in run.out
+    refused_quietly(run_cli(*val, "--classes", "a,b"), "2")
