@@ -212,6 +212,10 @@ class Run:
         classes = self.folder.classes
         if self.val is not None and self.val.classes != classes:
             raise UserError(f"{data}: {config.splits[0]} and val have different classes")
+        last = out / "last.pt"
+        if last.is_file() and not resume:
+            raise UserError(f"{out}: holds a run already; add --resume, or choose another folder")
+        histograms = datasets.check_training(self.folder, self.val, everything=check_all, seed=config.seed)
         torch.manual_seed(config.seed)
         network = STDCSeg(config.variant, len(classes), training_heads=True)
         self.notes: list[str] = []
@@ -233,12 +237,8 @@ class Run:
         self.iteration, self.best = 0, -1.0
         self.origin = {k: Path(v).name if v else None for k, v in (("backbone", backbone), ("init", init))}
 
-        last = out / "last.pt"
         if last.is_file():
-            if not resume:
-                raise UserError(f"{out}: holds a run already; add --resume, or choose another folder")
             self._load(last)
-        histograms = datasets.check_training(self.folder, self.val, everything=check_all, seed=config.seed)
         if process.main:
             text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
             files.write_atomic(out / "config.json", lambda p: p.write_text(text))

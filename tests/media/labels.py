@@ -25,9 +25,14 @@ BY_COLOURS = {"names": NAMES, "palette": PALETTE}
 
 
 @functools.cache
+def photo() -> Image.Image:
+    return Image.open(STREET).resize((384, 256))
+
+
+@functools.cache
 def ids() -> np.ndarray:
     """What the embedded weights see in a photo: shapes as labels have them."""
-    return stdc_fast.load("stdc1_camvid", device="cpu", dtype="float32").predict(STREET).labels
+    return stdc_fast.load("stdc1_camvid", device="cpu", dtype="float32").predict(photo()).labels
 
 
 def colours() -> np.ndarray:
@@ -54,7 +59,7 @@ def laid(root: Path, make, stored: np.ndarray, suffix: str = ".png", name: str =
     for split in ("train", "val"):
         (root / split).mkdir()
         (root / f"{split}annot").mkdir()
-        Image.open(STREET).save(root / split / f"{name}.png")
+        photo().save(root / split / f"{name}.png")
         make(plain, root / f"{split}annot" / f"{name}{suffix}")
     if isinstance(described, str):
         (root / "classes.txt").write_text(described)
@@ -97,7 +102,7 @@ def trained(root: Path, described: str, stored: np.ndarray) -> str:
 
 def two_of_one_name(root: Path) -> float | str:
     laid(root, copy, ids(), described=NUMBERED)
-    Image.open(STREET).rotate(180).save(root / "val" / "a.jpg")
+    photo().rotate(180).save(root / "val" / "a.jpg")
     return read(root, ids())
 
 
@@ -106,7 +111,7 @@ def kaggle(root: Path) -> float | str:
     for split in ("train", "val"):
         (root / split).mkdir()
         (root / f"{split}_labels").mkdir()
-        Image.open(STREET).save(root / split / "0016E5_07961.png")
+        photo().save(root / split / "0016E5_07961.png")
         Image.fromarray(colours()).save(root / f"{split}_labels" / "0016E5_07961_L.png")
     return read(root, ids())
 
@@ -118,7 +123,7 @@ def in_utf16(root: Path) -> float | str:
 
 
 def in_cityscapes_folders(root: Path) -> str:
-    for kind, end, picture in (("leftImg8bit", "leftImg8bit", Image.open(STREET)),
+    for kind, end, picture in (("leftImg8bit", "leftImg8bit", photo()),
                                ("gtFine", "gtFine_labelIds", Image.fromarray(ids()))):  # fmt: skip
         place = root / kind / "val" / "town"
         place.mkdir(parents=True)
