@@ -177,7 +177,7 @@ def test_refusals(whole_run, data, tmp_path):
 
 def test_other_classes_are_not_resumed(data, whole_run, tmp_path):
     out, _ = whole_run
-    other = folders.camvid(tmp_path / "other", classes="0 Sky\n1 Wall\n2 River\n")
+    other = folders.camvid(tmp_path / "other", classes="0 Sky\n1 Wall\n2 River\n11 Void\n")
     with pytest.raises(UserError, match=r"classes was .*'Road'\], is .*'River'\]"):
         train(SMALL, other, out, resume=True, device="cpu", quiet=True)
 
