@@ -101,7 +101,9 @@ def cityscapes_ids(classes: ClassSet) -> np.ndarray:
     known = dict(zip(CITYSCAPES.names, CITYSCAPES_IDS, strict=True))
     other = [name for name in classes.names if name.lower() not in known]
     if other:
-        raise UserError(f"{other[0]!r} is no class of Cityscapes, so it has no labelId; leave label_ids out")
+        raise UserError(
+            f"{other[0]!r} is no class of Cityscapes, so it has no labelId; leave out label_ids (--label-ids)"
+        )
     return np.array([known[name.lower()] for name in classes.names], np.uint8)
 
 

@@ -274,5 +274,5 @@ def _match(model: Segmenter, folder: SegmentationFolder) -> np.ndarray:
     differing = next(n for n in mine if n not in theirs)
     raise UserError(
         f"{where}: the model's class {differing!r} is none of the data's ({', '.join(theirs)}); if only "
-        "the names differ, give the data's names, in the model's order, as classes"
+        "the names differ, give the data's names, in the model's order, as classes (--classes)"
     )
