@@ -18,7 +18,8 @@ from torch import nn
 from tqdm import tqdm
 
 from stdc_fast import checkpoints
-from stdc_fast.data import Augmentation, TrainingStream, open_folders
+from stdc_fast.data import Augmentation, TrainingStream
+from stdc_fast.datasets import histograms, open_folders
 from stdc_fast.errors import UserError
 from stdc_fast.images import normalise
 from stdc_fast.recipe import TrainConfig, amp_dtype
@@ -46,7 +47,7 @@ def measure_norms(network: STDCSeg, config: TrainConfig, data: Path, batches: in
     folder = open_folders(data, config.splits)
     augmentation = Augmentation(config.scales, config.aspect, config.balance, config.appearance)
     stream = TrainingStream(
-        folder, folder.histograms(), augmentation, lambda k: config.crop, seed=config.seed + 1
+        folder, histograms(folder)[:, :-1], augmentation, lambda k: config.crop, seed=config.seed + 1
     )
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:

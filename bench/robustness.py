@@ -20,7 +20,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 import stdc_fast
 from stdc_fast import appearance, files, info
-from stdc_fast.data import SegmentationFolder, open_folder
+from stdc_fast.datasets import SegmentationFolder, open_folder
 from stdc_fast.evaluation import Confusion, evaluate
 from stdc_fast.images import read_image
 from stdc_fast.reference.losses import IGNORE

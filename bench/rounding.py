@@ -69,7 +69,7 @@ def main() -> None:
     }
     folders = {}
     if arguments.data is not None:
-        from stdc_fast.data import open_folder
+        from stdc_fast.datasets import open_folder
 
         folders = {split: open_folder(arguments.data, split) for split in ("train", "val")}
         train = folders["train"]

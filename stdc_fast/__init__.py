@@ -7,7 +7,7 @@ model.predict("street.jpg").overlay().save("overlay.png")
 
 from stdc_fast import library, nn, source_tree  # library registers torch.ops.stdc_fast
 from stdc_fast.classes import ClassSet
-from stdc_fast.data import open_folder
+from stdc_fast.datasets import open_folder
 from stdc_fast.errors import UserError
 from stdc_fast.evaluation import evaluate
 from stdc_fast.protocol import Protocol

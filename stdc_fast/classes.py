@@ -5,6 +5,10 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 
+import numpy as np
+
+from stdc_fast.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class ClassSet:
@@ -73,6 +77,9 @@ CITYSCAPES = ClassSet(
     ),
 )  # fmt: skip
 
+#: Cityscapes' labelIds, 0 to 33, of the classes in their order (which are the trainIds 0 to 18).
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
 _VOC_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
@@ -87,6 +94,17 @@ def _voc_colour(index: int) -> tuple[int, int, int]:
 
 
 PASCAL_VOC = ClassSet(_VOC_NAMES, tuple(_voc_colour(i) for i in range(len(_VOC_NAMES))))
+
+
+def cityscapes_ids(classes: ClassSet) -> np.ndarray:
+    """Cityscapes' labelId of each class, uint8 ``[C]``. UserError unless all are its classes, by name."""
+    known = dict(zip(CITYSCAPES.names, CITYSCAPES_IDS, strict=True))
+    other = [name for name in classes.names if name.lower() not in known]
+    if other:
+        raise UserError(
+            f"{other[0]!r} is no class of Cityscapes, so it has no labelId; leave out label_ids (--label-ids)"
+        )
+    return np.array([known[name.lower()] for name in classes.names], np.uint8)
 
 
 #: Names and colours by the name of a data set.

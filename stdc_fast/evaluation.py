@@ -26,7 +26,7 @@ from stdc_fast.version import __version__
 
 if TYPE_CHECKING:
     from stdc_fast.classes import ClassSet
-    from stdc_fast.data import SegmentationFolder
+    from stdc_fast.datasets import SegmentationFolder
     from stdc_fast.segmenter import Segmenter
 
 
@@ -266,9 +266,13 @@ def _match(model: Segmenter, folder: SegmentationFolder) -> np.ndarray:
     if len(mine) != len(theirs):
         raise UserError(
             f"{where}: the model has {len(mine)} classes, the data {len(theirs)} "
-            f"({', '.join(folder.classes.names)}); evaluate it on data with its own classes"
+            f"({', '.join(folder.classes.names)}); evaluate it on data with its own classes, or merge "
+            "those of the data by mapping in data.yaml"
         )
     if sorted(mine) == sorted(theirs):
         return np.array([theirs.index(n) for n in mine], np.uint8)
     differing = next(n for n in mine if n not in theirs)
-    raise UserError(f"{where}: the model's class {differing!r} is none of the data's ({', '.join(theirs)})")
+    raise UserError(
+        f"{where}: the model's class {differing!r} is none of the data's ({', '.join(theirs)}); if only "
+        "the names differ, give the data's names, in the model's order, as classes (--classes)"
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from stdc_fast import draw
-from stdc_fast.classes import ClassSet
+from stdc_fast.classes import ClassSet, cityscapes_ids
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 
@@ -74,14 +74,20 @@ class Segmentation:
             picture = Image.fromarray(np.hstack([self.image, np.asarray(picture)]))
         return draw.add_legend(picture, self.shares(), self.classes) if legend else picture
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, label_ids: bool = False) -> None:
         """Write the labels as a PNG: pixel values are class ids, the palette their colours.
 
-        The file appears whole or not at all. UserError if it can not be written.
+        With ``label_ids`` they are Cityscapes' labelIds, such as 7 for road, in a grey PNG, as its benchmark
+        wants them. The file appears whole or not at all. UserError if it can not be written, or for
+        ``label_ids`` of other classes than Cityscapes'.
         """
         if Path(path).suffix.lower() != ".png":
             raise UserError(f"{path}: labels are written as PNG, since JPEG would change them; use .png")
-        save_image(draw.label_image(self.labels, self.classes), path, "PNG")
+        if label_ids:
+            image = Image.fromarray(cityscapes_ids(self.classes)[self.labels])
+        else:
+            image = draw.label_image(self.labels, self.classes)
+        save_image(image, path, "PNG")
 
     def to_dict(self) -> dict[str, object]:
         """Name, sizes, time and classes as plain Python values."""

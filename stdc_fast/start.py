@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stdc_fast import checkpoints
+from stdc_fast import checkpoints, zoo
 from stdc_fast.checkpoints.options import differing
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
@@ -12,8 +12,8 @@ from stdc_fast.reference import STDCSeg
 
 
 def load_backbone(network: STDCSeg, path: str | Path) -> None:
-    """Copy the backbone of a checkpoint; UserError unless it is the network's, exactly."""
-    state = checkpoints.read_backbone(path)
+    """Copy the backbone of a checkpoint or name; UserError unless it is the network's, exactly."""
+    state = checkpoints.read_backbone(zoo.find(path, backbone=True))
     mine = network.cp.backbone.state_dict()
     wrong = [k for k in mine if k in state and state[k].shape != mine[k].shape]
     wrong += [k for k in mine if k not in state and not k.endswith("num_batches_tracked")]
@@ -24,14 +24,14 @@ def load_backbone(network: STDCSeg, path: str | Path) -> None:
 
 
 def load_whole(network: STDCSeg, path: str | Path, classes: ClassSet) -> str:
-    """Copy the weights of a segmentation checkpoint; returns a line that says what starts anew.
+    """Copy the weights of a segmentation checkpoint or name; returns a line that says what starts anew.
 
     The heads that only training uses always do: checkpoints do not keep them. So does the last layer, unless
     the checkpoint names the same classes in the same order.
 
     Raises UserError for a checkpoint of another form than ``network``.
     """
-    checkpoint = checkpoints.read(path)
+    checkpoint = checkpoints.read(zoo.find(path))
     mine, theirs = checkpoints.inference_state(network), dict(checkpoint.state)
     names = checkpoint.metadata.get("classes") or []
     same = [n.lower() for n in names] == [n.lower() for n in classes.names]

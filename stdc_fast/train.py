@@ -29,8 +29,8 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stdc_fast import backends, checkpoints, files, info, start
-from stdc_fast.data import Augmentation, TrainingStream, open_folder, open_folders
+from stdc_fast import backends, checkpoints, datasets, files, info, start
+from stdc_fast.data import Augmentation, TrainingStream
 from stdc_fast.errors import UserError
 from stdc_fast.evaluation import evaluate
 from stdc_fast.images import normalise
@@ -136,6 +136,7 @@ def train(
     device: str = "auto",
     workers: int = 0,
     quiet: bool = False,
+    check_all: bool = False,
 ) -> float | None:
     """Train, or go on with, a run in the folder ``out``.
 
@@ -143,7 +144,7 @@ def train(
 
     Args:
         config: the recipe; a resumed run must have the same.
-        data: CamVid or Cityscapes folder with the recipe's splits and ``val``.
+        data: folder of a data set with the recipe's splits and ``val``, see :func:`stdc_fast.open_folder`.
         out: the run's folder.
         resume: go on from ``out/last.pt`` (start anew if there is none yet).
         backbone: checkpoint whose backbone a new run starts from (ImageNet or segmentation weights).
@@ -151,13 +152,15 @@ def train(
             data's classes. Instead of ``backbone``.
         device: "auto", "cpu" or "cuda".
         workers: processes that augment; 0 does it in the training process.
+        check_all: read every image and label before the first iteration; otherwise all headers, all labels
+            to train on, and a sample of those to validate on.
         quiet: no progress bar, and no line about what the run starts from or validates on.
 
     Raises UserError for a folder that already holds a run, a different recipe, or bad data.
     Interrupted by SIGINT or SIGTERM it saves ``last.pt`` first, then raises KeyboardInterrupt.
     """
     with processes(device) as process:
-        run = Run(config, Path(data), Path(out), resume, process, workers, backbone, init)
+        run = Run(config, Path(data), Path(out), resume, process, workers, backbone, init, check_all)
         try:
             return run.loop(quiet)
         finally:
@@ -199,15 +202,20 @@ class Run:
         workers: int,
         backbone: str | Path | None = None,
         init: str | Path | None = None,
+        check_all: bool = False,
     ):
         self.config, self.out, self.process, self.workers = config, out, process, workers
         if backbone is not None and init is not None:
             raise UserError("init takes the backbone too; give either init or backbone")
-        self.folder = open_folders(data, config.splits)
-        self.val = None if "val" in config.splits else open_folder(data, "val")
+        self.folder = datasets.open_folders(data, config.splits)
+        self.val = None if "val" in config.splits else datasets.open_folder(data, "val")
         classes = self.folder.classes
         if self.val is not None and self.val.classes != classes:
             raise UserError(f"{data}: {config.splits[0]} and val have different classes")
+        last = out / "last.pt"
+        if last.is_file() and not resume:
+            raise UserError(f"{out}: holds a run already; add --resume, or choose another folder")
+        histograms = datasets.check_training(self.folder, self.val, everything=check_all, seed=config.seed)
         torch.manual_seed(config.seed)
         network = STDCSeg(config.variant, len(classes), training_heads=True)
         self.notes: list[str] = []
@@ -229,16 +237,12 @@ class Run:
         self.iteration, self.best = 0, -1.0
         self.origin = {k: Path(v).name if v else None for k, v in (("backbone", backbone), ("init", init))}
 
-        last = out / "last.pt"
         if last.is_file():
-            if not resume:
-                raise UserError(f"{out}: holds a run already; add --resume, or choose another folder")
             self._load(last)
         if process.main:
             text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
             files.write_atomic(out / "config.json", lambda p: p.write_text(text))
 
-        histograms = self.folder.histograms()
         weights = None
         if config.class_weights > 0:
             share = histograms.sum(0) / histograms.sum()
@@ -385,6 +389,8 @@ class Run:
             dist.all_reduce(total)
             confusion.matrix = total.cpu().numpy()
         miou = confusion.miou()
+        if not confusion.matrix.any():
+            raise UserError(f"{self.val.labels[0].parent}: no pixel is of a class; check the labels")
         if self.process.main:
             iou = dict(zip(self.folder.classes.names, confusion.iou().round(4), strict=True))
             self.val_log.add({"iteration": self.iteration, "miou": f"{miou:.4f}", **iou})
@@ -394,24 +400,28 @@ class Run:
                 score = {"miou": round(miou, 6), "miou_split": f"val, {len(self.val)} images"}
                 self._save_average(BEST, score)
 
-    def _save_average(self, name: str, score: dict[str, object]) -> None:
-        """Write the averaged weights for inference, with ``score`` among the metadata."""
+    def _metadata(self) -> dict[str, object]:
+        """What there is to know of the averaged weights, but for their score."""
         config = self.config
-        metadata = {
+        return {
             "variant": config.variant,
             "classes": self.folder.classes.names,
             "palette": self.folder.classes.palette,
-            "short_side": round(config.eval_scale * self._short_side()),
+            "short_side": round(config.eval_scale * self._short_side),
             "splits": config.splits,
-            **score,
             "iteration": self.iteration,
             "recipe": dataclasses.asdict(config) | {"processes": self.process.world},
             **self.origin,
             "commit": info.commit(),
             "torch": torch.__version__,
         }
+
+    def _save_average(self, name: str, score: dict[str, object]) -> None:
+        """Write the averaged weights for inference, with ``score`` among the metadata."""
+        metadata = self._metadata() | score
         checkpoints.save(checkpoints.inference_state(self.average.network), self.out / name, metadata)
 
+    @functools.cached_property
     def _short_side(self) -> float:
         """Typical length of the shorter side of the images to validate on, or to train on, in pixels."""
         sides = []
@@ -435,6 +445,7 @@ class Run:
             "average": self.average.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "metadata": json.loads(json.dumps(self._metadata())),
         }
 
         def write(path: Path) -> None:

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "stdc1_camvid"
-
-
+#: Files of weights in the folder of a training run, the preferred first.
+RUN = ("best.safetensors", "averaged.safetensors", "last.pt")
 #: What a name's status may be; :func:`model_info` gives it.
 STATUSES = ("embedded", "cached", "download", "uncertain", "manual")
 
@@ -103,8 +103,8 @@ def load(
     """Load STDC-Seg weights for inference.
 
     Args:
-        pretrained: a name (:func:`list_models`) or a checkpoint file of any family that
-            :func:`stdc_fast.checkpoints.read` knows, told apart by content.
+        pretrained: a name (:func:`list_models`), the folder of a training run, or a checkpoint file of any
+            family that :func:`stdc_fast.checkpoints.read` knows, told apart by content.
         device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", ...
         dtype: "auto" (float16 on a GPU with tensor cores, bfloat16 on a CPU with instructions for it, else
             float32), or "float32", "float64", "float16", "bfloat16", or a torch dtype. A network whose values
@@ -206,11 +206,12 @@ def named_classes(
     return ClassSet(classes, tuple(map(tuple, plain))) if plain else ClassSet.from_names(classes)
 
 
-def find(pretrained: str | Path, fetch: bool = False) -> Path:
-    """The weights file of a name, or the file itself; ``fetch`` downloads what is not on this machine.
+def find(pretrained: str | Path, fetch: bool = False, backbone: bool = False) -> Path:
+    """The weights file of a name or of a training run's folder, or the file itself.
 
-    UserError for an unknown name, with the nearest ones, for a backbone, and for a file that is not here,
-    with how to get it.
+    ``fetch`` downloads what is not on this machine; ``backbone`` takes names of backbones, too. UserError for
+    an unknown name, with the nearest ones, for a backbone that was not wanted, and for a file that is not
+    here, with how to get it.
     """
     if not isinstance(pretrained, (str, os.PathLike)):
         raise UserError(f"expected a name or a file of weights, not {pretrained!r}")
@@ -219,17 +220,27 @@ def find(pretrained: str | Path, fetch: bool = False) -> Path:
     if path.name == text and os.path.isfile(embedded):
         return embedded
     if (record := registry.RECORDS.get(text)) is not None:
-        if record.task == registry.BACKBONE:
+        if record.task == registry.BACKBONE and not backbone:
             raise UserError(
                 f"{text} is a backbone, not a segmentation network; it is for stdc-fast train --backbone "
-                f'FILE, and "stdc-fast download {text}" fetches the file'
+                f'{text}, and "stdc-fast download {text}" fetches the file'
             )
         return download.fetch(record) if fetch else download.find(record)
+    if os.path.isdir(path):
+        return _of_run(path)
     if os.path.exists(path):
         return path
     if "/" in text or "\\" in text or path.suffix in (".pth", ".pt", ".tar", ".safetensors", ".pdparams"):
         raise UserError(f"{text}: no such file; embedded weights are {', '.join(_embedded()) or 'none'}")
     raise UserError(f"unknown model {text!r}, and no such file; {nearest(text)}")
+
+
+def _of_run(folder: Path) -> Path:
+    """The weights in the folder of a training run: the best, else the averaged ones of its last save."""
+    for name in RUN:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder}: is a folder without {' or '.join(RUN)}; give a checkpoint file")
 
 
 def nearest(name: str) -> str:

@@ -5,6 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stdc_fast.classes import CAMVID
+
+#: classes.txt of CamVid's usual release.
+ELEVEN = "".join(f"{i} {name}\n" for i, name in enumerate((*CAMVID.names, "Void")))
 COLOURS = np.array([(120, 170, 230), (130, 40, 30), (90, 90, 100)], np.uint8)
 
 

@@ -1,101 +1,20 @@
-"""Data set folders and the training augmentation."""
+"""The training augmentation, and the stream of crops."""
 
 import folders
 import numpy as np
 import pytest
 import torch
 from paths import ROOT
-from PIL import Image
 
 from stdc_fast.appearance import Appearance
-from stdc_fast.classes import CAMVID, CITYSCAPES, ClassSet
-from stdc_fast.data import Augmentation, TrainingStream, open_folder, open_folders
-from stdc_fast.errors import UserError
+from stdc_fast.classes import CAMVID, ClassSet
+from stdc_fast.data import Augmentation, TrainingStream
+from stdc_fast.datasets import histograms, open_folder
 from stdc_fast.images import MEAN, STD, normalise
 
 SHARED_CAMVID = ROOT.parent / "shared" / "data" / "camvid"
 
 STILL = Appearance(jitter=0.0)
-
-
-def test_camvid_folder(tmp_path):
-    folder = open_folder(folders.camvid(tmp_path), "train")
-    assert len(folder) == 4
-    assert folder.classes.names == ("Sky", "Wall", "Road")
-    image, labels = folder.load(0)
-    assert image.shape == (96, 128, 3) and labels.shape == (96, 128)
-    assert (labels[:2] == 255).all() and set(np.unique(labels[2:])) == {0, 1, 2}
-    assert folder.histograms().sum() == 4 * 94 * 128
-
-
-def test_camvid_listing_chooses_and_orders(tmp_path):
-    folders.camvid(tmp_path)
-    (tmp_path / "train.txt").write_text("f2\nf0.png\n")
-    assert [p.stem for p in open_folder(tmp_path, "train").images] == ["f2", "f0"]
-
-
-def test_camvid_without_class_names_has_the_usual_eleven(tmp_path):
-    folder = open_folder(folders.camvid(tmp_path, classes=""), "val")
-    assert folder.classes == CAMVID
-    assert (folder.load_labels(0)[:2] == 255).all()
-
-
-@pytest.mark.parametrize("train_ids", [False, True])
-def test_cityscapes_folder(tmp_path, train_ids):
-    folder = open_folder(folders.cityscapes(tmp_path, train_ids), "train")
-    assert folder.classes == CITYSCAPES
-    labels = folder.load_labels(0)
-    assert (labels[:2] == 255).all() and set(np.unique(labels[2:])) == {0, 1, 2}
-
-
-def test_several_splits_are_one(tmp_path):
-    root = folders.camvid(tmp_path)
-    both = open_folders(root, ("train", "val"))
-    parts = [open_folder(root, s) for s in ("train", "val")]
-    assert both.images == parts[0].images + parts[1].images
-    assert both.labels == parts[0].labels + parts[1].labels
-    assert np.array_equal(both.load_labels(4), parts[1].load_labels(0))
-
-
-def test_splits_of_different_ids_are_not_one(tmp_path):
-    root = folders.cityscapes(tmp_path)
-    for path in (root / "gtFine" / "val").rglob("*_labelIds.png"):
-        path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
-    with pytest.raises(UserError, match="the labels of train and val have different classes or ids"):
-        open_folders(root, ("train", "val"))
-
-
-@pytest.mark.skipif(not SHARED_CAMVID.is_dir(), reason="CamVid is not at ../shared/data/camvid")
-def test_real_camvid():
-    assert [len(open_folder(SHARED_CAMVID, s)) for s in ("train", "val")] == [367, 101]
-    folder = open_folder(SHARED_CAMVID, "val")
-    assert folder.classes == CAMVID
-    assert set(np.unique(folder.load_labels(0))) <= {*range(11), 255}
-
-
-def test_bad_folders(tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
-        open_folder(tmp_path / "none", "train")
-    with pytest.raises(UserError, match=r"neither train/ with trainannot/ .* nor leftImg8bit/"):
-        open_folder(tmp_path, "train")
-    folders.camvid(tmp_path)
-    (tmp_path / "trainannot" / "f1.png").unlink()
-    with pytest.raises(UserError, match="trainannot: no file for 'f1'"):
-        open_folder(tmp_path, "train")
-    (tmp_path / "classes.txt").write_text("Sky 0\n")
-    (tmp_path / "trainannot" / "f1.png").write_bytes(b"")
-    with pytest.raises(UserError, match="of the form '3 Road'"):
-        open_folder(tmp_path, "train")
-    (tmp_path / "classes.txt").write_text("0 Sky\n")
-    folder = open_folder(tmp_path, "train")
-    with pytest.raises(UserError, match=r"f1\.png: not a readable image"):
-        folder.load(1)
-    Image.new("L", (9, 9)).save(tmp_path / "trainannot" / "f1.png")
-    with pytest.raises(UserError, match="is 9x9, its image 128x96"):
-        folder.load(1)
-    Image.new("RGB", (128, 96)).save(tmp_path / "trainannot" / "f1.png")
-    with pytest.raises(UserError, match="one 8-bit channel of class ids, not RGB"):
-        folder.load(1)
 
 
 def test_normalise():
@@ -156,7 +75,7 @@ def test_target_class_is_in_the_crop():
 
 def stream(folder, seed=0, balance=0.5):
     return TrainingStream(
-        folder, folder.histograms(), Augmentation(balance=balance), lambda k: (64, 64), seed
+        folder, histograms(folder)[:, :-1], Augmentation(balance=balance), lambda k: (64, 64), seed
     )
 
 

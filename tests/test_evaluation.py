@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, jaccard_score
 import stdc_fast
 from bench import evaluation_table
 from stdc_fast.classes import CITYSCAPES, ClassSet
-from stdc_fast.data import open_folder
+from stdc_fast.datasets import open_folder
 from stdc_fast.errors import UserError
 from stdc_fast.evaluation import Confusion, evaluate
 from stdc_fast.inference import label
@@ -234,9 +234,9 @@ def test_bad_files_are_named(three, folder, workers):
     Image.fromarray(np.array(Image.open(folder.labels[1]))[:90]).save(folder.labels[1])
     refused("is 128x90, its image 128x96")
     folder.labels[1].write_bytes(whole[:100])
-    refused("not a readable image")
+    refused("can not be decoded")
     folder.labels[1].unlink()
-    refused("No such file")
+    refused("no such file")
 
 
 def test_a_view_too_small_is_of_a_file(three, folder):

@@ -18,7 +18,11 @@ NEVER = {
     "checkpoints": ("backends", "segmenter", "zoo", "images"),
 }
 # What it imports, and nothing else.
-ONLY = {"reference": ("reference", "errors"), "kernels": ("kernels",)}
+ONLY = {
+    "reference": ("reference", "errors"),
+    "kernels": ("kernels",),
+    "datasets": ("datasets", "classes", "errors", "images", "reference"),
+}
 # Who imports it, and nobody else.
 BY = {"cli": ("cli", "__main__"), "viewer": ("viewer", "cli", "benchmark")}
 

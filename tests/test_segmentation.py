@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from stdc_fast import UserError
-from stdc_fast.classes import CAMVID
+from stdc_fast import UserError, checkpoints
+from stdc_fast.classes import CAMVID, CITYSCAPES
+from stdc_fast.reference import STDCSeg
 
 
 def same(result, labels):
@@ -208,3 +209,28 @@ def test_labels_are_never_written_with_losses(result, tmp_path):
     with pytest.raises(UserError, match=r"x\.jpg: labels are written as PNG"):
         result.save(tmp_path / "x.jpg")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_label_ids_of_cityscapes(tmp_path, run_cli, photo, tiny_weights):
+    """The benchmark wants labelIds, such as 7 for road, not class ids."""
+    torch.manual_seed(0)
+    network = STDCSeg("stdc1", 19).eval()
+    metadata = {"variant": "stdc1", "classes": CITYSCAPES.names, "short_side": 64}
+    checkpoints.save(checkpoints.inference_state(network), tmp_path / "m.safetensors", metadata)
+    Image.fromarray(photo()).save(tmp_path / "a.png")
+    found = {}
+    for options in ((), ("--label-ids",)):
+        out = tmp_path / f"out{len(options)}"
+        run = run_cli("predict", tmp_path / "a.png", "-m", tmp_path / "m.safetensors", "-o", out, *options)
+        assert run.code == 0, run.err
+        with Image.open(out / "a_labels.png") as image:
+            found[options] = image.mode, np.array(image)
+    assert found[()][0] == "P" and found["--label-ids",][0] == "L"
+    table = np.array([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33])
+    assert len(np.unique(found[()][1])) > 1
+    assert np.array_equal(found["--label-ids",][1], table[found[()][1]])
+    predict = "predict", tmp_path / "a.png", "-m"
+    run = run_cli(*predict, tiny_weights, "--label-ids", "-o", tmp_path / "no")
+    assert run.code == 2 and "is no class of Cityscapes" in run.messages[0] and not (tmp_path / "no").exists()
+    run = run_cli(*predict, tmp_path / "m.safetensors", "--label-ids", "--no-labels")
+    assert run.code == 2 and "--no-labels" in run.messages[0]

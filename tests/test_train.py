@@ -9,12 +9,14 @@ import sys
 import time
 
 import folders
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import stdc_fast
 from stdc_fast import checkpoints
-from stdc_fast.data import open_folder
+from stdc_fast.datasets import open_folder
 from stdc_fast.errors import UserError
 from stdc_fast.evaluation import evaluate
 from stdc_fast.reference import STDCClassifier
@@ -175,7 +177,7 @@ def test_refusals(whole_run, data, tmp_path):
 
 def test_other_classes_are_not_resumed(data, whole_run, tmp_path):
     out, _ = whole_run
-    other = folders.camvid(tmp_path / "other", classes="0 Sky\n1 Wall\n2 River\n")
+    other = folders.camvid(tmp_path / "other", classes="0 Sky\n1 Wall\n2 River\n11 Void\n")
     with pytest.raises(UserError, match=r"classes was .*'Road'\], is .*'River'\]"):
         train(SMALL, other, out, resume=True, device="cpu", quiet=True)
 
@@ -193,6 +195,78 @@ def test_a_bad_image_is_named(tmp_path, workers):
         path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(UserError, match=r"^\S+train/f\d\.png: can not be decoded"):
         train(SMALL, broken, tmp_path / "run", device="cpu", quiet=True, workers=workers)
+
+
+def painted(root, remap, classes):
+    """A folder whose stored values are others."""
+    folders.camvid(root, classes=classes)
+    for path in root.glob("*annot/*.png"):
+        stored = np.array(Image.open(path))
+        Image.fromarray(np.array(remap, np.uint8)[stored]).save(path)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("remap", "classes", "said"),
+    [
+        (
+            [0, 255, 255, *[255] * 9],
+            "background\nperson\n",
+            "of 2 classes only background has pixels in 4 files",
+        ),
+        ([38, 119, 119, *[119] * 9], "Road\nCar\n", r"as 4 of 4 label files: .* pixels have the value 119"),
+        ([255] * 12, "Road\nCar\n", "of 2 classes none has a pixel in 4 files"),
+    ],
+)
+def test_labels_without_classes_are_not_trained_on(tmp_path, remap, classes, said):
+    """Before anything is written."""
+    data = painted(tmp_path / "data", remap, classes)
+    with pytest.raises(UserError, match=said):
+        train(SMALL, data, tmp_path / "run", device="cpu", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_set_without_classes_leaves_no_best(tmp_path):
+    data = folders.camvid(tmp_path / "data")
+    for path in (data / "valannot").iterdir():
+        Image.new("L", (128, 96), 11).save(path)
+    with pytest.raises(UserError, match="valannot: no pixel is of a class; check the labels"):
+        train(SMALL, data, tmp_path / "run", device="cpu", quiet=True)
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_a_run_is_a_model_and_a_start(whole_run, data, tmp_path):
+    out, _ = whole_run
+    best, last = stdc_fast.load(out, dtype="float32"), stdc_fast.load(out / "last.pt", dtype="float32")
+    assert best.classes == last.classes and best.classes.names == ("Sky", "Wall", "Road")
+    assert last.input_size == best.input_size
+    average = torch.load(out / "last.pt")["average"]
+    state = checkpoints.read(out / "last.pt").state
+    assert all(torch.equal(average[k], v) for k, v in state.items())
+    assert "averaged weights of the last save" in last.report
+    state = torch.load(out / "last.pt")
+    del state["metadata"]  # as older versions wrote it
+    torch.save(state, tmp_path / "old.pt")
+    assert stdc_fast.load(tmp_path / "old.pt").classes == best.classes
+    run = started(SMALL, data, tmp_path / "new", out)
+    assert "all weights taken" in run.notes[0]
+    with pytest.raises(UserError, match=r"is a folder without best\.safetensors or averaged"):
+        stdc_fast.load(tmp_path)
+
+
+def test_names_are_starts(data, tmp_path):
+    from stdc_fast import train as module
+
+    with module.processes("cpu") as process:
+        run = module.Run(SMALL, data, tmp_path / "run", False, process, 0, "stdc1_camvid")
+        run.close()
+    expected = checkpoints.read_backbone(stdc_fast.zoo.find("stdc1_camvid"))
+    mine = run.network.cp.backbone.state_dict()
+    assert all(torch.equal(mine[k], v.float()) for k, v in expected.items())
+    run = started(SMALL, data, tmp_path / "whole", "stdc1_camvid")
+    assert "has other classes (Sky, Building, Pole, ... 11 in all), so the last layer" in run.notes[0]
+    with pytest.raises(UserError, match="stdc1_in1k"):
+        started(SMALL, data, tmp_path / "no", "stdc1_in1k.mmseg")
 
 
 def test_diverging_run_stops_with_a_remedy(data, tmp_path):

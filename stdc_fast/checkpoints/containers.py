@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stdc_fast.checkpoints import sniff
 from stdc_fast.checkpoints.archives import damaged, open_archive, open_pickle
-from stdc_fast.checkpoints.families import FAMILIES, State, known_names, recognise
+from stdc_fast.checkpoints.families import CANONICAL, FAMILIES, State, known_names, recognise
 from stdc_fast.checkpoints.pickles import Global, Opaque
 from stdc_fast.checkpoints.rebuild import Array, Stored
 from stdc_fast.errors import UserError
@@ -30,6 +30,8 @@ _KEYS = (
     "ema_net", "params_ema", "model_ema", "state_dict_ema",
     "net", "state_dict", "model_state_dict", "model", "model_state", "params", "network", "weights",
 )  # fmt: skip
+# What the state of our own training has, last.pt.
+_OURS = {"config": Mapping, "classes": list, "iteration": int, "network": Mapping, "average": Mapping}
 # Of a state dict, what is no tensor of the network: how many models were averaged; PaddlePaddle's own names.
 _BESIDE = ("n_averaged", "StructuredToParameterName@@")
 # Characters of a tensor's name.
@@ -107,6 +109,10 @@ def unwrap(content: object, metadata: dict[str, object] | None = None, whole: bo
 
     ``whole`` is as of :func:`open_file`.
     """
+    if metadata is None and isinstance(content, Mapping) and content.keys() >= _OURS.keys() and all(
+        isinstance(content[k], kind) for k, kind in _OURS.items()
+    ):  # fmt: skip
+        return _training_state(content)
     container, around = "state dict", content if isinstance(content, Mapping) else {}
     notes: tuple[str, ...] = ()
     for _ in range(3):
@@ -152,6 +158,16 @@ def unwrap(content: object, metadata: dict[str, object] | None = None, whole: bo
         (*notes, *dropped),
         unread,
     )
+
+
+def _training_state(content: Mapping) -> Content:
+    """Our own ``last.pt``: the averaged weights, with what later runs wrote down of them."""
+    written = content.get("metadata") or {
+        "variant": content["config"].get("variant"), "classes": content["classes"],
+    }  # fmt: skip
+    state = {k: v for k, v in content["average"].items() if not CANONICAL.trains_only(k)}
+    found = unwrap(state, dict(written))
+    return dataclasses.replace(found, container="last.pt", notes=("averaged weights of the last save",))
 
 
 def _holds_state(value: object) -> bool:

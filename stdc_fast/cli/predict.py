@@ -47,6 +47,10 @@ def predict(
         Optional[bool],
         typer.Option(help="Write NAME_labels.png of images, pixels are class ids."),
     ] = None,
+    label_ids: Annotated[
+        bool,
+        typer.Option("--label-ids", help="Pixels of label PNGs are Cityscapes' labelIds, as 7 for road."),
+    ] = False,
     max_frames: Annotated[
         Optional[int], typer.Option(min=1, help="Of each video or camera, only the first N frames.")
     ] = None,
@@ -67,6 +71,7 @@ def predict(
     """
     import stdc_fast
     from stdc_fast import images, video
+    from stdc_fast.classes import cityscapes_ids
     from stdc_fast.record import output_names, print_result, record
     from stdc_fast.segmentation import save_image
     from stdc_fast.segmenter import check_request
@@ -88,6 +93,10 @@ def predict(
         raise UserError(f"{min(videos)}: labels of videos are not written; leave out --labels, or use "
                         "predict(..., stream=True) in Python")  # fmt: skip
     segmenter = stdc_fast.load(model, device=device, dtype=dtype, backend=backend, memory=memory)
+    if label_ids:
+        if labels is False:
+            raise UserError("--label-ids is about label PNGs; leave out --no-labels")
+        cityscapes_ids(segmenter.classes)  # known before minutes of work
     remark(segmenter.report, quiet)
     results = []
     names = output_names(files)
@@ -114,7 +123,7 @@ def predict(
                 if "overlay" in targets:
                     save_image(result.overlay(alpha, legend is not False, side_by_side), targets["overlay"])
                 if "labels" in targets:
-                    result.save(targets["labels"])
+                    result.save(targets["labels"], label_ids=label_ids)
         except UserError as error:
             failures.append((str(path), str(error)))
             continue

@@ -14,7 +14,7 @@ from stdc_fast.errors import UserError
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="CamVid or Cityscapes folder with train and val.")],
+    data: Annotated[Path, typer.Argument(help="Folder of a data set with train and val.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     variant: Annotated[str, typer.Option(help="stdc1 or stdc2.")] = "stdc1",
     iterations: Annotated[int, typer.Option(help="Length of the schedule.")] = 60000,
@@ -57,6 +57,9 @@ def train(
     splits: Annotated[str, typer.Option(help="Splits to train on, with commas between.")] = "train",
     init: Annotated[Optional[Path], typer.Option(help="Weights to start the whole network from.")] = None,
     backbone: Annotated[Optional[Path], typer.Option(help="Checkpoint to start the backbone from.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every image and label first; otherwise not all of val's.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
     device: Device = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes that augment.")] = 0,
@@ -81,7 +84,7 @@ def train(
     config = training.TrainConfig(**{k: v for k, v in arguments.items() if k in names})
     best = training.train(
         config, data, out, resume=resume, backbone=backbone, init=init, device=device, workers=workers,
-        quiet=quiet,
+        quiet=quiet, check_all=check,
     )  # fmt: skip
     if os.environ.get("RANK", "0") != "0":
         return

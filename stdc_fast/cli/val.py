@@ -30,8 +30,14 @@ if TYPE_CHECKING:
 
 
 def val(
-    data: Annotated[Path, typer.Argument(help="CamVid or Cityscapes folder.")],
+    data: Annotated[Path, typer.Argument(help="Folder of a data set, see docs/data.md.")],
     model: Model = "stdc1_camvid",
+    classes: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Names of the model's classes in its order, with commas, or cityscapes, camvid, voc."
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="Which split to take.")] = "val",
     protocol: Annotated[
         str, typer.Option(help="How images and logits are resized: as official or mmseg does.")
@@ -56,6 +62,9 @@ def val(
     ] = None,
     seed: Annotated[Optional[int], typer.Option(help="Draw the images of --limit with this seed.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads that read images ahead.")] = 2,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every image and label before the first is scored.")
+    ] = False,
     confusion: Annotated[Optional[Path], typer.Option(help="Write the confusion matrix as CSV.")] = None,
     plot: Annotated[
         Optional[Path], typer.Option(help="Write the confusion matrix as a figure, .png or .svg.")
@@ -77,7 +86,7 @@ def val(
     Examples: stdc-fast val CAMVID; stdc-fast val CITYSCAPES -m model.pth --protocol mmseg --tta
     """
     import stdc_fast
-    from stdc_fast.data import open_folder
+    from stdc_fast import datasets
     from stdc_fast.evaluation import evaluate
     from stdc_fast.protocol import MULTI_SCALE, Protocol
 
@@ -95,8 +104,12 @@ def val(
         parse_size(stride, "--stride"),
     )
     _check_outputs(confusion, plot, per_image)
-    folder = open_folder(data, split)
-    segmenter = stdc_fast.load(model, device=device, dtype=dtype, backend=backend, memory=memory)
+    folder = datasets.open_folder(data, split)
+    datasets.check(folder, everything=check)
+    names = [name.strip() for name in classes.split(",")] if classes and "," in classes else classes
+    segmenter = stdc_fast.load(
+        model, device=device, dtype=dtype, backend=backend, memory=memory, classes=names
+    )
     remark(segmenter.report, quiet)
     count = min(limit or len(folder), len(folder))
     indices = range(count) if seed is None else sorted(random.Random(seed).sample(range(len(folder)), count))

@@ -8,7 +8,7 @@ from paths import ROOT
 import stdc_fast
 from stdc_fast import UserError, _native, checkpoints, zoo
 from stdc_fast.classes import CAMVID
-from stdc_fast.data import open_folder
+from stdc_fast.datasets import open_folder
 from stdc_fast.evaluation import evaluate
 
 CAMVID_DATA = ROOT.parent / "shared" / "data" / "camvid"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import camvid, save
+from folders import ELEVEN, camvid, save
 from PIL import Image
 from refusals import refused, refused_quietly
 from sklearn.metrics import jaccard_score
@@ -15,7 +15,7 @@ from stdc_fast.classes import CAMVID
 
 
 def test_val_agrees_with_scikit_learn(run_cli, tiny_weights, auto_model, workplace):
-    camvid(workplace / "data", classes="")
+    camvid(workplace / "data", classes=ELEVEN)
     run = run_cli("val", "data", "-m", tiny_weights, "--json")
     assert run.code == 0
     found = json.loads(run.out)
@@ -63,7 +63,7 @@ def test_val_refuses_other_classes(run_cli, tiny_weights, workplace):
         assert run.out == ""
         (message,) = refused(run, "11 classes, the data 3 (Sky, Wall, Road)")
         assert run.lines[-1] == message
-    names = "\n".join(f"{i} {n}" for i, n in enumerate([*CAMVID.names[:-1], "Rider"]))
+    names = "\n".join(f"{i} {n}" for i, n in enumerate([*CAMVID.names[:-1], "Rider", "Void"]))
     camvid(workplace / "other", classes=names)
     (message,) = refused(run_cli("val", "other", "-m", tiny_weights), "class")
     assert "bicyclist" in message.lower()
@@ -71,7 +71,7 @@ def test_val_refuses_other_classes(run_cli, tiny_weights, workplace):
 
 def test_val_matches_classes_by_name(run_cli, tiny_weights, workplace):
     """The same classes in another order: the matrix is in the data's order, the score the same."""
-    camvid(workplace / "plain", classes="")
+    camvid(workplace / "plain", classes=ELEVEN)
     plain = json.loads(run_cli("val", "plain", "-m", tiny_weights, "--json").out)
     order = list(reversed(range(11)))
     names = "\n".join(f"{i} {CAMVID.names[i].upper()}" for i in order)
@@ -85,7 +85,7 @@ def test_val_matches_classes_by_name(run_cli, tiny_weights, workplace):
 def test_val_names_what_is_wrong(run_cli, tiny_weights, workplace):
     val = ("val", "data", "-m", tiny_weights, "-q")
     refused_quietly(run_cli(*val), "data")
-    camvid(workplace / "data", classes="")
+    camvid(workplace / "data", classes=ELEVEN)
     refused_quietly(run_cli(*val, "--split", "test"), "test")
     refused_quietly(run_cli(*val, "--size", "8"), "--size")
     whole = (workplace / "data/val/f1.png").read_bytes()
@@ -100,13 +100,13 @@ def test_val_names_what_is_wrong(run_cli, tiny_weights, workplace):
 
 @pytest.mark.parametrize("part", ["val", "valannot"])
 def test_val_refuses_huge_images(part, run_cli, tiny_weights, huge_png, workplace):
-    camvid(workplace / "data", classes="")
+    camvid(workplace / "data", classes=ELEVEN)
     huge_png(workplace / "data" / part / "f1.png", 60000, 60000)
     refused_quietly(run_cli("val", "data", "-m", tiny_weights, "-q"), f"data/{part}/f1.png")
 
 
 def test_val_names_an_image_that_is_too_small(run_cli, tiny_weights, photo, workplace):
-    camvid(workplace / "data", classes="")
+    camvid(workplace / "data", classes=ELEVEN)
     save(photo(20, 20), workplace / "data/val/f1.png")
     save(np.zeros((20, 20), np.uint8), workplace / "data/valannot/f1.png")
     refused_quietly(run_cli("val", "data", "-m", tiny_weights, "-q"), "f1.png")
@@ -115,7 +115,7 @@ def test_val_names_an_image_that_is_too_small(run_cli, tiny_weights, photo, work
 @pytest.fixture
 def val(run_cli, tiny_weights, workplace):
     """Runs ``val`` on a folder of three images."""
-    camvid(workplace / "data", val=3, classes="")
+    camvid(workplace / "data", val=3, classes=ELEVEN)
     return lambda *options: run_cli("val", "data", "-m", tiny_weights, "-q", *options)
 
 
@@ -206,4 +206,17 @@ def test_val_of_nothing_that_counts(val):
         save(np.full((96, 128), 11, np.uint8), Path(f"data/valannot/f{i}.png"))
     refused_quietly(val("--json"), "valannot: none of 3 label images has a pixel of a class")
     Path("data/val.txt").write_text("\n")
-    refused_quietly(val(), "data/val: holds no images")
+    refused_quietly(val(), "data/val.txt: holds no images")
+
+
+def test_val_says_how_to_name_classes(run_cli, tiny_weights, workplace):
+    others = [f"kind {name}" for name in CAMVID.names]
+    camvid(workplace / "data", classes="\n".join(f"{i} {n}" for i, n in enumerate([*others, "Void"])))
+    val = "val", "data", "-m", tiny_weights, "-q"
+    assert "give the data's names, in the model's order, as" in refused_quietly(run_cli(*val), "class 'sky'")
+    run = run_cli(*val, "--json", "--classes", ", ".join(others))
+    assert run.code == 0 and list(json.loads(run.out)["iou"]) == others
+    camvid(workplace / "plain", classes=ELEVEN)
+    run = run_cli("val", "plain", *val[2:], "--classes", "camvid", "--check")
+    assert run.code == 0 and "mean IoU" in run.out
+    refused_quietly(run_cli(*val, "--classes", "a,b"), "2")

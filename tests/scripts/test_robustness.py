@@ -12,7 +12,7 @@ from PIL import Image
 import stdc_fast
 from bench import average, robustness
 from stdc_fast import checkpoints
-from stdc_fast.data import open_folder
+from stdc_fast.datasets import open_folder
 from stdc_fast.errors import UserError
 from stdc_fast.evaluation import evaluate
 from stdc_fast.recipe import TrainConfig
@@ -20,7 +20,7 @@ from stdc_fast.recipe import TrainConfig
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return open_folder(folders.camvid(tmp_path_factory.mktemp("camvid"), classes=""), "val")
+    return open_folder(folders.camvid(tmp_path_factory.mktemp("camvid"), classes=folders.ELEVEN), "val")
 
 
 @pytest.mark.parametrize("name", robustness.SHIFTS)
@@ -69,7 +69,7 @@ def test_average_of_weights_and_measured_norms(tmp_path, tiny_network, monkeypat
     metadata = {"variant": "stdc1", "recipe": vars(config), "miou": 0.5, "short_side": 96}
     for name, state in (("old", old), ("new", new)):
         checkpoints.save(state, tmp_path / f"{name}.safetensors", metadata)
-    data = folders.camvid(tmp_path / "data", classes="")
+    data = folders.camvid(tmp_path / "data", classes=folders.ELEVEN)
     common = (tmp_path / "old.safetensors", tmp_path / "new.safetensors", "--share", 0.25, "--data", data)
     run(average, monkeypatch, *common, "--batches", 0, "--out", tmp_path / "plain.safetensors")
     plain = checkpoints.read(tmp_path / "plain.safetensors")
