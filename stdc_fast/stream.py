@@ -24,6 +24,7 @@ def open_stream(
     frames: Iterable | str | os.PathLike | int,
     work: Callable[[str, object, float | None], Segmentation],
     bgr: bool,
+    range: tuple[float, float] | None,
     ahead: int,
     latest: bool | None,
 ) -> Stream:
@@ -35,6 +36,8 @@ def open_stream(
             )
         frames = video.read(frames)
     reader = frames if isinstance(frames, video.Reader) else None
+    if reader is not None and range is not None:
+        raise UserError(f"range={range} is for pictures; a video says its own")
     if not isinstance(frames, Iterable) or getattr(frames, "ndim", 4) != 4:
         got = f"one of shape {list(frames.shape)}" if hasattr(frames, "shape") else type(frames).__name__
         raise UserError(
@@ -44,7 +47,7 @@ def open_stream(
     def prepare(index: int, frame: object) -> tuple[str, object, float | None]:
         name = f"frame {index}" if reader is None else f"{reader.name}[{index}]"
         with images.memory_errors(name):
-            image = images.open_frame(frame, name, bgr and reader is None)
+            image = images.open_frame(frame, name, bgr and reader is None, range)
         return name, image, None if reader is None else reader.time
 
     if latest is None:

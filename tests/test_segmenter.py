@@ -242,7 +242,7 @@ def test_pil_modes(mode, model, photo):
 
 def test_a_dead_batch_member_does_not_stop_the_others(model, photo, tmp_path):
     (tmp_path / "bad.png").write_text("no image")
-    sources = [photo(), tmp_path / "bad.png", photo(seed=1), np.zeros((64, 96), np.uint8), "missing.jpg"]
+    sources = [photo(), tmp_path / "bad.png", photo(seed=1), np.zeros((64, 96, 2), np.uint8), "missing.jpg"]
     with pytest.raises(BatchError, match="3 of 5 images failed") as error:
         model.predict(sources)
     assert [name for name, _ in error.value.failures] == [str(tmp_path / "bad.png"), "item 3", "missing.jpg"]
@@ -252,6 +252,27 @@ def test_a_dead_batch_member_does_not_stop_the_others(model, photo, tmp_path):
     with pytest.raises(UserError, match=r"bad.png") as single:
         model.predict(tmp_path / "bad.png")
     assert not isinstance(single.value, BatchError)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["a.jpg", np.zeros((64, 96, 3), np.uint8), None], ids=lambda w: type(w).__name__
+)
+def test_a_picture_is_no_tensor(model, wrong):
+    with pytest.raises(UserError, match=f"{type(wrong).__name__}; files and pictures go to predict"):
+        model(wrong)
+
+
+def test_range_is_for_pictures(model, photo):
+    deep = photo().astype(np.uint16) * 16
+    expected = model.predict(photo()).labels
+    assert same(model.predict(deep, range=(0, 4080)), expected)
+    assert same(next(model.stream([deep], range=(0, 4080))), expected)
+    assert same(model.predict(torch.tensor(photo()) / 255, range=(0, 1)), expected)
+    for call in (lambda: model.predict(deep), lambda: next(model.stream([deep]))):
+        with pytest.raises(UserError, match=r"range=\(0, 4095\)"):
+            call()
+    with pytest.raises(UserError, match="range must be two"):
+        model.predict(deep, range=5)
 
 
 def test_a_damaged_pil_image_does_not_stop_the_others(model, photo):

@@ -21,6 +21,10 @@ Scale = Annotated[Optional[float], typer.Option(help="Resize the image by this f
 Size = Annotated[
     Optional[str], typer.Option(help="HEIGHTxWIDTH for the network, or native. Default: the weights' own.")
 ]
+Range = Annotated[
+    Optional[str],
+    typer.Option("--range", metavar="BLACK,WHITE", help="Values in files of more than 8 bits, e.g. 0,4095."),
+]
 Option = Annotated[
     Optional[list[str]],
     typer.Option(metavar="KEY=VALUE", help="What the file does not say of its network, e.g. conv_last=true."),
@@ -66,6 +70,16 @@ def parse_size(text: str | None, option: str = "--size") -> str | tuple[int, int
     if not (re.fullmatch(r"[0-9]{1,9}", height) and re.fullmatch(r"[0-9]{1,9}", width)):
         raise UserError(f"{option} must be HEIGHTxWIDTH, for example 512x1024, not {text!r}")
     return int(height), int(width)
+
+
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """BLACK,WHITE as two numbers, None as None. UserError otherwise."""
+    from stdc_fast.samples import check_range
+
+    try:
+        return None if text is None else check_range([float(value) for value in text.split(",")])
+    except ValueError:
+        raise UserError(f"--range must be BLACK,WHITE, for example 0,4095, not {text!r}") from None
 
 
 def note(text: str, quiet: bool) -> None:
