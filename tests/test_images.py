@@ -1,8 +1,6 @@
 """Reading images: formats, orientation, damage, and the sources that ``predict`` takes."""
 
 import io
-import os
-import threading
 import time
 import warnings
 
@@ -224,101 +222,6 @@ def test_a_huge_pil_image_is_refused_before_it_is_decoded(huge_png, tmp_path):
     picture = Image.open(huge_png(tmp_path / "large.png", 9000, 9000))
     with picture, pytest.raises(UserError, match=r"81\.0 million pixels"):
         images.open_item(picture, "image")
-
-
-# ---------------------------------------------------------------- bytes, open files, pipes
-
-
-def test_bytes_and_open_files_are_read(photo, tmp_path):
-    path, array = tmp_path / "a.png", photo()
-    Image.fromarray(array).save(path)
-    content = path.read_bytes()
-    at_its_end = io.BytesIO()
-    at_its_end.write(content)
-    for source in (content, bytearray(content), memoryview(content), io.BytesIO(content), at_its_end):
-        items, several = images.iterate(source)
-        ((name, item),) = items
-        assert not several
-        assert np.array_equal(images.open_item(item, name), array)
-    with path.open("rb") as file:
-        assert np.array_equal(images.read_image(file), array)
-        assert np.array_equal(images.open_frame(file, "frame 0"), array)
-        assert images.name_of(file) == str(path)
-    with (
-        path.open(encoding="latin-1") as file,
-        pytest.raises(UserError, match='str, not bytes; open it with "rb"'),
-    ):
-        images.read_image(file)
-
-
-@pytest.mark.parametrize(("content", "said"), [(b"", "0 bytes"), (b"text", "not an image")])
-def test_bytes_that_are_no_image(content, said):
-    with pytest.raises(UserError, match=said) as error:
-        images.read_image(content)
-    assert one_line(error).startswith("bytes: ")
-
-
-def test_endless_sources_are_refused(monkeypatch):
-    monkeypatch.setattr(images, "_MAX_BYTES", 1 << 20)
-    with open("/dev/zero", "rb") as file, pytest.raises(UserError, match="more than 1 MB"):
-        images.read_image(file)
-
-
-def test_pipes_are_read(photo, tmp_path):
-    buffer = io.BytesIO()
-    Image.fromarray(photo()).save(buffer, "PNG")
-    path = tmp_path / "pipe.png"
-    os.mkfifo(path)
-    writer = threading.Thread(target=path.write_bytes, args=(buffer.getvalue(),))
-    writer.start()
-    assert np.array_equal(images.read_image(path), photo())
-    writer.join()
-
-
-@pytest.mark.parametrize("source", ["-", "/dev/stdin"])
-def test_stdin(source, photo, monkeypatch):
-    buffer = io.BytesIO()
-    Image.fromarray(photo()).save(buffer, "PNG")
-    buffer.seek(0)
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(buffer))
-    items, several = images.iterate(source)
-    ((name, item),) = items
-    assert (name, several) == ("stdin", False)
-    assert np.array_equal(images.open_item(item, name), photo())
-    with pytest.raises(UserError, match="stdin: has 0 bytes"):
-        images.open_item(item, name)
-
-
-# ---------------------------------------------------------------- whose fault it is
-
-
-@pytest.mark.parametrize(
-    ("reason", "remedy"),
-    [
-        ("decoder jpeg2k not available", "this Pillow was built without its decoder"),
-        ("image file is truncated (3 bytes not processed)", "copy or convert it again"),
-        ("broken data stream when reading image file", "copy or convert it again"),
-        ("Unsupported BMP compression (5)", "of a kind that Pillow does not decode"),
-    ],
-)
-def test_files_are_not_blamed_for_codecs(reason, remedy):
-    with pytest.raises(UserError, match=remedy) as error, images.decode_errors("a.jp2"):
-        raise OSError(reason)
-    assert reason in one_line(error)
-
-
-def test_a_missing_codec_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(images.features, "check", lambda name: False)
-    (tmp_path / "a.avif").write_bytes(b"\0\0\0\x1cftypavif")
-    with pytest.raises(UserError, match="without a decoder of AVIF"):
-        images.read_image(tmp_path / "a.avif")
-
-
-def test_heic_names_its_package(monkeypatch, tmp_path):
-    monkeypatch.setattr(images, "_has_heif", lambda: False)
-    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x1cftypheic")
-    with pytest.raises(UserError, match="pillow-heif"):
-        images.read_image(tmp_path / "a.heic")
 
 
 # ---------------------------------------------------------------- arrays and tensors

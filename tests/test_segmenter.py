@@ -254,27 +254,6 @@ def test_a_dead_batch_member_does_not_stop_the_others(model, photo, tmp_path):
     assert not isinstance(single.value, BatchError)
 
 
-@pytest.mark.parametrize(
-    "wrong", ["a.jpg", np.zeros((64, 96, 3), np.uint8), None], ids=lambda w: type(w).__name__
-)
-def test_a_picture_is_no_tensor(model, wrong):
-    with pytest.raises(UserError, match=f"{type(wrong).__name__}; files and pictures go to predict"):
-        model(wrong)
-
-
-def test_range_is_for_pictures(model, photo):
-    deep = photo().astype(np.uint16) * 16
-    expected = model.predict(photo()).labels
-    assert same(model.predict(deep, range=(0, 4080)), expected)
-    assert same(next(model.stream([deep], range=(0, 4080))), expected)
-    assert same(model.predict(torch.tensor(photo()) / 255, range=(0, 1)), expected)
-    for call in (lambda: model.predict(deep), lambda: next(model.stream([deep]))):
-        with pytest.raises(UserError, match=r"range=\(0, 4095\)"):
-            call()
-    with pytest.raises(UserError, match="range must be two"):
-        model.predict(deep, range=5)
-
-
 def test_a_damaged_pil_image_does_not_stop_the_others(model, photo):
     buffer = io.BytesIO()
     Image.fromarray(photo(200, 300)).save(buffer, "JPEG")
