@@ -85,7 +85,7 @@ def name_of(source: object) -> str:
 
 def is_file(source: object) -> bool:
     """Whether this is the content of a file or a file that is open."""
-    return isinstance(source, (bytes, bytearray, memoryview)) or callable(getattr(source, "read", None))
+    return isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "readable")
 
 
 def _on_disk(source: object) -> bool:
@@ -134,9 +134,10 @@ def _pages(image: Image.Image) -> int:
     if image.format != "TIFF":
         return image.n_frames
     count = 0
-    for page in range(image.n_frames):
-        image.seek(page)
-        count += not image.tag_v2.get(254, 0) & 5
+    with contextlib.suppress(Exception):  # a damaged page after it does not harm the first
+        for page in range(image.n_frames):
+            image.seek(page)
+            count += not image.tag_v2.get(254, 0) & 5
     image.seek(0)
     return count
 
@@ -297,6 +298,14 @@ def is_image(path: Path) -> bool:
     return Image.registered_extensions().get(suffix) in _FORMATS
 
 
+def is_animated_gif(path: str | Path) -> bool:
+    """Whether a file is a GIF of several frames, which is a video."""
+    if os.path.splitext(path)[1].lower() == ".gif":
+        with contextlib.suppress(Exception), Image.open(path) as image:
+            return image.is_animated
+    return False
+
+
 def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
     """Image files of a path, folder or glob, and whether it stands for several; "-" is :data:`STDIN`.
 
@@ -313,10 +322,10 @@ def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
         # os.path, unlike Path on Python < 3.14, answers False where the file system objects.
         if os.path.isdir(path):
             entries = sorted(p for p in path.iterdir() if not (p.name.startswith(".") or os.path.isdir(p)))
-            files = [p for p in entries if is_image(p) and p.is_file()]
+            files = [p for p in entries if is_image(p) and p.is_file() and not is_animated_gif(p)]
             if not files:
                 raise UserError(f"{text}: the folder holds no image files; videos go by their own names")
-            if others := [p.name for p in entries if p not in set(files)]:
+            if others := sorted({p.name for p in entries}.difference(p.name for p in files)):
                 more = "" if len(others) <= 3 else ", ..."
                 were = "1 file was no image" if len(others) == 1 else f"{len(others)} files were no images"
                 announce(f"{path}/", "%s: %s", were, ", ".join(others[:3]) + more)

@@ -29,6 +29,8 @@ def open_stream(
     latest: bool | None,
 ) -> Stream:
     """``work(name, image, time)`` for each of ``frames``; the rest as for :meth:`Segmenter.stream`."""
+    if range is not None and isinstance(frames, (str, os.PathLike, int, video.Reader)):
+        raise UserError(f"range={range} is for pictures; a video says its own")
     if isinstance(frames, (str, os.PathLike, int)):
         if not video.is_video(frames):
             raise UserError(
@@ -36,8 +38,6 @@ def open_stream(
             )
         frames = video.read(frames)
     reader = frames if isinstance(frames, video.Reader) else None
-    if reader is not None and range is not None:
-        raise UserError(f"range={range} is for pictures; a video says its own")
     if not isinstance(frames, Iterable) or getattr(frames, "ndim", 4) != 4:
         got = f"one of shape {list(frames.shape)}" if hasattr(frames, "shape") else type(frames).__name__
         raise UserError(

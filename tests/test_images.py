@@ -367,6 +367,8 @@ def test_folders_give_all_kinds_of_pictures(photo, tmp_path):
     for kind in kinds:
         Image.fromarray(photo()).save(tmp_path / f"a.{kind}")
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
+    film = [Image.fromarray(photo(seed=i)) for i in range(2)]
+    film[0].save(tmp_path / "film.gif", save_all=True, append_images=film[1:])  # a video
     files, _ = images.expand(tmp_path)
     assert names(files) == sorted(f"a.{kind}" for kind in kinds)
     assert all(images.read_image(file).shape == (64, 96, 3) for file in files)

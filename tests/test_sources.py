@@ -126,5 +126,7 @@ def test_range_is_for_pictures(model, photo):
     for call in (lambda: model.predict(deep), lambda: next(model.stream([deep]))):
         with pytest.raises(UserError, match=r"range=\(0, 4095\)"):
             call()
+    with pytest.raises(UserError, match=r"range=.0.0, 1.0. is for pictures"):
+        model.predict("drive.mp4", range=(0, 1))
     with pytest.raises(UserError, match="range must be two"):
         model.predict(deep, range=5)
