@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from typing import Annotated, Optional
@@ -96,7 +97,9 @@ def remark(text: str, quiet: bool) -> None:
 def progress(items, what: str, quiet: bool, show: bool = True, total: int | None = None):
     """The items, ``total`` where they do not say how many, with a progress bar on stderr."""
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     # A generator, so that the bar appears with the first item: an error before it has its own line.
     # None: not where nobody watches, as in a log file.
-    yield from tqdm(items, what, unit="img", total=total, disable=quiet or not show or None)
+    with logging_redirect_tqdm([logging.getLogger("stdc_fast")]):  # lines above the bar, not in it
+        yield from tqdm(items, what, unit="img", total=total, disable=quiet or not show or None)
