@@ -3,48 +3,155 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
+import io
 import os
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, features
 from torch import Tensor
 
-from stdc_fast.errors import UserError
+from stdc_fast.colour import to_srgb
+from stdc_fast.errors import UserError, announce
 from stdc_fast.reference.networks import MEAN, MIN_SIZE, STD
 from stdc_fast.reference.networks import normalise as normalise
+from stdc_fast.samples import to_bytes
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+#: Formats of pictures, by Pillow's names; HEIF and JXL are those of its plugins. Folders give what has their
+#: suffixes. Pillow opens documents, icons and scientific data as well.
+_FORMATS = frozenset({"AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG",
+                      "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"})  # fmt: skip
+_RAW_SUFFIXES = frozenset({".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc",
+                           ".mef", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2",
+                           ".srf", ".srw", ".x3f"})  # fmt: skip
+_HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv",
                             ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".mjpeg", ".mjpg"})  # fmt: skip
 #: Images with more pixels are refused, so that a small file can not fill the memory.
 MAX_PIXELS = 64_000_000
+#: More is not read from pipes and open files, which may have no end.
+_MAX_BYTES = 512 << 20
+#: The name of standard input, also where there is no such file; the command line has "-" for it.
+STDIN = Path("/dev/stdin")
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """RGB uint8 ``[H, W, 3]`` of an image file, turned as its EXIF orientation says.
+def read_image(
+    source: str | os.PathLike | bytes | BinaryIO,
+    range: tuple[float, float] | None = None,
+    name: str | None = None,
+) -> np.ndarray:
+    """sRGB uint8 ``[H, W, 3]`` of an image file, turned as its EXIF orientation says.
 
-    Raises UserError for a file that is missing, empty, truncated, no image, too small or too large.
+    Args:
+        source: a path, ``/dev/stdin`` included, the file's bytes, or a file that is open for them. Such a
+            file is read from its start if it can be, and stays open.
+        range: values of black and white, see :func:`stdc_fast.samples.to_bytes`.
+        name: of the image in messages; None takes the source's.
+
+    Raises UserError for a file that is missing, empty, truncated, no image, a camera's raw data, HDR, too
+    small or too large, and where its black and white are not certain.
     """
-    path = Path(path)
-    with decode_errors(path):
-        check_file(path)
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            raise UserError(f"{path}: is a video; label it by itself, not as one of several images")
-        with Image.open(path) as image:
-            check_size(image.height, image.width, str(path))
-            return pil_to_rgb(image)
+    name = name or name_of(source)
+    with decode_errors(name):
+        if isinstance(source, (str, os.PathLike)):
+            source = Path(source)
+            if source != STDIN:
+                check_file(source)
+            if source.suffix.lower() in VIDEO_SUFFIXES:
+                raise UserError(f"{name}: is a video; label it by itself, not as one of several images")
+            if source.suffix.lower() in _RAW_SUFFIXES:
+                raise _raw(name)
+        if os.path.splitext(name)[1].lower() in _HEIF_SUFFIXES:
+            _has_heif()
+        with Image.open(source if _on_disk(source) else io.BytesIO(_content(source, name))) as image:
+            return _rgb(image, name, range)
+
+
+def name_of(source: object) -> str:
+    """A path as text, "stdin", the name of an open file, or "bytes"."""
+    if isinstance(source, (str, os.PathLike)):
+        return "stdin" if Path(source) == STDIN else os.fspath(source)
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else "file" if hasattr(source, "read") else "bytes"
+
+
+def is_file(source: object) -> bool:
+    """Whether this is the content of a file or a file that is open."""
+    return isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "readable")
+
+
+def _on_disk(source: object) -> bool:
+    """Whether Pillow can go to and fro in it: not in pipes."""
+    return isinstance(source, Path) and source != STDIN and source.is_file()
+
+
+def _content(source: Path | bytes | BinaryIO, name: str) -> bytes:
+    """All bytes of a source; UserError for none, and for more than an image of the largest size has."""
+    if not isinstance(source, Path) and not hasattr(source, "read"):
+        content = source
+    elif source == STDIN:
+        if sys.stdin.isatty():
+            raise UserError("stdin is a terminal; send an image to it, as in: stdc-fast predict - < a.jpg")
+        content = sys.stdin.buffer.read(_MAX_BYTES + 1)
+    elif isinstance(source, Path):
+        with source.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    else:
+        with contextlib.suppress(OSError, AttributeError):  # pipes and responses have no start
+            source.seek(0)
+        content = source.read(_MAX_BYTES + 1)
+        if not isinstance(content, bytes):
+            raise UserError(f'{name}: the file gives {type(content).__name__}, not bytes; open it with "rb"')
+    if not 0 < len(content) <= _MAX_BYTES:
+        size = f"more than {_MAX_BYTES >> 20} MB" if content else "0 bytes"
+        raise UserError(f"{name}: has {size}; send one image file")
+    return content
+
+
+def _rgb(image: Image.Image, name: str, range: tuple[float, float] | None) -> np.ndarray:
+    """:func:`stdc_fast.colour.to_srgb` of an image that has just been opened."""
+    check_size(image.height, image.width, name)
+    # DNGVersion; and a first page that only is a small copy of another one, as in most raw formats.
+    if image.format == "TIFF" and (50706 in image.tag_v2 or image.tag_v2.get(254, 0) & 1):
+        raise _raw(name)
+    if getattr(image, "is_animated", False) and image.format != "MPO" and image.tell() == 0:
+        count = _pages(image)
+        if count > 1:
+            announce(name, "holds %d pictures; the first is taken", count)
+    return to_srgb(image, name, range)
+
+
+def _pages(image: Image.Image) -> int:
+    """Number of pictures in a file, without masks and smaller copies of another (TIFF's NewSubfileType)."""
+    if image.format != "TIFF":
+        return image.n_frames
+    count = 0
+    with contextlib.suppress(Exception):  # a damaged page after it does not harm the first
+        for page in range(image.n_frames):
+            image.seek(page)
+            count += not image.tag_v2.get(254, 0) & 5
+    image.seek(0)
+    return count
+
+
+def _raw(name: str) -> UserError:
+    return UserError(f"{name}: holds a camera's raw data, of which only a preview can be read here; "
+                     "develop it to JPEG or PNG")  # fmt: skip
 
 
 def check_file(path: Path) -> None:
     """UserError for a folder or an empty file, OSError for what can not be read."""
     if os.path.isdir(path):
         raise UserError(f"{path}: is a folder, not an image or video")
-    if path.stat().st_size == 0:
+    if path.stat().st_size == 0 and path.is_file():  # pipes do not say
         raise UserError(f"{path}: is empty (0 bytes); copy it again")
 
 
@@ -67,10 +174,37 @@ def decode_errors(name: object) -> Iterator[None]:
             f"{name}: has more than {MAX_PIXELS / 1e6:.0f} million pixels; scale it down"
         ) from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"{name}: is not an image that Pillow can read; convert it to PNG or JPEG") from None
+        raise UserError(f"{name}: {_unidentified(os.path.splitext(str(name))[1].lower())}") from None
     except Exception as error:  # decoders raise many types on damaged files
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"{name}: can not be decoded ({reason}); copy or convert it again") from None
+        if re.search(r"not (available|installed)", reason):
+            remedy = "this Pillow was built without its decoder; install Pillow from its wheels"
+        elif re.search(r"truncated|broken|corrupt|CRC|checksum", reason, re.I):
+            remedy = "copy or convert it again"
+        else:
+            remedy = "it is damaged, or of a kind that Pillow does not decode; convert it to PNG or JPEG"
+        raise UserError(f"{name}: can not be decoded ({reason}); {remedy}") from None
+
+
+def _unidentified(suffix: str) -> str:
+    """Why Pillow does not know a file with this suffix, and what to do."""
+    if suffix in _HEIF_SUFFIXES and not _has_heif():
+        return "HEIC pictures need the package pillow-heif; install it, or convert them to JPEG"
+    codec = suffix.lstrip(".")
+    if codec in ("avif", "webp") and not features.check(codec):
+        return f"this Pillow was built without a decoder of {codec.upper()}; install Pillow from its wheels"
+    return "is not an image that Pillow can read; convert it to PNG or JPEG"
+
+
+@functools.cache
+def _has_heif() -> bool:
+    """Whether the package pillow-heif is there; it is made known to Pillow."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 @contextlib.contextmanager
@@ -82,18 +216,6 @@ def memory_errors(name: object) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         raise UserError(f"{name}: not enough memory; use a smaller scale or size") from None
-
-
-def pil_to_rgb(image: Image.Image) -> np.ndarray:
-    """RGB uint8 ``[H, W, 3]`` of a PIL image: EXIF orientation applied, 16 bits to 8, alpha dropped."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        if image.mode != "F" and (values.max(initial=0) > 255 or image.mode.startswith("I;16")):
-            values = values / 257
-        grey = np.clip(np.round(values), 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.array(image.convert("RGB"))
 
 
 def check_size(height: int, width: int, name: str) -> None:
@@ -109,30 +231,45 @@ def check_size(height: int, width: int, name: str) -> None:
         )
 
 
-def check_array(array: np.ndarray, name: str, bgr: bool = False) -> np.ndarray:
-    """A uint8 image array ``[H, W, 3]`` as RGB, or UserError with its dtype and shape."""
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+def check_array(
+    array: np.ndarray, name: str, bgr: bool = False, range: tuple[float, float] | None = None
+) -> np.ndarray:
+    """An image array ``[H, W, 3]``, or grey ``[H, W]``, as RGB uint8 ``[H, W, 3]``.
+
+    ``range`` and what is taken without it: see :func:`stdc_fast.samples.to_bytes`. UserError with dtype and
+    shape for other arrays.
+    """
+    if not (array.ndim == 2 or array.shape[2:] == (3,)) or array.dtype.kind not in "buif":
         raise UserError(
-            f"{name}: expected a uint8 array of shape [H, W, 3], got {array.dtype} {list(array.shape)}"
+            f"{name}: expected a uint8 array of shape [H, W, 3] or [H, W], got {array.dtype} "
+            f"{list(array.shape)}"
         )
     check_size(array.shape[0], array.shape[1], name)
+    array = to_bytes(array, name, range)
+    if array.ndim == 2:
+        return np.repeat(array[:, :, None], 3, axis=2)
     return array[:, :, ::-1] if bgr else array
 
 
-def tensor_images(tensor: Tensor, bgr: bool = False) -> list[np.ndarray | Tensor]:
+def tensor_images(
+    tensor: Tensor, bgr: bool = False, range: tuple[float, float] | None = None
+) -> list[np.ndarray | Tensor]:
     """The images of a tensor, one by one.
 
     uint8 ``[H, W, 3]``, ``[3, H, W]`` or a batch ``[N, ...]`` of either is raw RGB and comes back as
-    arrays ``[H, W, 3]``; float ``[3, H, W]`` or ``[N, 3, H, W]`` is already normalised and comes back
-    as tensors ``[3, H, W]``. UserError for anything else.
+    arrays ``[H, W, 3]``; so do floats, if ``range`` has their values of black and white. Without it float
+    ``[3, H, W]`` or ``[N, 3, H, W]`` is already normalised and comes back as tensors ``[3, H, W]``.
+    UserError for anything else.
     """
     batch = tensor[None] if tensor.ndim == 3 else tensor
     shape = list(tensor.shape)
-    if tensor.dtype == torch.uint8 and batch.ndim == 4 and 3 in (batch.shape[1], batch.shape[3]):
+    raw = tensor.dtype == torch.uint8 or (tensor.is_floating_point() and range is not None)
+    if raw and batch.ndim == 4 and 3 in (batch.shape[1], batch.shape[3]):
         if batch.shape[3] != 3:
             batch = batch.permute(0, 2, 3, 1)
-        arrays = batch.cpu().numpy()
-        return [check_array(a, f"tensor {shape}", bgr) for a in arrays]
+        if tensor.is_floating_point():
+            batch = batch.detach().float()  # NumPy has no bfloat16
+        return [check_array(a, f"tensor {shape}", bgr, range) for a in batch.cpu().numpy()]
     if tensor.is_floating_point() and batch.ndim == 4 and batch.shape[1] == 3:
         if bgr:
             raise UserError("bgr=True is for uint8 input; float tensors are already normalised RGB")
@@ -153,25 +290,45 @@ def denormalise(image: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float
 
 def is_image(path: Path) -> bool:
     """Whether a file's name says that it is an image (folders skip the others)."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    if path.name.startswith("."):
+        return False
+    suffix = path.suffix.lower()
+    if suffix in _HEIF_SUFFIXES:
+        _has_heif()
+    return Image.registered_extensions().get(suffix) in _FORMATS
+
+
+def is_animated_gif(path: str | Path) -> bool:
+    """Whether a file is a GIF of several frames, which is a video."""
+    if os.path.splitext(path)[1].lower() == ".gif":
+        with contextlib.suppress(Exception), Image.open(path) as image:
+            return image.is_animated
+    return False
 
 
 def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
-    """Image files of a path, folder or glob, and whether it stands for several.
+    """Image files of a path, folder or glob, and whether it stands for several; "-" is :data:`STDIN`.
 
-    A folder gives its image files in order of name (not those of its sub-folders); a glob gives what
-    matches, ``**`` included. UserError if there are none.
+    A folder gives its image files in order of name (not those of its sub-folders), and a line names the
+    other files, but hidden ones; a glob gives what matches, ``**`` included. UserError if there are none.
     """
     text = os.fspath(source)
     if not text:
         raise UserError("the source is an empty name; give a file, a folder or a glob")
+    if text == "-" and not os.path.exists(text):
+        return [STDIN], False
     path = Path(text)
     try:
         # os.path, unlike Path on Python < 3.14, answers False where the file system objects.
         if os.path.isdir(path):
-            files = sorted(p for p in path.iterdir() if is_image(p) and p.is_file())
+            entries = sorted(p for p in path.iterdir() if not (p.name.startswith(".") or os.path.isdir(p)))
+            files = [p for p in entries if is_image(p) and p.is_file() and not is_animated_gif(p)]
             if not files:
                 raise UserError(f"{text}: the folder holds no image files; videos go by their own names")
+            if others := sorted({p.name for p in entries}.difference(p.name for p in files)):
+                more = "" if len(others) <= 3 else ", ..."
+                were = "1 file was no image" if len(others) == 1 else f"{len(others)} files were no images"
+                announce(f"{path}/", "%s: %s", were, ", ".join(others[:3]) + more)
             return files, True
         if not os.path.exists(path) and glob.has_magic(text):
             files = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
@@ -183,43 +340,46 @@ def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
     return [path], False
 
 
-def iterate(source: object, bgr: bool = False) -> tuple[Iterator[tuple[str, object]], bool]:
+def iterate(
+    source: object, bgr: bool = False, range: tuple[float, float] | None = None
+) -> tuple[Iterator[tuple[str, object]], bool]:
     """(name, image or path) pairs of anything ``predict`` takes, and whether it is a batch.
 
     Files are not opened here, so that one bad file does not stop the others.
     """
     if isinstance(source, (str, os.PathLike)):
         files, several = expand(source)
-        return ((str(f), f) for f in files), several
+        return ((name_of(f), f) for f in files), several
+    if is_file(source):
+        return iter([(name_of(source), source)]), False
     if isinstance(source, Image.Image):
         return iter([(getattr(source, "filename", "") or "image", source)]), False
     if isinstance(source, np.ndarray):
         several = source.ndim == 4
         arrays = list(source) if several else [source]
-        names = [f"array[{i}]" for i in range(len(arrays))] if several else ["array"]
+        names = [f"array[{i}]" for i, _ in enumerate(arrays)] if several else ["array"]
         return iter(zip(names, arrays, strict=True)), several
     if isinstance(source, Tensor):
-        images = tensor_images(source, bgr)
+        images = tensor_images(source, bgr, range)
         several = source.ndim == 4
-        names = [f"tensor[{i}]" for i in range(len(images))] if several else ["tensor"]
+        names = [f"tensor[{i}]" for i, _ in enumerate(images)] if several else ["tensor"]
         # Raw tensors are already RGB now; mark them so that bgr is not applied twice.
         pairs = [
             (n, _Ready(i) if isinstance(i, np.ndarray) else i) for n, i in zip(names, images, strict=True)
         ]
         return iter(pairs), several
-    if isinstance(source, (list, tuple)):
-        return _chain(source, bgr), True
-    if isinstance(source, Iterator):
-        return _chain(source, bgr), True
+    if isinstance(source, (list, tuple, Iterator)):
+        return _chain(source, bgr, range), True
     raise UserError(
-        "expected a path, PIL image, uint8 array, tensor, or a list of these, got " + type(source).__name__
+        "expected a path, PIL image, array, tensor, an image file's bytes, an open file, or a list of these, "
+        "got " + type(source).__name__
     )
 
 
-def _chain(sources, bgr: bool) -> Iterator[tuple[str, object]]:
+def _chain(sources, bgr: bool, range) -> Iterator[tuple[str, object]]:
     for i, item in enumerate(sources):
         try:
-            pairs, _ = iterate(item, bgr)
+            pairs, _ = iterate(item, bgr, range)
         except UserError as error:
             yield f"item {i}", error
             continue
@@ -234,45 +394,48 @@ class _Ready:
         self.array = array
 
 
-def open_item(item: object, name: str, bgr: bool = False) -> np.ndarray | Tensor:
+def open_item(
+    item: object, name: str, bgr: bool = False, range: tuple[float, float] | None = None
+) -> np.ndarray | Tensor:
     """What :func:`iterate` gave, as RGB uint8 ``[H, W, 3]`` or normalised float ``[3, H, W]``."""
     if isinstance(item, UserError):
         raise item
-    if isinstance(item, Path):
-        return read_image(item)
+    if isinstance(item, Path) or is_file(item):
+        return read_image(item, range, name)
     if isinstance(item, Image.Image):
         with decode_errors(name):
-            check_size(item.height, item.width, name)
-            return pil_to_rgb(item)
+            return _rgb(item, name, range)
     # Copies, for callers use their buffers again while they hold results.
     if isinstance(item, _Ready):
         return item.array.copy()
     if isinstance(item, np.ndarray):
-        return check_array(item, name, bgr).copy()
+        return check_array(item, name, bgr, range).copy()
     return item
 
 
-def open_frame(frame: object, name: str, bgr: bool = False) -> np.ndarray | Tensor:
+def open_frame(
+    frame: object, name: str, bgr: bool = False, range: tuple[float, float] | None = None
+) -> np.ndarray | Tensor:
     """One frame of a stream, in memory of its own, as :func:`open_item` gives it.
 
-    ``frame`` is a uint8 array or tensor ``[H, W, 3]``, a uint8 tensor ``[3, H, W]``, a normalised float
-    tensor ``[3, H, W]``, a PIL image or an image's path. UserErrors start with ``name``.
+    ``frame`` is an array ``[H, W, 3]`` or ``[H, W]``, a tensor of one image (see :func:`tensor_images`), a
+    PIL image, an image's path, or an image file's bytes. UserErrors start with ``name``.
     """
     if isinstance(frame, Tensor):
         if frame.ndim != 3:
             raise UserError(f"{name}: expected one image, a tensor of 3 dimensions, got {list(frame.shape)}")
         try:
-            (image,) = tensor_images(frame, bgr)
+            (image,) = tensor_images(frame, bgr, range)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
         return image.clone() if isinstance(image, Tensor) else image.copy()
     if isinstance(frame, (str, os.PathLike)):
         try:
-            return read_image(frame)
+            return read_image(frame, range)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
-    if isinstance(frame, (np.ndarray, Image.Image)):
-        return open_item(frame, name, bgr)
+    if isinstance(frame, (np.ndarray, Image.Image)) or is_file(frame):
+        return open_item(frame, name, bgr, range)
     raise UserError(
-        f"{name}: expected a uint8 array [H, W, 3], PIL image, tensor or path, got " + type(frame).__name__
+        f"{name}: expected an array [H, W, 3], PIL image, tensor, path or bytes, got {type(frame).__name__}"
     )

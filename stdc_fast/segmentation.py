@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from stdc_fast import draw
 from stdc_fast.classes import ClassSet, cityscapes_ids
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
+
+_SOFTWARE = "stdc_fast"
 
 
 class Segmentation:
@@ -120,4 +123,15 @@ def save_image(image: Image.Image, path: str | Path, kind: str | None = None) ->
     """Write a PIL image atomically; the format comes from the path's suffix unless ``kind`` says it."""
     if kind is None and Path(path).suffix.lower() not in Image.registered_extensions():
         raise UserError(f"{path}: unknown kind of image; use .png or .jpg")
-    write_atomic(path, lambda p: image.save(p, format=kind))
+    software = PngInfo()  # of no concern to other formats
+    software.add_text("Software", _SOFTWARE)
+    write_atomic(path, lambda p: image.save(p, format=kind, pnginfo=software))
+
+
+def made_here(path: Path) -> bool:
+    """Whether a file is a PNG that :func:`save_image` wrote."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == _SOFTWARE
+    except Exception:  # decoders raise many types on damaged files
+        return False

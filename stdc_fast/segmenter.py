@@ -24,6 +24,7 @@ from stdc_fast.precision import Like, Precision, precision_of
 from stdc_fast.published import Published
 from stdc_fast.reduction import reduced
 from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, upsample
+from stdc_fast.samples import check_normalised, check_range
 from stdc_fast.segmentation import Segmentation
 from stdc_fast.stream import Stream, open_stream
 
@@ -267,6 +268,11 @@ class Segmenter(nn.Module):
 
         Logits are float32, or float64 if the model was loaded so.
         """
+        if not isinstance(x, Tensor):
+            raise UserError(
+                f"expected a normalised float tensor [N, 3, H, W], got {type(x).__name__}; files and "
+                "pictures go to predict()"
+            )
         if not x.is_floating_point():
             raise UserError(
                 f"expected a normalised float tensor [N, 3, H, W], got {x.dtype}; raw frames go to label()"
@@ -328,20 +334,23 @@ class Segmenter(nn.Module):
         scale: float | None = None,
         size: str | tuple[int, int] | None = None,
         bgr: bool = False,
+        range: tuple[float, float] | None = None,
         confidence: bool = False,
         stream: bool = False,
     ) -> Segmentation | list[Segmentation] | Iterator[Segmentation]:
         """Label images, at their own size.
 
         Args:
-            source: a path, folder or glob; a PIL image; a uint8 array ``[H, W, 3]`` or ``[N, H, W, 3]``
-                (RGB); a tensor (see :func:`stdc_fast.images.tensor_images`); or a list of these. Or a video
-                file or camera (0), as for :meth:`stream`; without ``stream`` all its frames are kept, with
-                their labels 4 bytes a pixel.
+            source: a path, folder or glob; an image file's bytes, or one that is open for them; a PIL image;
+                an array ``[H, W, 3]``, ``[N, H, W, 3]`` (RGB) or ``[H, W]`` (grey); a tensor (see
+                :func:`stdc_fast.images.tensor_images`); or a list of these. Or a video file or camera (0), as
+                for :meth:`stream`; without ``stream`` all its frames are kept, 4 bytes a pixel with labels.
             scale: the network sees the image times this factor, rounded down.
             size: the network sees exactly (height, width), or "native" for the image's own size. With
                 neither, the weights' own default (:attr:`input_size`) holds.
             bgr: arrays have their channels as OpenCV does.
+            range: values of black and white in pictures, arrays and tensors, e.g. (0, 1) or (0, 4095). None
+                takes those that are certain or likely (:func:`stdc_fast.samples.to_bytes`).
             confidence: also give the probability of each pixel's class.
             stream: return an iterator, so that memory does not grow with the number of images.
 
@@ -352,19 +361,20 @@ class Segmenter(nn.Module):
         are done.
         """
         check_request(scale, size)
+        range = None if range is None else check_range(range)
         several = True
         if video.is_video(source):
             if not stream and video.is_camera(source):
                 raise UserError(f"camera {source} has no end; use stream=True")
-            results = self.stream(source, scale=scale, size=size, confidence=confidence)
+            results = self.stream(source, scale=scale, size=size, range=range, confidence=confidence)
         else:
-            items, several = images.iterate(source, bgr)
-            results = self._stream(items, scale, size, bgr, confidence)
+            items, several = images.iterate(source, bgr, range)
+            results = self._stream(items, scale, size, bgr, range, confidence)
         if stream:
             return results
         if not several:
             name, item = next(items)
-            return self._one(name, item, scale, size, bgr, confidence)
+            return self._one(name, item, scale, size, bgr, range, confidence)
         done = []
         try:
             done.extend(results)
@@ -382,6 +392,7 @@ class Segmenter(nn.Module):
         scale: float | None = None,
         size: str | tuple[int, int] | None = None,
         bgr: bool = False,
+        range: tuple[float, float] | None = None,
         confidence: bool = False,
         ahead: int = 2,
         latest: bool | None = None,
@@ -391,7 +402,7 @@ class Segmenter(nn.Module):
         Args:
             frames: any iterable, also without end, of what :func:`stdc_fast.images.open_frame` takes; or a
                 video file or camera, opened at once (see :func:`stdc_fast.video.read`).
-            scale, size, bgr, confidence: as for :meth:`predict`.
+            scale, size, bgr, range, confidence: as for :meth:`predict`; videos have no ``range``.
             ahead: number of frames that may wait; memory is bounded by it.
             latest: of the frames that wait keep the newest only, for live sources faster than the network,
                 whose frames it drops; None does so for cameras only.
@@ -401,19 +412,20 @@ class Segmenter(nn.Module):
         ends the stream. ``close()``, leaving a ``with`` block and forgetting the iterator close the source.
         """
         check_request(scale, size)
+        range = None if range is None else check_range(range)
 
         def work(name, image, time):
             with images.memory_errors(name):
                 return self._segment(name, image, scale, size, confidence, time)
 
-        return open_stream(frames, work, bgr, ahead, latest)
+        return open_stream(frames, work, bgr, range, ahead, latest)
 
-    def _stream(self, items, scale, size, bgr, confidence) -> Iterator[Segmentation]:
+    def _stream(self, items, *how) -> Iterator[Segmentation]:
         failures, total = [], 0
         for name, item in items:
             total += 1
             try:
-                result = self._one(name, item, scale, size, bgr, confidence)
+                result = self._one(name, item, *how)
             except UserError as error:
                 failures.append((name, str(error)))
                 continue
@@ -421,9 +433,9 @@ class Segmenter(nn.Module):
         if failures:
             raise BatchError([], failures, total)
 
-    def _one(self, name, item, scale, size, bgr, confidence) -> Segmentation:
+    def _one(self, name, item, scale, size, bgr, range, confidence) -> Segmentation:
         with images.memory_errors(name):
-            return self._segment(name, images.open_item(item, name, bgr), scale, size, confidence)
+            return self._segment(name, images.open_item(item, name, bgr, range), scale, size, confidence)
 
     @on_cpu
     @torch.inference_mode()
@@ -435,6 +447,7 @@ class Segmenter(nn.Module):
         start = time.perf_counter()
         if not frame:
             height, width = image.shape[1:]
+            check_normalised(image, name, self.network.mean, self.network.std)
             x = image[None].to(self.device, self.precision.sums)
             x = x.contiguous(memory_format=torch.channels_last)
         else:

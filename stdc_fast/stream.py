@@ -24,10 +24,13 @@ def open_stream(
     frames: Iterable | str | os.PathLike | int,
     work: Callable[[str, object, float | None], Segmentation],
     bgr: bool,
+    range: tuple[float, float] | None,
     ahead: int,
     latest: bool | None,
 ) -> Stream:
     """``work(name, image, time)`` for each of ``frames``; the rest as for :meth:`Segmenter.stream`."""
+    if range is not None and isinstance(frames, (str, os.PathLike, int, video.Reader)):
+        raise UserError(f"range={range} is for pictures; a video says its own")
     if isinstance(frames, (str, os.PathLike, int)):
         if not video.is_video(frames):
             raise UserError(
@@ -44,7 +47,7 @@ def open_stream(
     def prepare(index: int, frame: object) -> tuple[str, object, float | None]:
         name = f"frame {index}" if reader is None else f"{reader.name}[{index}]"
         with images.memory_errors(name):
-            image = images.open_frame(frame, name, bgr and reader is None)
+            image = images.open_frame(frame, name, bgr and reader is None, range)
         return name, image, None if reader is None else reader.time
 
     if latest is None:

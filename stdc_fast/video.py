@@ -67,10 +67,8 @@ def is_video(source: object) -> bool:
         return False
     text = os.fspath(source)
     suffix = os.path.splitext(text)[1].lower()
-    if suffix == ".gif":
-        with contextlib.suppress(Exception), Image.open(text) as image:
-            return getattr(image, "is_animated", False)
-        return False
+    if images.is_animated_gif(text):
+        return True
     if suffix not in images.VIDEO_SUFFIXES or os.path.isdir(text):
         return False
     return os.path.exists(text) or not glob.has_magic(text)

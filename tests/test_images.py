@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from stdc_fast import UserError, images
+from stdc_fast.colour import to_srgb
 from stdc_fast.images import normalise
 
 # What EXIF orientation 1..8 means for the stored pixels (EXIF 2.3, tag 0x0112).
@@ -98,21 +99,12 @@ def test_sixteen_bits_use_the_whole_range(tmp_path):
     read = images.read_image(tmp_path / "a.png")
     assert np.array_equal(read[:, :, 0], np.round(values / 257.0))
     assert np.array_equal(read[:, :, 0], read[:, :, 2])
-    # A dark one stays dark: the scale does not depend on what the image holds.
+    # A dark one may have fewer bits: it stays dark where that is asked for.
     Image.fromarray(values // 512).save(tmp_path / "dark.png")
-    assert images.read_image(tmp_path / "dark.png").max() == 0
-
-
-def test_float_and_integer_images_saturate():
-    values = np.full((40, 50), 300.0, np.float32)
-    values[:20] = -5
-    values[0, 0] = 77.4
-    read = images.pil_to_rgb(Image.fromarray(values))
-    assert read[0, 0, 0] == 77
-    assert read[1, 1, 0] == 0
-    assert read[-1, -1, 0] == 255
-    whole = images.pil_to_rgb(Image.fromarray(np.full((40, 50), 200, np.int32)))
-    assert (whole == 200).all()
+    with pytest.raises(UserError, match=r"dark.png: .* 0 to 127 of 65535 .*range=\(0, 255\) or \(0, 65535\)"):
+        images.read_image(tmp_path / "dark.png")
+    assert images.read_image(tmp_path / "dark.png", (0, 65535)).max() == 0
+    assert images.read_image(tmp_path / "dark.png", (0, 127)).max() == 255
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -125,7 +117,7 @@ def test_exif_orientation(orientation, photo, tmp_path):
     expected = ORIENTATIONS[orientation](array)
     assert np.array_equal(images.read_image(path), expected)
     with Image.open(path) as picture:
-        assert np.array_equal(images.pil_to_rgb(picture), expected)
+        assert np.array_equal(to_srgb(picture), expected)
         assert picture.size == (96, 64)  # the caller's object is not turned
         assert picture.getexif()[0x0112] == orientation
 
@@ -238,11 +230,10 @@ def test_a_huge_pil_image_is_refused_before_it_is_decoded(huge_png, tmp_path):
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
-        (np.zeros((64, 96), np.uint8), r"uint8 \[64, 96\]"),
+        (np.zeros((2, 64, 96), np.uint8), r"uint8 \[2, 64, 96\]"),
+        (np.zeros((64, 96, 3), np.complex64), "complex64"),
         (np.zeros((64, 96, 4), np.uint8), r"\[64, 96, 4\]"),
         (np.zeros((3, 64, 96), np.uint8), r"\[3, 64, 96\]"),
-        (np.zeros((64, 96, 3), np.float32), "float32"),
-        (np.zeros((64, 96, 3), np.uint16), "uint16"),
         (np.zeros((31, 96, 3), np.uint8), "96x31 is too small"),
         (np.broadcast_to(np.uint8(0), (9000, 9000, 3)), "81.0 million"),
     ],
@@ -251,6 +242,27 @@ def test_wrong_arrays_are_refused(array, reason):
     with pytest.raises(UserError, match=reason) as error:
         images.check_array(array, "item 3")
     assert "item 3" in one_line(error)
+
+
+def test_grey_and_deeper_arrays(photo):
+    array = photo()
+    grey = array[:, :, 0]
+    assert np.array_equal(images.check_array(grey, "a", bgr=True), np.stack([grey] * 3, 2))
+    assert np.array_equal(images.check_array(array.astype(np.uint16) * 257, "a"), array)
+    for values, range in (
+        (array * 16.0, (0, 4080)),
+        (array / 255, (0, 1)),
+        (array.astype(np.uint16) * 16, (0, 4080)),
+    ):
+        assert np.array_equal(images.check_array(values, "a", range=range), array)
+        assert np.array_equal(images.check_array(values, "a", True, range), array[:, :, ::-1])
+
+
+def test_raw_float_tensors_need_their_range(photo):
+    array = photo()
+    for tensor in (torch.tensor(array) / 255, torch.tensor(array).permute(2, 0, 1)[None].bfloat16() / 255):
+        (found,) = images.tensor_images(tensor, range=(0, 1))
+        assert np.abs(found.astype(int) - array).max() <= (1 if tensor.dtype == torch.bfloat16 else 0)
 
 
 def test_bgr_reverses_the_channels(photo):
@@ -324,6 +336,8 @@ def folder(photo, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo()).save(path)
     (tmp_path / "in" / "notes.txt").write_text("x")
+    (tmp_path / "in" / "drive.mp4").write_text("x")
+    (tmp_path / "in" / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
     (tmp_path / "in" / "trap.png").mkdir()
     (tmp_path / "empty").mkdir()
     return tmp_path / "in"
@@ -338,6 +352,26 @@ def test_a_folder_gives_its_images_in_order(folder):
     assert names(files) == ["a.JPG", "b.png", "c.jpeg"]
     assert several
     assert images.expand(str(folder)) == (files, True)
+
+
+def test_what_a_folder_has_besides_is_named(folder, caplog):
+    images.expand(folder)
+    (line,) = caplog.messages
+    assert line == f"{folder}/: 3 files were no images: drive.mp4, gone.jpg, notes.txt"
+    images.expand(folder)
+    assert len(caplog.messages) == 1
+
+
+def test_folders_give_all_kinds_of_pictures(photo, tmp_path):
+    kinds = ("avif", "jfif", "jpe", "jp2", "ppm", "gif", "tga", "qoi", "bmp", "webp", "tiff")
+    for kind in kinds:
+        Image.fromarray(photo()).save(tmp_path / f"a.{kind}")
+    (tmp_path / "a.pdf").write_bytes(b"%PDF")
+    film = [Image.fromarray(photo(seed=i)) for i in range(2)]
+    film[0].save(tmp_path / "film.gif", save_all=True, append_images=film[1:])  # a video
+    files, _ = images.expand(tmp_path)
+    assert names(files) == sorted(f"a.{kind}" for kind in kinds)
+    assert all(images.read_image(file).shape == (64, 96, 3) for file in files)
 
 
 def test_a_glob_gives_what_matches(folder):
@@ -381,7 +415,7 @@ def test_names_of_items(folder, photo):
     assert found(iter([array])) == (["item 0"], True)
 
 
-@pytest.mark.parametrize("source", [None, 3, b"a.jpg", {"a": 1}, object()])
+@pytest.mark.parametrize("source", [None, 3, {"a": 1}, object()])
 def test_other_types_are_refused(source):
     with pytest.raises(UserError, match=type(source).__name__):
         images.iterate(source)

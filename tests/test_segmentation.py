@@ -2,13 +2,16 @@
 
 import itertools
 import json
+import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 from PIL import Image, ImageCms
 
+import stdc_fast
 from stdc_fast import UserError, checkpoints
 from stdc_fast.classes import CAMVID, CITYSCAPES
 from stdc_fast.reference import STDCSeg
@@ -21,6 +24,26 @@ def same(result, labels):
 @pytest.fixture(scope="module")
 def result(tiny_model, photo):
     return tiny_model.predict(photo(70, 100), confidence=True)
+
+
+def test_the_examples_of_confidence(model, photo, tmp_path, monkeypatch):
+    """As docs/usage.md gives them."""
+    text = (ROOT / "docs" / "usage.md").read_text()
+    section = text[text.index("## Confidence") : text.index("## Videos")]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.S)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(photo()).save("street.jpg")
+    names = {"model": model, "stdc_fast": stdc_fast, "torch": torch, "frames": photo()[None]}
+    for block in blocks:
+        exec(block, names)
+    confidence, unsure = names["result"].confidence, names["unsure"]
+    assert (confidence.dtype, confidence.shape) == (np.float32, (64, 96))
+    assert np.array_equal(unsure, confidence < 0.5)
+    p = names["p"].detach().double().numpy()
+    assert np.allclose(names["margin"].detach(), np.diff(np.sort(p, 1)[:, -2:], axis=1)[:, 0], atol=1e-6)
+    assert np.allclose(names["entropy"].detach(), -(p * np.log(p)).sum(1), atol=1e-5)
+    assert 0 < names["entropy"].max() <= np.log(len(CAMVID))
 
 
 def test_counts_and_shares(result):

@@ -242,7 +242,7 @@ def test_pil_modes(mode, model, photo):
 
 def test_a_dead_batch_member_does_not_stop_the_others(model, photo, tmp_path):
     (tmp_path / "bad.png").write_text("no image")
-    sources = [photo(), tmp_path / "bad.png", photo(seed=1), np.zeros((64, 96), np.uint8), "missing.jpg"]
+    sources = [photo(), tmp_path / "bad.png", photo(seed=1), np.zeros((64, 96, 2), np.uint8), "missing.jpg"]
     with pytest.raises(BatchError, match="3 of 5 images failed") as error:
         model.predict(sources)
     assert [name for name, _ in error.value.failures] == [str(tmp_path / "bad.png"), "item 3", "missing.jpg"]

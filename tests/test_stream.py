@@ -161,8 +161,8 @@ def test_frames_are_not_kept(model, photo, monkeypatch):
     """No more of them live than wait, are being labelled, and are the caller's."""
     alive, most, open_frame = weakref.WeakValueDictionary(), [], images.open_frame
 
-    def watched(frame, name, bgr):
-        alive[name] = image = open_frame(frame, name, bgr)
+    def watched(frame, name, *how):
+        alive[name] = image = open_frame(frame, name, *how)
         most.append(len(alive))
         return image
 
@@ -376,8 +376,8 @@ def test_errors_when_the_source_is_closed(model, photo):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (np.zeros((64, 96), np.uint8), r"frame 1: expected a uint8 array .* got uint8 \[64, 96\]"),
-        (np.zeros((64, 96, 3)), "frame 1: .*float64"),
+        (np.zeros((64, 96, 4), np.uint8), r"frame 1: expected a uint8 array .* got uint8 \[64, 96, 4\]"),
+        (np.full((64, 96, 3), -1.0), "frame 1: .*float64"),
         (np.zeros((16, 96, 3), np.uint8), "frame 1: 96x16 is too small"),
         (torch.zeros(2, 3, 64, 96), r"frame 1: expected one image.*\[2, 3, 64, 96\]"),
         (torch.zeros(4, 64, 96), "frame 1: expected a uint8 tensor"),

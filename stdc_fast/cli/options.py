@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from typing import Annotated, Optional
@@ -20,6 +21,10 @@ Memory = Annotated[str, typer.Option(help="fast, or small: fewer weights, longer
 Scale = Annotated[Optional[float], typer.Option(help="Resize the image by this factor for the network.")]
 Size = Annotated[
     Optional[str], typer.Option(help="HEIGHTxWIDTH for the network, or native. Default: the weights' own.")
+]
+Range = Annotated[
+    Optional[str],
+    typer.Option("--range", metavar="BLACK,WHITE", help="Values in files of more than 8 bits, e.g. 0,4095."),
 ]
 Option = Annotated[
     Optional[list[str]],
@@ -68,6 +73,16 @@ def parse_size(text: str | None, option: str = "--size") -> str | tuple[int, int
     return int(height), int(width)
 
 
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """BLACK,WHITE as two numbers, None as None. UserError otherwise."""
+    from stdc_fast.samples import check_range
+
+    try:
+        return None if text is None else check_range([float(value) for value in text.split(",")])
+    except ValueError:
+        raise UserError(f"--range must be BLACK,WHITE, for example 0,4095, not {text!r}") from None
+
+
 def note(text: str, quiet: bool) -> None:
     """A line on stderr."""
     if not quiet:
@@ -82,7 +97,9 @@ def remark(text: str, quiet: bool) -> None:
 def progress(items, what: str, quiet: bool, show: bool = True, total: int | None = None):
     """The items, ``total`` where they do not say how many, with a progress bar on stderr."""
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     # A generator, so that the bar appears with the first item: an error before it has its own line.
     # None: not where nobody watches, as in a log file.
-    yield from tqdm(items, what, unit="img", total=total, disable=quiet or not show or None)
+    with logging_redirect_tqdm([logging.getLogger("stdc_fast")]):  # lines above the bar, not in it
+        yield from tqdm(items, what, unit="img", total=total, disable=quiet or not show or None)

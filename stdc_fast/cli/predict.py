@@ -18,8 +18,10 @@ from stdc_fast.cli.options import (
     Memory,
     Model,
     Quiet,
+    Range,
     Scale,
     Size,
+    parse_range,
     parse_size,
     progress,
     remark,
@@ -29,12 +31,14 @@ from stdc_fast.errors import UserError
 
 def predict(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SRC...", help="Images, folders, globs, videos, cameras (0).")
+        list[str],
+        typer.Argument(metavar="SRC...", help="Images, folders, globs, videos, cameras (0), - for stdin."),
     ],
     model: Model = "stdc1_camvid",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("out"),
     scale: Scale = None,
     size: Size = None,
+    range: Range = None,
     alpha: Annotated[float, typer.Option(help="Weight of the colours in the overlay, 0 to 1.")] = 0.55,
     legend: Annotated[
         Optional[bool], typer.Option(help="Name the classes below the overlay. Default: of images only.")
@@ -72,7 +76,7 @@ def predict(
     import stdc_fast
     from stdc_fast import images, video
     from stdc_fast.classes import cityscapes_ids
-    from stdc_fast.record import output_names, print_result, record
+    from stdc_fast.record import output_names, print_result, record, without_results
     from stdc_fast.segmentation import save_image
     from stdc_fast.segmenter import check_request
 
@@ -80,15 +84,19 @@ def predict(
         raise UserError(f"--alpha must lie between 0 and 1, not {alpha}")
     network_size = parse_size(size)
     check_request(scale, network_size)
+    samples = parse_range(range)
     files, failures = [], []
     for source in sources:
         try:
             files.extend(images.expand(source)[0])
         except UserError as error:
             failures.append((source, str(error)))
+    files = without_results(files, out)
     videos = {file for file in files if video.is_video(file)}
     if max_frames is not None and files and not videos:
         raise UserError("--max-frames is about videos and cameras, and there is none; leave it out")
+    if samples is not None and files and len(videos) == len(files):
+        raise UserError("--range is about pictures, and there is none; leave it out")
     if labels and videos:
         raise UserError(f"{min(videos)}: labels of videos are not written; leave out --labels, or use "
                         "predict(..., stream=True) in Python")  # fmt: skip
@@ -118,7 +126,7 @@ def predict(
                              alpha=alpha, legend=bool(legend), side_by_side=side_by_side,
                              max_frames=max_frames, progress=not quiet)  # fmt: skip
             else:
-                result = segmenter.predict(path, scale=scale, size=network_size)
+                result = segmenter.predict(path, scale=scale, size=network_size, range=samples)
                 row = result.to_dict() | {kind: str(target) for kind, target in targets.items()}
                 if "overlay" in targets:
                     save_image(result.overlay(alpha, legend is not False, side_by_side), targets["overlay"])

@@ -18,6 +18,7 @@ from refusals import refused, refused_quietly
 
 import stdc_fast
 from stdc_fast import checkpoints
+from stdc_fast.record import without_results
 
 # ---------------------------------------------------------------- predict
 
@@ -197,9 +198,44 @@ def test_outputs_never_overwrite_inputs(run_cli, tiny_weights, photo, workplace)
         assert np.array_equal(np.asarray(Image.open(path)), array), path
 
 
+def test_results_of_an_earlier_run_are_no_inputs(run_cli, tiny_weights, photo, workplace, caplog):
+    save(photo(), workplace / "in" / "x.png")
+    for _ in range(2):
+        assert run_cli("predict", "in", "-m", tiny_weights, "-o", "in").code == 0
+        assert sorted(os.listdir("in")) == ["x.png", "x_labels.png", "x_overlay.png"]
+    # Those of other folders are pictures.
+    files = [workplace / "in" / name for name in os.listdir("in")]
+    assert without_results(files, workplace / "out") == files
+    assert [line for line in caplog.messages if "in/" in line] == [
+        "in/: results of an earlier run are left out: 2, with x_labels.png, x_overlay.png"
+    ]
+
+
+def test_stdin_is_a_source(run_cli, tiny_weights, auto_model, photo, workplace, monkeypatch):
+    save(photo(), workplace / "a.png")
+    with open("a.png") as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        run = run_cli("predict", "-", "-m", tiny_weights)
+    assert run.code == 0, run.err
+    with Image.open("out/stdin_labels.png") as labels:
+        assert np.array_equal(np.asarray(labels), auto_model.predict("a.png").labels)
+
+
+def test_a_range_is_passed_on(run_cli, tiny_weights, auto_model, photo, workplace):
+    save(photo()[:, :, 0].astype(np.uint16) * 16, workplace / "a.png")
+    run = run_cli("predict", "a.png", "-m", tiny_weights)
+    refused(run, "--range 0,4095")
+    assert run_cli("predict", "a.png", "-m", tiny_weights, "--range", "0,4080").code == 0
+    with Image.open("out/a_labels.png") as labels:
+        assert np.array_equal(np.asarray(labels), auto_model.predict(photo()[:, :, 0]).labels)
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [
+        (("--range", "0"), "--range must be BLACK,WHITE"),
+        (("--range", "9,1"), "9,1"),
+        (("--range", "nan,1"), "nan"),
         (("--size", "64"), "--size"),
         (("--size", "64x"), "64x"),
         (("--size", "64x96x3"), "64x96x3"),

@@ -38,8 +38,10 @@ def version(tool: str) -> str | None:
     import importlib.metadata
 
     if shutil.which(tool):
-        done = subprocess.run([tool, "-version"], capture_output=True, text=True)
-        return (done.stdout or done.stderr).split("\n")[0].strip()
+        option = "-ver" if tool == "exiftool" else "-version"
+        done = subprocess.run([tool, option], capture_output=True, text=True)
+        first = (done.stdout or done.stderr).split("\n")[0].strip()
+        return f"{tool} {first}" if tool == "exiftool" else first
     try:
         return f"{tool} {importlib.metadata.version(tool)}"
     except importlib.metadata.PackageNotFoundError:
