@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 
 #include "core/dtypes.h"
 #include "engine.h"
@@ -31,10 +32,10 @@ const char* plane(const py::buffer_info& buffer, int64_t offset, int64_t rows, i
   return static_cast<const char*>(buffer.ptr) + offset;
 }
 
-// planes: (buffer, offset in bytes, bytes from row to row) of Y, U and V.
+// planes: (buffer, offset in bytes, bytes from row to row) of Y, U and V. table: float32 [steps][steps][steps][4].
 void yuv_to_rgb(const std::array<std::tuple<py::buffer, int64_t, int64_t>, 3>& planes, const py::buffer& rgb,
-                const std::array<int, 2>& ratio, int step, bool wide, const std::array<bool, 2>& centre,
-                const std::array<float, 8>& matrix) {
+                const std::array<int, 2>& ratio, int step, bool wide, bool centred, const std::array<float, 8>& matrix,
+                const std::optional<py::buffer>& table) {
   py::buffer_info in[3] = {std::get<0>(planes[0]).request(), std::get<0>(planes[1]).request(),
                            std::get<0>(planes[2]).request()};
   const py::buffer_info out = rgb.request(true);
@@ -46,7 +47,7 @@ void yuv_to_rgb(const std::array<std::tuple<py::buffer, int64_t, int64_t>, 3>& p
   stdc::Yuv p{};
   p.height = out.shape[0], p.width = out.shape[1];
   p.ratio_x = ratio[0], p.ratio_y = ratio[1], p.step = step, p.wide = wide;
-  p.centre_x = centre[0], p.centre_y = centre[1];
+  p.centred = centred;
   const int64_t size = wide ? 2 : 1, columns = (p.width + ratio[0] - 1) / ratio[0];
   const char* start[3];
   for (int i = 0; i < 3; i++) {
@@ -58,6 +59,16 @@ void yuv_to_rgb(const std::array<std::tuple<py::buffer, int64_t, int64_t>, 3>& p
   p.y_row = std::get<2>(planes[0]), p.chroma_row = std::get<2>(planes[1]);
   p.luma = matrix[0], p.red_v = matrix[1], p.green_u = matrix[2], p.green_v = matrix[3], p.blue_u = matrix[4];
   std::copy(matrix.begin() + 5, matrix.end(), p.offset);
+  py::buffer_info colours;
+  if (table) {
+    colours = table->request();
+    const int64_t n = colours.ndim == 4 ? colours.shape[0] : 0;
+    if (n < 2 || n > 256 || colours.format != py::format_descriptor<float>::format() || colours.size != 4 * n * n * n ||
+        colours.shape[3] != 4 || colours.strides[3] != 4 || colours.strides[2] != 16 || colours.strides[1] != 16 * n ||
+        colours.strides[0] != 16 * n * n)
+      throw std::invalid_argument("no table that yuv_to_rgb() takes");
+    p.table = static_cast<const float*>(colours.ptr), p.steps = static_cast<int>(n);
+  }
   py::gil_scoped_release release;
   stdc::yuv_to_rgb(p, static_cast<uint8_t*>(out.ptr));
 }
@@ -76,7 +87,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", &stdc::isas);
   m.def("best_isa", &stdc::best_isa, py::arg("wanted") = "");
   m.def("yuv_to_rgb", &yuv_to_rgb, py::arg("planes"), py::arg("rgb"), py::arg("ratio"), py::arg("step"),
-        py::arg("wide"), py::arg("centre"), py::arg("matrix"));
+        py::arg("wide"), py::arg("centred"), py::arg("matrix"), py::arg("table") = py::none());
   py::class_<stdc::Engine>(m, "Engine")
       .def(py::init([](const py::bytes& plan, const std::string& isa, bool small) {
              const std::string_view bytes(plan);

@@ -61,14 +61,50 @@ STDC_INLINE void interleave(const uint8_t* red, const uint8_t* green, const uint
   }
 }
 
+typedef float F4 __attribute__((vector_size(16)));
+typedef float F4u __attribute__((vector_size(16), aligned(4), may_alias));
+
+// Where a level lies in the table: the step below it, and how far towards the next.
+STDC_INLINE int step_of(float level, int steps, float& rest) {
+  const float last = static_cast<float>(steps - 1);
+  float x = level * (last / 255.0f);
+  x = x < 0 ? 0 : x > last ? last : x;
+  const int step = x < last ? static_cast<int>(x) : steps - 2;
+  rest = x - static_cast<float>(step);
+  return step;
+}
+
+// Colours by the table, interpolated between the eight of its colours that are nearest.
+STDC_INLINE void through_table(const YuvRow& a, const float* red, const float* green, const float* blue, uint8_t* out) {
+  const ptrdiff_t n = a.steps;
+  for (int i = 0; i < kYuvRun; i++) {
+    float r, g, b;
+    const ptrdiff_t x = step_of(red[i], a.steps, r), y = step_of(green[i], a.steps, g), z = step_of(blue[i], a.steps, b);
+    const auto at = [&](ptrdiff_t k) {
+      const float* p = a.table + 4 * ((z * n + y) * n + x + k);
+      const F4 low = *reinterpret_cast<const F4u*>(p), high = *reinterpret_cast<const F4u*>(p + 4);
+      return low + r * (high - low);
+    };
+    const F4 near = at(0) + g * (at(n) - at(0)), far = at(n * n) + g * (at(n * n + n) - at(n * n));
+    const F4 c = near + b * (far - near);
+    for (int k = 0; k < 3; k++) out[3 * i + k] = level(c[k]);
+  }
+}
+
 template <class T>
 STDC_INLINE void run(const YuvRow& a, const T* y, const float* u, const float* v, uint8_t* out) {
-  uint8_t red[kYuvRun], green[kYuvRun], blue[kYuvRun];
-  for (int i = 0; i < kYuvRun; i++) red[i] = level(a.luma * y[i] + a.red_v * v[i] + a.offset[0]);
-  for (int i = 0; i < kYuvRun; i++)
-    green[i] = level(a.luma * y[i] + a.green_u * u[i] + a.green_v * v[i] + a.offset[1]);
-  for (int i = 0; i < kYuvRun; i++) blue[i] = level(a.luma * y[i] + a.blue_u * u[i] + a.offset[2]);
-  interleave(red, green, blue, out);
+  float colours[3][kYuvRun];
+  for (int i = 0; i < kYuvRun; i++) {
+    const float luma = a.luma * y[i];
+    colours[0][i] = luma + a.red_v * v[i] + a.offset[0];
+    colours[1][i] = luma + a.green_u * u[i] + a.green_v * v[i] + a.offset[1];
+    colours[2][i] = luma + a.blue_u * u[i] + a.offset[2];
+  }
+  if (a.table) return through_table(a, colours[0], colours[1], colours[2], out);
+  uint8_t levels[3][kYuvRun];
+  for (int c = 0; c < 3; c++)
+    for (int i = 0; i < kYuvRun; i++) levels[c][i] = level(colours[c][i]);
+  interleave(levels[0], levels[1], levels[2], out);
 }
 
 template <class T>

@@ -90,8 +90,10 @@ struct Yuv {
   int ratio_x, ratio_y;         // 1 or 2
   int step;                     // 1 or 2
   bool wide;
-  bool centre_x, centre_y;      // where chroma lies: between its two columns or rows, or on the first
+  bool centred;                 // chroma lies between its two columns, else on the first; always between its rows
   float luma, red_v, green_u, green_v, blue_u, offset[3];  // as in YuvRow
+  const float* table;           // as in YuvRow
+  int steps;
 };
 // RGB [height][width][3] of it, in this thread, rounded to the nearest.
 void yuv_to_rgb(const Yuv& picture, uint8_t* rgb);

@@ -106,6 +106,8 @@ struct YuvRow {
   float luma;        // R = luma * Y + red_v * V + offset[0] and so on, of raw samples
   float red_v, green_u, green_v, blue_u;
   float offset[3];
+  const float* table;  // [steps][steps][steps][4] of B, G, R: RGB from 0 to 255 in place of RGB, or null
+  int steps;
   float* scratch;    // [yuv_scratch(pixels)]
   uint8_t* out;      // [pixels][3]
   int64_t pixels;

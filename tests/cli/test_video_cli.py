@@ -19,7 +19,7 @@ from stdc_fast import UserError, video
 def camera(monkeypatch):
     """FFmpeg's test picture in place of a camera: it never ends."""
     real = av.open
-    monkeypatch.setattr(video, "_CAMERA_FORMAT", "lavfi")
+    monkeypatch.setattr(video.sources, "_CAMERA_FORMAT", "lavfi")
     monkeypatch.setattr(
         av,
         "open",
@@ -46,7 +46,7 @@ def test_no_camera(model, run_cli, tiny_weights, workplace):
 
 
 def test_a_system_whose_cameras_are_not_read(monkeypatch):
-    monkeypatch.setattr(video, "_CAMERA_FORMAT", "nothing")
+    monkeypatch.setattr(video.sources, "_CAMERA_FORMAT", "nothing")
     with pytest.raises(UserError, match=r"camera 0: this PyAV reads no cameras.*OpenCV"):
         video.read(0)
 
