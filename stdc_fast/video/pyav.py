@@ -14,7 +14,7 @@ def av():
         import av
     except ImportError as error:
         raise UserError(
-            f'videos need PyAV, which can not be imported ({error}); run pip install av'
+            f"videos need PyAV, which can not be imported ({error}); run pip install av"
         ) from None
     return av
 

@@ -63,7 +63,7 @@ class Reader(Iterator[np.ndarray]):
         self.camera, self.live = sources.is_camera(source), sources.is_live(source)
         self.name = sources.title(source)
         self.time = 0.0
-        self._source = source
+        self._source, self._numbered = source, sources.sequence(source) is not None
         self._turns = 0  # by 90 degrees, counter-clockwise, to have a frame upright
         self._damage = ""
         self._anew = True  # the next time stamp is that of a clock that was set anew
@@ -180,6 +180,8 @@ class Reader(Iterator[np.ndarray]):
                         yield packet
                 break
             except av().FFmpegError as error:
+                if self._numbered and isinstance(error, FileNotFoundError):
+                    break  # after the last one
                 failure = reason(error)
             # What is sent to nobody in particular comes or does not come; a server can be asked again.
             if not sources.is_server(self._source) or not self._open_again(failure, attempts):

@@ -127,7 +127,7 @@ def stem(source: str | os.PathLike) -> Path:
     if sequence(source):
         before, _, after = _split(os.path.basename(source))
         return Path(f"{before.rstrip('_-. ') or 'frames'}{after}")
-    return Path(source)
+    return Path(str(source).removeprefix("/dev/") if is_camera(source) else source)
 
 
 def open_source(source: object):
