@@ -47,8 +47,8 @@ SLOW = (
     "backends/eager/test_eager.py::test_rounding_costs_frames_no_more",
     "backends/eager/test_eager.py::test_low_precision_against_its_emulation",
     "scripts/", "test_download.py::test_processes_at_once", "test_download.py::test_killed_half_way",
-    "media/test_videos.py", "test_forks.py", "test_library.py", "test_train.py", "test_tune.py", "test_video.py",
-    "test_video_colours.py", "test_video_sources.py", "viewer/",
+    "media/test_videos.py", "test_forks.py", "test_library.py", "test_train.py", "test_tune.py",
+    "test_video.py", "test_video_colours.py", "test_video_sources.py", "viewer/",
 )  # fmt: skip
 #: Files that take longest, as one process runs all of a file: they are the first ones.
 LONGEST = (

@@ -73,7 +73,7 @@ def is_server(source: object) -> bool:
 
 
 def sequence(source: object) -> re.Pattern | None:
-    """What the names of numbered pictures match, for frame_%04d.png; None for what does not stand for such."""
+    """What the names of numbered pictures match, for frame_%04d.png; None for another kind of name."""
     if not isinstance(source, (str, os.PathLike)) or is_url(source) or os.path.exists(source):
         return None
     before, number, after = _split(os.path.basename(source))
@@ -157,10 +157,12 @@ def _first_number(source: str | os.PathLike, numbered: re.Pattern) -> int:
     numbers = sorted(int(found[1]) for found in map(numbered.fullmatch, names) if found)
     if not numbers:
         raise UserError(f"{os.fspath(source)}: no picture has such a name; give a folder or a video")
-    gap = next((i for i in range(numbers[0], numbers[-1]) if i not in set(numbers)), None)
-    if gap is not None:
-        left = sum(number > gap for number in numbers)
-        log.warning("%s: number %d is missing, and the %d after it are left out", source, gap, left)
+    together = next((i for i, n in enumerate(numbers) if n != numbers[0] + i), len(numbers))
+    if together < len(numbers):
+        log.warning(
+            "%s: number %d is missing, and the %d after it are left out",
+            source, numbers[0] + together, len(numbers) - together,
+        )  # fmt: skip
     return numbers[0]
 
 

@@ -86,7 +86,12 @@ class Writer:
                 pts = round(Fraction(time) / self._tick)
             self._pts = max(self._pts + 1, pts)
             picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709")
+            flags = self._av.video.reformatter.Interpolation
+            picture = picture.reformat(
+                format="yuv420p",
+                dst_colorspace="ITU709",
+                interpolation=flags.BICUBIC | flags.ACCURATE_RND | flags.FULL_CHR_H_INP,
+            )
             picture.pts, picture.time_base = self._pts, self._tick
             self._container.mux(self._stream.encode(picture))
             self.frames += 1
