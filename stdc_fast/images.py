@@ -34,7 +34,10 @@ _RAW_SUFFIXES = frozenset({".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng
                            ".srf", ".srw", ".x3f"})  # fmt: skip
 _HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv",
-                            ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".mjpeg", ".mjpg"})  # fmt: skip
+                            ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".m2t", ".mjpeg", ".mjpg", ".y4m",
+                            ".h264", ".264", ".h265", ".265", ".hevc", ".m1v", ".m2v", ".ivf", ".obu", ".mxf",
+                            ".dv", ".vob", ".asf", ".f4v", ".3g2", ".nut", ".rm", ".rmvb",
+                            ".ogm"})  # fmt: skip
 #: Images with more pixels are refused, so that a small file can not fill the memory.
 MAX_PIXELS = 64_000_000
 #: More is not read from pipes and open files, which may have no end.

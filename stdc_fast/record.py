@@ -31,17 +31,20 @@ def record(
     legend: bool = False,
     side_by_side: bool = False,
     max_frames: int | None = None,
+    matrix: str | None = None,
     progress: bool = True,
 ) -> dict[str, object]:
     """Label all frames, at most ``max_frames``, and write their overlays to the video ``target``, if any.
 
     The written video has the source's size, times and shape of pixels; ``legend`` adds a strip below,
-    ``side_by_side`` the frame itself to the left. A camera is recorded until Ctrl-C (or SIGTERM);
-    what it shows while the network is busy is skipped.
+    ``side_by_side`` the frame itself to the left. A live source is recorded until Ctrl-C (or
+    SIGTERM); what it shows while the network is busy is skipped. ``matrix`` is as for
+    :func:`stdc_fast.video.read`.
 
     Returns plain values: name, sizes, frames, dropped, fps (of the source), seconds (all in all, as a clock
     shows), frames_per_second (labelled), classes (pixels and shares over all frames), overlay (the file), and
-    ``error`` where the source broke off: what was labelled until then is kept.
+    ``error`` where the source broke off, or a file was interrupted: what was labelled until then is kept; and
+    ``signal``, the number of what interrupted it.
 
     Raises UserError if not even one frame can be labelled, or the video can not be written: there is none.
     """
@@ -49,13 +52,12 @@ def record(
     pixels = np.zeros(len(classes), np.int64)
     failure, first, count = None, None, 0
     with contextlib.ExitStack() as stack:
-        reader = video.read(source)  # the stream closes it, in its own thread
+        reader = video.read(source, matrix=matrix)  # the stream closes it, in its own thread
         stream = stack.enter_context(segmenter.stream(reader, scale=scale, size=size))
         writer = None
         if target is not None:
             writer = stack.enter_context(video.Writer(target, reader.fps, reader.aspect))
-        if reader.camera:
-            stack.enter_context(_until_interrupted(stream))
+        interrupted = stack.enter_context(_until_interrupted(stream))
         total = min((n for n in (reader.frames, max_frames) if n), default=None)
         bar = stack.enter_context(tqdm(None, reader.name, total, unit="frame", disable=not progress or None))
         start = time.perf_counter()
@@ -79,6 +81,10 @@ def record(
                     picture = draw.add_legend(picture, result.shares(), classes, steady=True)
                 writer.write(picture, result.time)
             bar.update()
+        if interrupted and not reader.live:
+            if not count:
+                raise KeyboardInterrupt
+            failure = f"{reader.name}: interrupted; its first {count} frames are labelled and kept"
         if not count:
             raise UserError(f"{reader.name}: stopped before its first frame was labelled")
         if writer is not None:
@@ -110,14 +116,17 @@ def record(
         row["overlay"] = str(target)
     if failure is not None:
         row["error"] = failure
+    if interrupted and not reader.live:
+        row["signal"] = interrupted[0]
     return row
 
 
-def output_names(files: list[Path]) -> list[str]:
-    """A distinct stem for each file: its own, with suffix and a number where that is taken."""
+def output_names(sources: list[Path | str]) -> list[str]:
+    """A distinct stem for each path, camera and address: its own, with suffix and number where it is taken."""
     taken: set[str] = set()
     names = []
-    for path in files:
+    for source in sources:
+        path = source if isinstance(source, Path) else video.stem(source)
         numbered = (f"{path.stem}_{i}" for i in itertools.count(2))
         options = itertools.chain([path.stem, f"{path.stem}_{path.suffix.lstrip('.')}"], numbered)
         name = next(o for o in options if o not in taken)
@@ -126,11 +135,13 @@ def output_names(files: list[Path]) -> list[str]:
     return names
 
 
-def without_results(files: list[Path], out: Path) -> list[Path]:
-    """The files without those that an earlier run wrote to ``out`` from others of them; a line says so."""
+def without_results(files: list[Path | str], out: Path) -> list[Path | str]:
+    """The sources without files that an earlier run wrote to ``out`` from others of them; a line says so."""
     names, folder = set(output_names(files)), os.path.realpath(out)
 
-    def is_result(path: Path) -> bool:
+    def is_result(path: Path | str) -> bool:
+        if not isinstance(path, Path):
+            return False
         base, _, kind = path.stem.rpartition("_")
         named = kind in ("overlay", "labels") and path.suffix == ".png" and base in names
         return named and os.path.realpath(path.parent) == folder and made_here(path)
@@ -159,22 +170,26 @@ def print_result(row: dict, model: str) -> None:
 
 
 @contextlib.contextmanager
-def _until_interrupted(stream: Stream) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the stream after the frame at hand; the next one acts as always."""
-    previous = {}
+def _until_interrupted(stream: Stream) -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM ends the stream after the frame at hand; the next one acts as always.
+
+    Gives a list that then holds the signal's number.
+    """
+    previous, interrupted = {}, []
 
     def restore() -> None:
         while previous:
             signal.signal(*previous.popitem())
 
-    def stop(*_) -> None:
+    def stop(number: int, _) -> None:
         restore()
+        interrupted.append(int(number))
         stream.stop()
 
     with contextlib.suppress(ValueError):  # not in the main thread, where no signals arrive
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, stop)
     try:
-        yield
+        yield interrupted
     finally:
         restore()

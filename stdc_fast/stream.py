@@ -51,7 +51,7 @@ def open_stream(
         return name, image, None if reader is None else reader.time
 
     if latest is None:
-        latest = reader is not None and reader.camera
+        latest = reader is not None and reader.live
     return Stream(frames, prepare, lambda item: work(*item), ahead, latest)
 
 

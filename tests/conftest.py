@@ -46,9 +46,10 @@ SLOW = (
     "plan/test_rewrites.py::test_what_others_read_stays_in_any_sequence",
     "backends/eager/test_eager.py::test_rounding_costs_frames_no_more",
     "backends/eager/test_eager.py::test_low_precision_against_its_emulation",
-    "media/test_pictures.py", "scripts/", "test_download.py::test_processes_at_once",
+    "media/", "scripts/", "test_download.py::test_processes_at_once",
     "test_download.py::test_killed_half_way",
-    "test_forks.py", "test_library.py", "test_train.py", "test_tune.py", "test_video.py", "viewer/",
+    "test_forks.py", "test_library.py", "test_train.py", "test_tune.py", "test_video.py",
+    "test_video_colours.py", "test_video_sources.py", "viewer/",
 )  # fmt: skip
 #: Files that take longest, as one process runs all of a file: they are the first ones.
 LONGEST = (

@@ -148,7 +148,7 @@ def test_a_video_with_a_damaged_middle(workplace):
 
 def test_without_pyav(model, photo, workplace, monkeypatch, run_cli, tiny_weights):
     monkeypatch.setitem(sys.modules, "av", None)
-    video._av.cache_clear()
+    video.pyav.av.cache_clear()
     (workplace / "a.mp4").write_bytes(b"1234")
     for call in (
         lambda: video.read("a.mp4"),
@@ -166,7 +166,7 @@ def test_without_pyav(model, photo, workplace, monkeypatch, run_cli, tiny_weight
     model.predict(photo())
     assert len(list(model.stream([photo()]))) == 1  # needs none
     monkeypatch.undo()
-    video._av.cache_clear()
+    video.pyav.av.cache_clear()
 
 
 # ---------------------------------------------------------------- Writer

@@ -79,6 +79,25 @@ class Engine {
   std::unique_ptr<Impl> impl_;
 };
 
+// A picture of a video as Y'CbCr. Samples are of 8 bits, or of 16 in the machine's order; U and V alternate where
+// step is 2. Of chroma there are width / ratio_x columns and height / ratio_y rows, rounded up.
+struct Yuv {
+  const void* y;
+  const void* u;
+  const void* v;
+  ptrdiff_t y_row, chroma_row;  // bytes from row to row
+  int64_t height, width;
+  int ratio_x, ratio_y;         // 1 or 2
+  int step;                     // 1 or 2
+  bool wide;
+  bool centred;                 // chroma lies between its two columns, else on the first; always between its rows
+  float luma, red_v, green_u, green_v, blue_u, offset[3];  // as in YuvRow
+  const float* table;           // as in YuvRow
+  int steps;
+};
+// RGB [height][width][3] of it, in this thread, rounded to the nearest.
+void yuv_to_rgb(const Yuv& picture, uint8_t* rgb);
+
 // Instruction sets that were built and that this processor has, the best first; the emulation of tiles, which is
 // for tests, is the last.
 std::vector<std::string> isas();

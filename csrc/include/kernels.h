@@ -93,6 +93,28 @@ struct FrameRow {
   int64_t pixels;
 };
 
+// One row of a video's Y'CbCr to RGB. Chroma is interpolated between two rows, then between columns.
+struct YuvRow {
+  const void* y;
+  const void* u[2];  // the rows of chroma above and below; both the same where there are as many as of luma
+  const void* v[2];
+  float below;       // weight of the second
+  int step;          // from one sample of chroma to the next: 1, or 2 where U and V alternate
+  int ratio;         // columns of luma to one of chroma, 1 or 2
+  bool centred;      // chroma lies between its two columns, else on the first
+  bool wide;         // samples have 16 bits, else 8
+  float luma;        // R = luma * Y + red_v * V + offset[0] and so on, of raw samples
+  float red_v, green_u, green_v, blue_u;
+  float offset[3];
+  const float* table;  // [steps][steps][steps][4] of B, G, R: RGB from 0 to 255 in place of RGB, or null
+  int steps;
+  float* scratch;    // [yuv_scratch(pixels)]
+  uint8_t* out;      // [pixels][3]
+  int64_t pixels;
+};
+constexpr int kYuvRun = 64;  // pixels at a time
+constexpr int64_t yuv_scratch(int64_t pixels) { return 3 * (pixels + 2 * kYuvRun); }
+
 // The best class of each pixel of a row of logits, the lowest of a tie.
 struct BestRow {
   const float* logits;
@@ -171,9 +193,11 @@ struct CopyRow {
 }  // namespace stdc
 
 // Every row kernel, named once: KERNEL(set, name, arguments, dtypes) stands for the functions name_dtype_set. The dtype
-// is that of the maps; kernels of vectors and logits have STDC_F32, since those are float32 in every plan. A set with
+// is that of the maps; kernels of vectors and logits have STDC_F32, since those are float32 in every plan, and those of
+// pictures STDC_U8. A set with
 // tile registers has product kernels of its own and takes the others from another set.
 #define STDC_F32(EACH, set, name, arguments) EACH(set, name, arguments, f32)
+#define STDC_U8(EACH, set, name, arguments) EACH(set, name, arguments, u8)
 #define STDC_FLOATS(EACH, set, name, arguments) EACH(set, name, arguments, f32) EACH(set, name, arguments, bf16)
 
 #define STDC_PRODUCT_KERNELS(KERNEL, set) KERNEL(set, conv, ConvRow, STDC_FLOATS)
@@ -187,6 +211,7 @@ struct CopyRow {
   KERNEL(set, prologue, PrologueRow, STDC_FLOATS)          \
   KERNEL(set, gate, GateLayer, STDC_F32)                   \
   KERNEL(set, frame, FrameRow, STDC_FLOATS)                \
+  KERNEL(set, yuv, YuvRow, STDC_U8)                        \
   KERNEL(set, best, BestRow, STDC_F32)                     \
   KERNEL(set, labels, LabelRow, STDC_F32)
 

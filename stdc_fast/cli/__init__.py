@@ -8,6 +8,7 @@ interrupted. Results go to stdout, progress and messages to stderr.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -53,6 +54,8 @@ def main() -> None:
         if getattr(sys, name) is None:  # closed by who started this, as by >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, until the process ends
         getattr(sys, name).reconfigure(errors="backslashreplace")  # file names may be no text
+    # As Ctrl-C does, so that files which are being written are tidied up.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app(prog_name="stdc-fast")
     except UserError as error:
@@ -62,3 +65,5 @@ def main() -> None:
         # The reader of a pipe left (head); the interpreter must not try to flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)

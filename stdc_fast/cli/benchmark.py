@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -115,7 +114,6 @@ def benchmark(
         say=lambda line: note(line, quiet),
     )
     broken = []
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else nobody would tidy up
     with tempfile.TemporaryDirectory() as folder:
         weights = workloads.resolve(model, Path(folder))
         jobs = [(height, width, n) for height, width in sizes for n in batch]

@@ -32,7 +32,9 @@ from stdc_fast.errors import UserError
 def predict(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SRC...", help="Images, folders, globs, videos, cameras (0), - for stdin."),
+        typer.Argument(
+            metavar="SRC...", help="Images, folders, globs, videos, cameras (0), addresses, - for stdin."
+        ),
     ],
     model: Model = "stdc1_camvid",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("out"),
@@ -58,6 +60,9 @@ def predict(
     max_frames: Annotated[
         Optional[int], typer.Option(min=1, help="Of each video or camera, only the first N frames.")
     ] = None,
+    matrix: Annotated[
+        Optional[str], typer.Option(help="Of videos' colours: bt601, bt709 or bt2020. Default: as they say.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
@@ -69,7 +74,7 @@ def predict(
 
     A bad image does not stop the others, and a damaged video is labelled as far as it goes. Failures are
     listed at the end, with exit code 1, or 2 if nothing could be labelled. A camera (0, or /dev/video0) is
-    labelled until Ctrl-C.
+    labelled until Ctrl-C. Ctrl-C on a file keeps what is labelled; exit code 130.
 
     Examples: stdc-fast predict street.jpg photos/ --out out; stdc-fast predict drive.mp4 --legend
     """
@@ -88,7 +93,8 @@ def predict(
     files, failures = [], []
     for source in sources:
         try:
-            files.extend(images.expand(source)[0])
+            # An address as it is: a path would lose one of its slashes.
+            files.extend([source] if video.is_video(source) else images.expand(source)[0])
         except UserError as error:
             failures.append((source, str(error)))
     files = without_results(files, out)
@@ -106,7 +112,7 @@ def predict(
             raise UserError("--label-ids is about label PNGs; leave out --no-labels")
         cityscapes_ids(segmenter.classes)  # known before minutes of work
     remark(segmenter.report, quiet)
-    results = []
+    results, interrupted = [], None
     names = output_names(files)
     inputs = {os.path.realpath(f) for f in files}
     kinds = [kind for kind, wanted in (("overlay", overlay), ("labels", labels is not False)) if wanted]
@@ -124,7 +130,7 @@ def predict(
             if path in videos:
                 row = record(segmenter, path, targets.get("overlay"), scale=scale, size=network_size,
                              alpha=alpha, legend=bool(legend), side_by_side=side_by_side,
-                             max_frames=max_frames, progress=not quiet)  # fmt: skip
+                             max_frames=max_frames, matrix=matrix, progress=not quiet)  # fmt: skip
             else:
                 result = segmenter.predict(path, scale=scale, size=network_size, range=samples)
                 row = result.to_dict() | {kind: str(target) for kind, target in targets.items()}
@@ -136,8 +142,11 @@ def predict(
             failures.append((str(path), str(error)))
             continue
         results.append(row)
+        interrupted = row.pop("signal", None)
         if not as_json and (len(files) == 1 or path in videos):
             print_result(row, segmenter.name)
+        if interrupted:
+            break
     if as_json:
         print(json.dumps({"model": segmenter.name, "results": results,
                           "failures": [{"name": n, "error": e} for n, e in failures]}, indent=1))  # fmt: skip
@@ -150,5 +159,7 @@ def predict(
     if failures and len(failures) + len(results) > 1:
         total = len(failures) + len(results)
         print(f"stdc-fast: {len(failures)} of {total} failed", file=sys.stderr)
+    if interrupted:
+        raise typer.Exit(128 + interrupted)
     if failures or partial:
         raise typer.Exit(1 if results else 2)

@@ -11,7 +11,7 @@ from pathlib import Path
 from stdc_fast.datasets.description import Description, read_text
 from stdc_fast.datasets.known import camvid_split, is_camvid
 from stdc_fast.errors import UserError
-from stdc_fast.images import IMAGE_SUFFIXES, is_image
+from stdc_fast.images import is_image
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def _listed(listing: Path, lines: list[str], images: dict[str, Path], end: str) 
     def name_of(text: str) -> str | None:
         text = text.replace("\\", "/")
         stem, dot, suffix = text.rpartition(".")
-        for plain in (text, stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else ""):
+        for plain in (text, stem if dot and is_image(Path(f"x.{suffix}")) else ""):
             plain = plain.removesuffix(end)
             parts = [part for part in plain.split("/") if part]
             for i in range(len(parts)):

@@ -19,7 +19,7 @@ from stdc_fast import UserError, video
 def camera(monkeypatch):
     """FFmpeg's test picture in place of a camera: it never ends."""
     real = av.open
-    monkeypatch.setattr(video, "_CAMERA_FORMAT", "lavfi")
+    monkeypatch.setattr(video.sources, "_CAMERA_FORMAT", "lavfi")
     monkeypatch.setattr(
         av,
         "open",
@@ -46,7 +46,7 @@ def test_no_camera(model, run_cli, tiny_weights, workplace):
 
 
 def test_a_system_whose_cameras_are_not_read(monkeypatch):
-    monkeypatch.setattr(video, "_CAMERA_FORMAT", "nothing")
+    monkeypatch.setattr(video.sources, "_CAMERA_FORMAT", "nothing")
     with pytest.raises(UserError, match=r"camera 0: this PyAV reads no cameras.*OpenCV"):
         video.read(0)
 
@@ -219,21 +219,42 @@ def test_a_damaged_video_is_kept_as_far_as_it_goes(run_cli, tiny_weights, workpl
             assert not os.path.exists("bad")
 
 
-def test_interrupted_on_a_file_nothing_is_left(run_cli, tiny_weights, workplace, monkeypatch):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_on_a_file_what_is_labelled_is_kept(
+    number, code, run_cli, tiny_weights, workplace, monkeypatch
+):
     from stdc_fast import Segmenter
 
     film("a.mp4")
+    film("b.mp4")
     segment, calls = Segmenter._segment, []
 
     def interrupted(*arguments):
         calls.append(1)
-        if len(calls) == 5:
-            os.kill(os.getpid(), signal.SIGINT)
+        if len(calls) == 4:
+            os.kill(os.getpid(), number)
         return segment(*arguments)
 
     monkeypatch.setattr(Segmenter, "_segment", interrupted)
-    run = run_cli("predict", "a.mp4", "-m", tiny_weights)
-    assert run.code == 130
+    run = run_cli("predict", "a.mp4", "b.mp4", "-m", tiny_weights, "-q")
+    assert run.code == code, run.err
+    assert run.lines == ["stdc-fast: a.mp4: interrupted; its first 4 frames are labelled and kept"]
+    assert os.listdir("out") == ["a_overlay.mp4"]
+    assert len(decoded("out/a_overlay.mp4")[0]) == 4
+
+
+def test_ended_while_a_file_is_written(run_cli, tiny_weights, workplace, monkeypatch):
+    """SIGTERM at any other time: nothing half is left, hidden or not."""
+    Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save("a.png")
+    real = Image.Image.save
+
+    def save(image, path, *rest, **more):
+        real(image, path, *rest, **more)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    run = run_cli("predict", "a.png", "-m", tiny_weights, "-q")
+    assert run.code == 143
     assert os.listdir("out") == []
 
 
