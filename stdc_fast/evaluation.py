@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from stdc_fast import images
 from stdc_fast.errors import UserError
@@ -22,6 +23,7 @@ from stdc_fast.files import write_atomic
 from stdc_fast.inference import label
 from stdc_fast.protocol import Protocol
 from stdc_fast.reference.losses import IGNORE
+from stdc_fast.segmenter import InputSize
 from stdc_fast.version import __version__
 
 if TYPE_CHECKING:
@@ -216,6 +218,13 @@ def evaluate(
             scores = one.iou().tolist(), one.miou(), one.pixel_accuracy()
             result.images.append(ImageScore(path.name, labels.shape, seen, *scores, seconds))
     return result
+
+
+def check_sizes(folder: SegmentationFolder, protocol: Protocol) -> None:
+    """UserError with a file's name where a view of an image is too small or too large for the network."""
+    for path in folder.images:
+        with _named(path), Image.open(path) as image:
+            protocol.views(image.height, image.width, InputSize())
 
 
 def _loaded(

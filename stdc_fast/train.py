@@ -15,7 +15,6 @@ import csv
 import dataclasses
 import functools
 import json
-import os
 import signal
 import sys
 import time
@@ -29,48 +28,18 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stdc_fast import backends, checkpoints, datasets, files, info, start
+from stdc_fast import checkpoints, datasets, files, info, start
 from stdc_fast.data import Augmentation, TrainingStream
 from stdc_fast.errors import UserError
-from stdc_fast.evaluation import evaluate
+from stdc_fast.evaluation import check_sizes, evaluate
 from stdc_fast.images import normalise
+from stdc_fast.processes import Process, processes
+from stdc_fast.protocol import Protocol
 from stdc_fast.recipe import TrainConfig, amp_dtype, optimizer
 from stdc_fast.reference import LossTerms, OhemCrossEntropy, SegmentationLoss, STDCSeg
 from stdc_fast.segmenter import Segmenter
 
 BEST, UNVALIDATED = "best.safetensors", "averaged.safetensors"
-
-
-@dataclasses.dataclass(frozen=True)
-class Process:
-    """This process among those of the run."""
-
-    rank: int
-    world: int
-    device: torch.device
-
-    @property
-    def main(self) -> bool:
-        return self.rank == 0
-
-
-@contextlib.contextmanager
-def processes(device: str) -> Iterator[Process]:
-    """Join the group that torchrun started, if any: gloo on CPU, NCCL on GPUs."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    place = backends.resolve_device(device)
-    if world == 1:
-        yield Process(0, 1, place)
-        return
-    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
-    if place.type == "cuda":
-        place = backends.resolve_device(f"cuda:{local}")
-        torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    try:
-        yield Process(rank, world, place)
-    finally:
-        dist.destroy_process_group()
 
 
 class Average:
@@ -216,6 +185,8 @@ class Run:
         if last.is_file() and not resume:
             raise UserError(f"{out}: holds a run already; add --resume, or choose another folder")
         histograms = datasets.check_training(self.folder, self.val, everything=check_all, seed=config.seed)
+        if self.val is not None:
+            check_sizes(self.val, Protocol(scale=config.eval_scale))
         torch.manual_seed(config.seed)
         network = STDCSeg(config.variant, len(classes), training_heads=True)
         self.notes: list[str] = []
@@ -280,12 +251,11 @@ class Run:
             model = nn.parallel.DistributedDataParallel(model, device_ids=ids)
         model.train()
         stop = _stop_requests()
-        bar = tqdm(
-            total=config.iterations, initial=self.iteration, unit="it", disable=quiet or not process.main
-        )
+        quiet = quiet or not process.main
+        bar = tqdm(total=config.iterations, initial=self.iteration, unit="it", disable=quiet or None)
         started, sums, count = time.monotonic(), np.zeros(len(LossTerms._fields)), 0
         with bar, stop as requested:
-            for line in () if bar.disable else self.notes:
+            for line in () if quiet else self.notes:
                 bar.write(line, sys.stderr)
             for images, labels in self._batches():
                 terms = self._step(model, images, labels)
@@ -389,8 +359,6 @@ class Run:
             dist.all_reduce(total)
             confusion.matrix = total.cpu().numpy()
         miou = confusion.miou()
-        if not confusion.matrix.any():
-            raise UserError(f"{self.val.labels[0].parent}: no pixel is of a class; check the labels")
         if self.process.main:
             iou = dict(zip(self.folder.classes.names, confusion.iou().round(4), strict=True))
             self.val_log.add({"iteration": self.iteration, "miou": f"{miou:.4f}", **iou})

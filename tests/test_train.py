@@ -226,13 +226,20 @@ def test_labels_without_classes_are_not_trained_on(tmp_path, remap, classes, sai
     assert not (tmp_path / "run").exists()
 
 
-def test_a_validation_set_without_classes_leaves_no_best(tmp_path):
+def test_a_validation_set_without_classes_is_refused_at_once(tmp_path):
     data = folders.camvid(tmp_path / "data")
     for path in (data / "valannot").iterdir():
         Image.new("L", (128, 96), 11).save(path)
     with pytest.raises(UserError, match="valannot: no pixel is of a class; check the labels"):
         train(SMALL, data, tmp_path / "run", device="cpu", quiet=True)
-    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_scale_that_no_validation_image_can_have_is_refused_at_once(data, tmp_path):
+    config = dataclasses.replace(SMALL, eval_scale=1 / 16)
+    with pytest.raises(UserError, match="val/f0.png: the network would see 8x6"):
+        train(config, data, tmp_path / "run", device="cpu", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_a_model_and_a_start(whole_run, data, tmp_path):

@@ -50,7 +50,7 @@ def check_training(
     """:func:`check` of what to train on and to validate on; all labels to train on are read.
 
     Returns the pixels of every class in every image to train on, int64 ``[images, classes]``. UserError as
-    :func:`check`, and where fewer than two classes have pixels.
+    :func:`check`, where fewer than two classes have pixels, and where none has in ``val``.
     """
     _inspect(folder, everything, seed)
     val_pixels = None if val is None else _inspect(val, everything, seed)
@@ -62,6 +62,8 @@ def check_training(
             f"{folder.labels[0].parent}: of {len(folder.classes)} classes {only} in {len(pixels)} files; "
             "name the values of the others in classes.txt or data.yaml, 255 too if it is one"
         )
+    if val is not None and not val_pixels[:, :-1].any() and not histograms(val)[:, :-1].any():
+        raise UserError(f"{val.labels[0].parent}: no pixel is of a class; check the labels")
     _warn(folder, pixels)
     if val is not None:
         _warn(val, val_pixels)
