@@ -190,6 +190,6 @@ def test_one_view_is_what_label_gives(exact, frame):
 
 def test_refuses_what_is_no_image(exact, frame):
     with pytest.raises(UserError, match="expected a uint8 array"):
-        inference.label(exact, frame.astype(float), Protocol())
+        inference.label(exact, frame.astype(complex), Protocol())
     with pytest.raises(UserError, match="would see 27x20"):
         inference.label(exact, frame, Protocol("mmseg", scale=0.3))

@@ -26,7 +26,7 @@ def elsewhere():
 def outcomes(weights, backend):
     model = stdc_fast.load(weights, device="cpu", backend=backend, dtype="float32")
     result = model.predict(FRAME[0], confidence=True)
-    x = torch.from_numpy(FRAME).permute(0, 3, 1, 2).float() / 255
+    x = torch.from_numpy(FRAME).permute(0, 3, 1, 2).float() / 51 - 2.5
     found = [
         model.label(FRAME),
         torch.from_numpy(result.labels),

@@ -4,7 +4,8 @@
 // elements in bf16) that is one broadcast a pixel and one load a vector of weights.
 #include "simd.h"
 
-#if defined(__AMX_BF16__) || defined(STDC_AMX_EMULATED)
+// Clang 14 names it without the underscore.
+#if defined(__AMX_BF16__) || defined(__AMXBF16__) || defined(STDC_AMX_EMULATED)
 #define STDC_TILES
 #endif
 #if defined(STDC_TILES)
