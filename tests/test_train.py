@@ -237,7 +237,7 @@ def test_a_validation_set_without_classes_is_refused_at_once(tmp_path):
 
 def test_a_scale_that_no_validation_image_can_have_is_refused_at_once(data, tmp_path):
     config = dataclasses.replace(SMALL, eval_scale=1 / 16)
-    with pytest.raises(UserError, match="val/f0.png: the network would see 8x6"):
+    with pytest.raises(UserError, match=r"val/f0\.png: the network would see 8x6"):
         train(config, data, tmp_path / "run", device="cpu", quiet=True)
     assert not (tmp_path / "run").exists()
 
