@@ -40,6 +40,12 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".we
                             ".ogm"})  # fmt: skip
 #: Images with more pixels are refused, so that a small file can not fill the memory.
 MAX_PIXELS = 64_000_000
+#: Of images and of what the network sees; the native engine's limit.
+MAX_SIDE = 65_536
+LIMITS = (
+    f"both sides must be at least {MIN_SIZE} and at most {MAX_SIDE}, the pixels at most "
+    f"{MAX_PIXELS // 10**6} million"
+)
 #: More is not read from pipes and open files, which may have no end.
 _MAX_BYTES = 512 << 20
 #: The name of standard input, also where there is no such file; the command line has "-" for it.
@@ -221,8 +227,13 @@ def memory_errors(name: object) -> Iterator[None]:
         raise UserError(f"{name}: not enough memory; use a smaller scale or size") from None
 
 
+def is_possible(height: int, width: int) -> bool:
+    """Whether an image, or what the network sees, can have this size; :data:`LIMITS` says so in words."""
+    return MIN_SIZE <= min(height, width) <= max(height, width) <= MAX_SIDE and height * width <= MAX_PIXELS
+
+
 def check_size(height: int, width: int, name: str) -> None:
-    """UserError unless both sides are at least 32 and the pixels at most :data:`MAX_PIXELS`."""
+    """UserError unless :func:`is_possible`."""
     if min(height, width) < MIN_SIZE:
         raise UserError(
             f"{name}: {width}x{height} is too small; both sides must be at least {MIN_SIZE} pixels"
@@ -232,6 +243,8 @@ def check_size(height: int, width: int, name: str) -> None:
             f"{name}: {width}x{height} has {height * width / 1e6:.1f} million pixels, more than the limit "
             f"of {MAX_PIXELS / 1e6:.0f}; scale it down"
         )
+    if not is_possible(height, width):
+        raise UserError(f"{name}: {width}x{height}: a side has at most {MAX_SIDE} pixels; cut or scale it")
 
 
 def check_array(

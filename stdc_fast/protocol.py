@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stdc_fast.errors import UserError
-from stdc_fast.images import MAX_PIXELS, MIN_SIZE
+from stdc_fast.images import MIN_SIZE, is_possible
 from stdc_fast.segmenter import InputSize, check_request
 
 #: Scales of "ms+flip" in mmsegmentation's tables.
@@ -108,7 +108,7 @@ class Protocol:
             fits = [min(max(b) / max(height, width), min(b) / min(height, width)) for b in bounds]
             sizes = [(int(height * f + 0.5), int(width * f + 0.5)) for f in fits]
         for size in sizes:
-            if min(size) < MIN_SIZE or size[0] * size[1] > MAX_PIXELS:
+            if not is_possible(*size):
                 InputSize().resolve(height, width, size=size)
         return [View(s, m) for s, m in itertools.product(sizes, (False, True)[: 1 + self.flip])]
 

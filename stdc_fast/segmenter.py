@@ -23,7 +23,7 @@ from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Like, Precision, precision_of
 from stdc_fast.published import Published
 from stdc_fast.reduction import reduced
-from stdc_fast.reference.networks import MIN_SIZE, STDCSeg, check_input, upsample
+from stdc_fast.reference.networks import STDCSeg, check_input, upsample
 from stdc_fast.samples import check_normalised, check_range
 from stdc_fast.segmentation import Segmentation
 from stdc_fast.stream import Stream, open_stream
@@ -78,10 +78,9 @@ class InputSize:
         else:
             scale = self.scale if scale is None else scale
             result = (int(height * scale), int(width * scale))
-        if min(result) < MIN_SIZE or result[0] * result[1] > images.MAX_PIXELS:
+        if not images.is_possible(*result):
             raise UserError(
-                f"the network would see {result[1]}x{result[0]}; both sides must be at least {MIN_SIZE} "
-                f"and the pixels at most {images.MAX_PIXELS / 1e6:.0f} million; change scale or size"
+                f"the network would see {result[1]}x{result[0]}; {images.LIMITS}; change scale or size"
             )
         return result
 

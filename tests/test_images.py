@@ -235,6 +235,7 @@ def test_a_huge_pil_image_is_refused_before_it_is_decoded(huge_png, tmp_path):
         (np.zeros((64, 96, 4), np.uint8), r"\[64, 96, 4\]"),
         (np.zeros((3, 64, 96), np.uint8), r"\[3, 64, 96\]"),
         (np.zeros((31, 96, 3), np.uint8), "96x31 is too small"),
+        (np.zeros((65537, 32, 3), np.uint8), "32x65537: a side has at most 65536 pixels"),
         (np.broadcast_to(np.uint8(0), (9000, 9000, 3)), "81.0 million"),
     ],
 )

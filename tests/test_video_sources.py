@@ -72,6 +72,21 @@ def test_the_largest_video_and_no_cover(workplace, caplog):
     assert "two.mkv: holds 2 videos; the largest is read, 96x64" in caplog.text
 
 
+def test_a_title_in_another_encoding(workplace):
+    """AVI says nowhere how its texts are encoded, and Windows programs write their code page."""
+    with av.open("a.avi", "w") as container:
+        container.metadata["title"] = "Strasse"
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    content = Path("a.avi").read_bytes()
+    assert content.count(b"Strasse") == 1
+    Path("a.avi").write_bytes(content.replace(b"Strasse", b"Stra\xdfe "))
+    assert len(list(video.read("a.avi"))) == 1
+
+
 def test_interlaced_pictures_are_made_whole(workplace):
     """Of an object that moves between the two fields no comb is left."""
     pytest.importorskip("av")

@@ -55,11 +55,8 @@ def exact_size(text: str) -> tuple[int, int]:
     if text == "native":
         raise UserError("--size must be HEIGHTxWIDTH here, for example 512x1024, not 'native'")
     height, width = parse_size(text)
-    if min(height, width) < images.MIN_SIZE or height * width > images.MAX_PIXELS:
-        raise UserError(
-            f"--size {text}: both sides must be at least {images.MIN_SIZE} and the pixels at most "
-            f"{images.MAX_PIXELS / 1e6:.0f} million; choose another size"
-        )
+    if not images.is_possible(height, width):
+        raise UserError(f"--size {text}: {images.LIMITS}; choose another size")
     return height, width
 
 

@@ -125,6 +125,11 @@ def stem(source: str | os.PathLike) -> Path:
     return Path(str(source).removeprefix("/dev/") if is_camera(source) else source)
 
 
+def _av_open(name: str, **options: object):
+    """PyAV's container. Its default refuses files whose title or artist is no UTF-8 text."""
+    return av().open(name, metadata_errors="replace", **options)
+
+
 def open_source(source: object):
     """PyAV's container of a source; UserError, FFmpegError or OSError if that fails."""
     device, address, name = camera(source), url(source), title(source)
@@ -136,11 +141,11 @@ def open_source(source: object):
     if numbered:
         first = _first_number(source, numbered)
         options = {"start_number": str(first), "framerate": str(USUAL_RATE)}
-        return av().open(f"file:{os.fspath(source)}", format="image2", options=options)
+        return _av_open(f"file:{os.fspath(source)}", format="image2", options=options)
     with images.decode_errors(name):
         images.check_file(Path(name))
     # "file:", so that colons and percent signs in a name mean nothing.
-    return av().open(f"file:{name}")
+    return _av_open(f"file:{name}")
 
 
 def _first_number(source: str | os.PathLike, numbered: re.Pattern) -> int:
@@ -172,7 +177,7 @@ def _open_url(address: str, name: str):
     if kind.startswith("rtsp"):
         options = {"rtsp_transport": "tcp", "timeout": options["rw_timeout"]}
     try:
-        return av().open(address, options=options, timeout=PATIENCE)
+        return _av_open(address, options=options, timeout=PATIENCE)
     except (av().FFmpegError, OSError) as error:
         raise UserError(
             f"{name}: can not be opened ({reason(error)}); check the address, or download the video first"
@@ -188,7 +193,7 @@ def _open_camera(device: str, name: str):
             "them to Segmenter.stream(frames, bgr=True, latest=True)"
         ) from None
     try:
-        return av().open(device, format=_CAMERA_FORMAT)
+        return _av_open(device, format=_CAMERA_FORMAT)
     except (av().FFmpegError, OSError) as error:
         found = ", ".join(sorted(glob.glob("/dev/video[0-9]*"))) or "none"
         raise UserError(

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import time
 from pathlib import Path
 
 import folders
@@ -76,6 +77,18 @@ def checkpoint(path: Path) -> None:
     read.network(torch.float32)
 
 
+def broken(path: Path) -> None:
+    """What targets must not do, for the test of that."""
+    if path.name == "raise":
+        raise ZeroDivisionError
+    if path.name == "write":
+        Path("left").touch()
+    if path.name == "exit":
+        os._exit(3)
+    if path.name == "hang":
+        time.sleep(60)
+
+
 def _photo() -> np.ndarray:
     return folders.scene(np.random.default_rng(0), seeds.SIZE[1], seeds.SIZE[0])[0]
 
@@ -87,4 +100,5 @@ TARGETS = {
     "description": (seeds.descriptions, description),
     "video": (seeds.videos, video),
     "checkpoint": (seeds.checkpoints, checkpoint),
+    "broken": (dict, broken),
 }
