@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from bench.words import between
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "evaluation.md"
 #: Of what the table is made: output of ``stdc-fast val --json``, with a protocol.
@@ -51,8 +53,7 @@ def _unique(sizes) -> list[tuple[int, int]]:
 
 def written(text: str) -> str:
     """The document with the table of now."""
-    head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{table(records())}\n{END}{rest.split(END)[1]}"
+    return between(text, BEGIN, END, table(records()))
 
 
 if __name__ == "__main__":

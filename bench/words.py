@@ -74,3 +74,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: str = 
     rule = ["---:" if mark == "r" else "---" for mark in numbers.ljust(len(head), ".")[: len(head)]]
     lines = [head, rule, *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def between(text: str, begin: str, end: str, part: str) -> str:
+    """``text`` with ``part`` in place of what is between two lines of it."""
+    head, rest = text.split(begin)
+    return f"{head}{begin}\n{part}\n{end}{rest.split(end)[1]}"

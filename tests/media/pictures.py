@@ -252,7 +252,27 @@ def normalised(scale: float, bias: float = 0.0):
 
 
 PIL = "pillow"
+
+
+def large(call) -> float:
+    """A frame of 2048x1024 for a network input of 512x256: share of labels that equal those of `val`."""
+    from stdc_fast.inference import label
+    from stdc_fast.protocol import Protocol
+
+    with Image.open(Path(stdc_fast.__file__).parent / "assets" / "street.jpg") as image:
+        frame = np.asarray(image.convert("RGB").resize((2048, 1024)))
+    scored = label(model(), frame, Protocol(size=(256, 512))).cpu().numpy()
+    return float((np.asarray(call(frame)) == scored).mean())
+
+
+def by_label(frame: np.ndarray) -> np.ndarray:
+    return model().label(frame[None], size=(256, 512))[0].cpu().numpy()
+
+
 CASES = [
+    Case("2048x1024 at 512x256, predict() and val", "numpy",
+         lambda _: large(lambda frame: model().predict(frame, size=(256, 512)).labels), 0.9999),
+    Case("2048x1024 at 512x256, label() and val", "numpy", lambda _: large(by_label), 0.9999),
     Case("JPEG with an Adobe RGB profile", PIL, profiled("a98.icc", ".jpg"), FLOOR),
     Case("TIFF with an Adobe RGB profile", PIL, profiled("a98.icc", ".tif"), FLOOR),
     Case("PNG with a ProPhoto profile", PIL, profiled("rommrgb.icc", ".png"), FLOOR),

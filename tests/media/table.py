@@ -36,7 +36,9 @@ def row(case: Case) -> dict[str, object]:
         try:
             outcome = case.measure(Path(folder))
         except Exception as error:  # a row says so, and the others still run
-            outcome = f"{type(error).__name__}: {error}".split("\n")[0].replace(folder, "")
+            outcome = f"{type(error).__name__}: {error}".split("\n")[0]
+    if isinstance(outcome, str):
+        outcome = outcome.replace(f"{folder}/", "").replace(folder, "")
     if isinstance(outcome, float):
         outcome = round(outcome, 5)
     return {
