@@ -45,7 +45,8 @@ class Coding:
     Attributes:
         values: class id by stored value, 255 for pixels that do not count.
         colours: the same by (red, green, blue).
-        only: "ids" or "colours", where files could be read as either; None decides by each file.
+        only: "ids", "greys" or "colours", where files could be read in several ways; None decides by each
+            file. "greys" are ids, too: the grey levels of a palette, not its numbers.
     """
 
     values: Mapping[int, int]
@@ -84,16 +85,18 @@ class Coding:
         stored = stored.astype(np.uint16)
         counts = np.bincount(stored.ravel())
         present = np.flatnonzero(counts)
-        readings = self._colours(present, image)
+        readings, greys = self._colours(present, image), _greys(present, image)
+        if kind == "GIF" and greys is not None and self.values:
+            readings.append(_reading(greys.tolist(), self.values))
         if kind == "GIF" and not readings:
             raise UserError(
                 f"{path}: programs number the colours of a GIF anew, so its values are no certain ids; write "
                 "the classes' colours as palette into data.yaml, or give PNG files"
             )
         if kind != "GIF" and (self.values or not readings):
-            readings = self._ids(present, image.mode, raw) + readings
+            readings = self._ids(present, image.mode, raw, greys) + readings
         table = np.zeros(len(counts), np.uint8)
-        table[present] = self._chosen(readings, counts[present], path)
+        table[present] = self._chosen(readings, counts[present], path, image.mode == "P")
         return table[stored]
 
     def _true_colour(self, packed: np.ndarray, path: Path) -> np.ndarray:
@@ -106,13 +109,16 @@ class Coding:
             )
         readings = [_reading(map(_colour, codes.tolist()), self.colours)] if self.colours else []
         if grey:
-            readings += self._ids(codes // 0x10101, "L", "L")
+            readings += self._ids(codes // 0x10101, "L", "L", None)
         return self._chosen(readings, counts, path)[np.searchsorted(codes, packed)]
 
-    def _ids(self, present: np.ndarray, mode: str, raw: str) -> list[Reading]:
+    def _ids(self, present: np.ndarray, mode: str, raw: str, greys: np.ndarray | None) -> list[Reading]:
         """What the values are as class ids: several readings where that depends on who wrote the file."""
         options = [present]
-        if raw in _FEW_BITS:
+        if greys is not None:
+            # What programs make of grey files that shrink PNG; each file may have another order.
+            options = {"ids": [present], "greys": [greys]}.get(self.only, [present, greys])
+        elif raw in _FEW_BITS:
             options.append(present // _FEW_BITS[raw])
         elif UNKNOWN in _reading(present.tolist(), self.values)[1]:
             if mode == "1":
@@ -133,11 +139,13 @@ class Coding:
             return []
         return [_reading(map(tuple, palette[present].tolist()), self.colours)]
 
-    def _chosen(self, readings: list[Reading], counts: np.ndarray, path: Path) -> np.ndarray:
+    def _chosen(
+        self, readings: list[Reading], counts: np.ndarray, path: Path, palette: bool = False
+    ) -> np.ndarray:
         """Class ids by the one reading whose keys are all known, uint8, one each."""
         kinds = {how: [r for r in readings if isinstance(r[0][0], tuple) == (how == "colours")]
                  for how in ("ids", "colours")}  # fmt: skip
-        readings = kinds.get(self.only) or readings
+        readings = kinds.get("ids" if self.only == "greys" else self.only) or readings
         fits = [ids for _, ids in readings if UNKNOWN not in ids]
         if not fits:
             keys, ids = min(readings, key=lambda reading: counts[reading[1] == UNKNOWN].sum())
@@ -145,6 +153,11 @@ class Coding:
             strange = dict(sorted(strange.items(), key=lambda item: -item[1]))
             raise UnknownValues(path, strange, self.known(colours=isinstance(keys[0], tuple)))
         if any(not np.array_equal(ids, fits[0]) for ids in fits):
+            if palette and len(kinds["ids"]) > 1:
+                raise UserError(
+                    f"{path}: has a palette of greys, as programs that shrink PNG write it; write coding: "
+                    "greys into data.yaml if the greys are ids, coding: ids if the palette's numbers are"
+                )
             if len(kinds["ids"]) > 1:
                 raise UserError(
                     f"{path}: is grey of fewer than 8 bits, whose samples may be ids as they are or scaled; "
@@ -189,6 +202,18 @@ def _raw_mode(image: Image.Image) -> str:
     """How Pillow says that samples are stored, before it decodes them."""
     arguments = image.tile[0].args if image.tile else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _greys(present: np.ndarray, image: Image.Image) -> np.ndarray | None:
+    """Grey levels of the values of a palette image, where all are grey and some differ from the values."""
+    if image.mode != "P":
+        return None
+    palette = np.asarray(image.getpalette("RGB"), np.uint16).reshape(-1, 3)
+    if present[-1] >= len(palette):
+        return None
+    used = palette[present]
+    grey = (used == used[:, :1]).all()
+    return used[:, 0] if grey and (used[:, 0] != present).any() else None
 
 
 def _packed(colours: np.ndarray) -> np.ndarray:

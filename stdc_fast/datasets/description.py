@@ -77,9 +77,11 @@ class Description:
         for key, target in changes.items():
             (colours if isinstance(key, tuple) else values)[key] = target
         only = self.word("coding")
-        if only not in (None, "ids", "colours", "colors"):
-            raise UserError(f"{self.path}: coding must be ids or colours, not {_short(only)}")
-        return classes, Coding(values, colours, only and only.replace("colors", "colours"))
+        if only not in (None, "ids", "greys", "grays", "colours", "colors"):
+            raise UserError(f"{self.path}: coding must be ids, greys or colours, not {_short(only)}")
+        return classes, Coding(
+            values, colours, only and only.replace("colors", "colours").replace("grays", "greys")
+        )
 
     def _key(self, written: object) -> int | Colour:
         """A stored value, or a colour as "128 64 128" or [128, 64, 128]."""

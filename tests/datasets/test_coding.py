@@ -89,6 +89,28 @@ def test_grey_of_four_bits(tmp_path):
         both.read(write((0, 1)))
 
 
+def test_palettes_of_greys(tmp_path):
+    """Programs that shrink PNG make a palette of a grey file's levels, sorted as it compresses best.
+
+    So does oxipng 9.1; tests/media has its file.
+    """
+    order = np.array([2, 255, 0, 1], np.uint8)
+    numbers = np.argsort(order)[np.searchsorted(np.sort(order), IDS)].astype(np.uint8)
+    assert np.array_equal(order[numbers], IDS) and not np.array_equal(numbers, IDS)
+    shrunk = palette_image(numbers, np.repeat(order[:, None], 3, 1))
+    path = save(tmp_path, shrunk)
+    with pytest.raises(UserError, match=r"palette of greys.* write coding: greys .* coding: ids"):
+        Coding(VALUES | {3: 255}).read(path)
+    assert np.array_equal(Coding(VALUES).read(path), IDS)  # 3 is no class
+    assert np.array_equal(Coding(VALUES | {3: 255}, only="greys").read(path), IDS)
+    numbered = Coding({i: i for i in range(4)}, only="ids")
+    assert np.array_equal(numbered.read(path), numbers)
+    # Greys that are no ids say nothing against the numbers.
+    shades = palette_image(IDS.clip(0, 2), np.array([[0] * 3, [90] * 3, [180] * 3], np.uint8))
+    assert np.array_equal(BY_IDS.read(save(tmp_path, shades)), IDS.clip(0, 2))
+    assert np.array_equal(BY_IDS.read(save(tmp_path, shrunk, ".gif")), IDS)
+
+
 def test_colours(tmp_path):
     assert np.array_equal(BY_COLOURS.read(save(tmp_path, COLOURED)), IDS)
     plain = IDS.clip(0, 2)

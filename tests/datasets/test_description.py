@@ -71,7 +71,7 @@ def test_palette_and_mapping(tmp_path):
         ({"names": ["a"], "mapping": {"red": "a"}}, "'red' is neither a value"),
         ({"names": ["a"], "ignore": 65536}, "65536 is neither a value"),
         ({"names": ["a"], "mapping": {"3": "a"}, "ignore": 3}, "3 is under mapping and under ignore"),
-        ({"names": ["a"], "coding": "rgb"}, "coding must be ids or colours, not 'rgb'"),
+        ({"names": ["a"], "coding": "rgb"}, "coding must be ids, greys or colours, not 'rgb'"),
     ],
 )  # fmt: skip
 def test_what_is_refused(tmp_path, fields, said):

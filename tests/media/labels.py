@@ -48,6 +48,13 @@ def convert(*options: str):
     return lambda source, target: tool("convert", source, *options, target)
 
 
+def shrink(source: Path, target: Path) -> None:
+    """What a lossless optimiser makes of a PNG: a palette image."""
+    import oxipng
+
+    oxipng.optimize(source, target)
+
+
 def ffmpeg(*options: str):
     return lambda source, target: tool("ffmpeg", "-v", "error", "-i", source, *options, target)
 
@@ -163,6 +170,11 @@ CASES = (
     case(
         "two values as 1-bit PNG", "convert", convert("-type", "bilevel"), person, 1.0, ".png", TWO,
         lambda: person() // 255,
+    ),
+    case("ids, shrunk by oxipng", "pyoxipng", shrink, ids, "write coding: greys"),
+    case(
+        "ids, shrunk by oxipng, coding: greys", "pyoxipng", shrink, ids, 1.0, ".png",
+        {"names": NAMES, "coding": "greys"},
     ),
     case("ids as JPEG, quality 95", "convert", convert("-quality", "95"), ids, "lossy JPEG", ".jpg"),
     case("ids as WebP, quality 95", "ffmpeg", ffmpeg("-quality", "95"), ids, "lossy WEBP", ".webp"),
