@@ -15,7 +15,6 @@ import json
 import logging
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import traceback
@@ -72,7 +71,13 @@ def _work(kind: str, pipe) -> None:
     with contextlib.suppress(EOFError):
         while True:
             outcome = attempt(kind, *pipe.recv())
-            pipe.send((outcome, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB))
+            pipe.send((outcome, _peak()))
+
+
+def _peak() -> float:
+    """MB of memory at most so far. Not ru_maxrss, which begins with that of the parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / MB
 
 
 class Worker:
