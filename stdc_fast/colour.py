@@ -58,6 +58,9 @@ def to_srgb(image: Image.Image, name: str = "image", range: tuple[float, float] 
             f"{name}: range is for grey pictures and arrays, since Pillow reads only the high bytes of "
             "16-bit colours; read the file with OpenCV or tifffile, and give the uint16 array"
         )
+    if range is not None and (depth.stretched or image.mode == "CMYK"):
+        why = f"has a {image.mode} picture" if image.mode == "CMYK" else "says itself which value is white"
+        raise UserError(f"{name}: {why}; leave out range, {range}")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
@@ -68,7 +71,9 @@ def to_srgb(image: Image.Image, name: str = "image", range: tuple[float, float] 
             raise UserError(f"{name}: has Lab colours, whose white is not certain; convert it to sRGB")
         if image.mode not in ("L", "RGB", "CMYK"):
             image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
-        if range is not None and image.mode in ("L", "RGB"):
+        if range is not None and not -255 <= range[0] < range[1] <= 510:
+            raise UserError(f"{name}: has 8 bits, 0 to 255, which are of no range {range}; leave it out")
+        if range is not None:
             image = Image.fromarray(samples.to_bytes(np.asarray(image), name, range))
     array = _converted(image, profile, name)
     if depth.cut and 0 < array.max() <= _FOURTEEN_BITS:
@@ -88,12 +93,14 @@ class _Depth:
         dtype: of grey samples, where Pillow's is another.
         cut: whether Pillow gives the high bytes of 16-bit colours.
         negative: whether 0 is white where Pillow does not see to it.
+        stretched: whether Pillow has made white 255 or 65535, as the file says what white is.
     """
 
     range: tuple[float, float] | None = None
     dtype: type | None = None
     cut: bool = False
     negative: bool = False
+    stretched: bool = False
 
 
 def _depth(image: Image.Image, chunks: dict[bytes, bytes]) -> _Depth:
@@ -101,12 +108,14 @@ def _depth(image: Image.Image, chunks: dict[bytes, bytes]) -> _Depth:
     if image.format == "PNG":
         header = chunks.get(b"IHDR", b"")
         return _Depth(dtype=np.uint16 if grey else None, cut=header[8:9] == b"\x10" and not grey)
-    if image.format == "PPM" and image.mode == "I":
-        # Pillow stretches what has another maximum than 65535.
-        largest = image.tile[0][3][1] if image.tile and isinstance(image.tile[0][3], tuple) else 65535
-        return _Depth((0, 65535) if largest != 65535 else None, np.uint16)
+    if image.format == "PPM":
+        # Pillow stretches what has another maximum than 255 and 65535, and says that maximum.
+        stretched = bool(image.tile) and isinstance(image.tile[0][3], tuple) and image.tile[0][3][1] != 255
+        if image.mode == "I":
+            return _Depth((0, 65535) if stretched else None, np.uint16, stretched=stretched)
+        return _Depth(stretched=stretched)
     if image.format == "JPEG2000" and grey:
-        return _Depth((0, 65535), np.uint16)
+        return _Depth((0, 65535), np.uint16, stretched=True)
     if image.format == "TIFF":
         tags = image.tag_v2
         bits, kind = (tags.get(tag, (1,))[0] for tag in (258, 339))

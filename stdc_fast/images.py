@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import glob
 import io
 import os
 import re
@@ -21,23 +19,11 @@ from torch import Tensor
 
 from stdc_fast.colour import to_srgb
 from stdc_fast.errors import UserError, announce
+from stdc_fast.listing import HEIF_SUFFIXES, RAW_SUFFIXES, STDIN, VIDEO_SUFFIXES, expand, has_heif
 from stdc_fast.reference.networks import MEAN, MIN_SIZE, STD
 from stdc_fast.reference.networks import normalise as normalise
 from stdc_fast.samples import to_bytes
 
-#: Formats of pictures, by Pillow's names; HEIF and JXL are those of its plugins. Folders give what has their
-#: suffixes. Pillow opens documents, icons and scientific data as well.
-_FORMATS = frozenset({"AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG",
-                      "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"})  # fmt: skip
-_RAW_SUFFIXES = frozenset({".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc",
-                           ".mef", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2",
-                           ".srf", ".srw", ".x3f"})  # fmt: skip
-_HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv",
-                            ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".m2t", ".mjpeg", ".mjpg", ".y4m",
-                            ".h264", ".264", ".h265", ".265", ".hevc", ".m1v", ".m2v", ".ivf", ".obu", ".mxf",
-                            ".dv", ".vob", ".asf", ".f4v", ".3g2", ".nut", ".rm", ".rmvb",
-                            ".ogm"})  # fmt: skip
 #: Images with more pixels are refused, so that a small file can not fill the memory.
 MAX_PIXELS = 64_000_000
 #: Of images and of what the network sees; the native engine's limit.
@@ -48,8 +34,6 @@ LIMITS = (
 )
 #: More is not read from pipes and open files, which may have no end.
 _MAX_BYTES = 512 << 20
-#: The name of standard input, also where there is no such file; the command line has "-" for it.
-STDIN = Path("/dev/stdin")
 
 
 def read_image(
@@ -76,10 +60,10 @@ def read_image(
                 check_file(source)
             if source.suffix.lower() in VIDEO_SUFFIXES:
                 raise UserError(f"{name}: is a video; label it by itself, not as one of several images")
-            if source.suffix.lower() in _RAW_SUFFIXES:
+            if source.suffix.lower() in RAW_SUFFIXES:
                 raise _raw(name)
-        if os.path.splitext(name)[1].lower() in _HEIF_SUFFIXES:
-            _has_heif()
+        if os.path.splitext(name)[1].lower() in HEIF_SUFFIXES:
+            has_heif()
         with Image.open(source if _on_disk(source) else io.BytesIO(_content(source, name))) as image:
             return _rgb(image, name, range)
 
@@ -116,6 +100,8 @@ def _content(source: Path | bytes | BinaryIO, name: str) -> bytes:
     else:
         with contextlib.suppress(OSError, AttributeError):  # pipes and responses have no start
             source.seek(0)
+        if isinstance(source, io.TextIOBase):
+            raise UserError(f'{name}: the file is open as text; open it with "rb"')
         content = source.read(_MAX_BYTES + 1)
         if not isinstance(content, bytes):
             raise UserError(f'{name}: the file gives {type(content).__name__}, not bytes; open it with "rb"')
@@ -197,23 +183,12 @@ def decode_errors(name: object) -> Iterator[None]:
 
 def _unidentified(suffix: str) -> str:
     """Why Pillow does not know a file with this suffix, and what to do."""
-    if suffix in _HEIF_SUFFIXES and not _has_heif():
+    if suffix in HEIF_SUFFIXES and not has_heif():
         return "HEIC pictures need the package pillow-heif; install it, or convert them to JPEG"
     codec = suffix.lstrip(".")
     if codec in ("avif", "webp") and not features.check(codec):
         return f"this Pillow was built without a decoder of {codec.upper()}; install Pillow from its wheels"
     return "is not an image that Pillow can read; convert it to PNG or JPEG"
-
-
-@functools.cache
-def _has_heif() -> bool:
-    """Whether the package pillow-heif is there; it is made known to Pillow."""
-    try:
-        import pillow_heif
-    except ImportError:
-        return False
-    pillow_heif.register_heif_opener()
-    return True
 
 
 @contextlib.contextmanager
@@ -302,58 +277,6 @@ def denormalise(image: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float
     x = image.detach().double().cpu().numpy().transpose(1, 2, 0)
     x = (x * np.array(std) + np.array(mean)) * 255
     return np.clip(np.round(np.nan_to_num(x)), 0, 255).astype(np.uint8)
-
-
-def is_image(path: Path) -> bool:
-    """Whether a file's name says that it is an image (folders skip the others)."""
-    if path.name.startswith("."):
-        return False
-    suffix = path.suffix.lower()
-    if suffix in _HEIF_SUFFIXES:
-        _has_heif()
-    return Image.registered_extensions().get(suffix) in _FORMATS
-
-
-def is_animated_gif(path: str | Path) -> bool:
-    """Whether a file is a GIF of several frames, which is a video."""
-    if os.path.splitext(path)[1].lower() == ".gif":
-        with contextlib.suppress(Exception), Image.open(path) as image:
-            return image.is_animated
-    return False
-
-
-def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
-    """Image files of a path, folder or glob, and whether it stands for several; "-" is :data:`STDIN`.
-
-    A folder gives its image files in order of name (not those of its sub-folders), and a line names the
-    other files, but hidden ones; a glob gives what matches, ``**`` included. UserError if there are none.
-    """
-    text = os.fspath(source)
-    if not text:
-        raise UserError("the source is an empty name; give a file, a folder or a glob")
-    if text == "-" and not os.path.exists(text):
-        return [STDIN], False
-    path = Path(text)
-    try:
-        # os.path, unlike Path on Python < 3.14, answers False where the file system objects.
-        if os.path.isdir(path):
-            entries = sorted(p for p in path.iterdir() if not (p.name.startswith(".") or os.path.isdir(p)))
-            files = [p for p in entries if is_image(p) and p.is_file() and not is_animated_gif(p)]
-            if not files:
-                raise UserError(f"{text}: the folder holds no image files; videos go by their own names")
-            if others := sorted({p.name for p in entries}.difference(p.name for p in files)):
-                more = "" if len(others) <= 3 else ", ..."
-                were = "1 file was no image" if len(others) == 1 else f"{len(others)} files were no images"
-                announce(f"{path}/", "%s: %s", were, ", ".join(others[:3]) + more)
-            return files, True
-        if not os.path.exists(path) and glob.has_magic(text):
-            files = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
-            if not files:
-                raise UserError(f"{text}: no file matches")
-            return files, True
-    except OSError as error:
-        raise UserError(f"{text}: can not be read ({error.strerror})") from None
-    return [path], False
 
 
 def iterate(

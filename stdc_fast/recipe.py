@@ -68,8 +68,10 @@ class TrainConfig:
             raise UserError("batch must be at least 2: batch norm after global pooling needs two values")
         if self.optimizer not in ("sgd", "adamw"):
             raise UserError(f"unknown optimizer {self.optimizer!r}; choose sgd or adamw")
-        if self.amp not in ("auto", "bf16", "fp16", "off"):
-            raise UserError(f"unknown amp {self.amp!r}; choose auto, bf16, fp16 or off")
+        # Names of earlier versions, which their runs have stored.
+        object.__setattr__(self, "amp", {"bf16": "bfloat16", "fp16": "float16"}.get(self.amp, self.amp))
+        if self.amp not in ("auto", "bfloat16", "float16", "off"):
+            raise UserError(f"unknown amp {self.amp!r}; choose auto, bfloat16, float16 or off")
         if not 1 / 16 <= self.scales[0] <= self.scales[1] <= 16:
             raise UserError(f"scales must be two growing factors between 1/16 and 16, not {self.scales}")
         for crop in (self.crop, self.crop_start or self.crop):
@@ -142,4 +144,4 @@ def amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
                 torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
             )
         return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
-    return torch.bfloat16 if config.amp == "bf16" else torch.float16
+    return torch.bfloat16 if config.amp == "bfloat16" else torch.float16

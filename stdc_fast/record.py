@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -14,8 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stdc_fast import draw, video
-from stdc_fast.errors import UserError, announce
-from stdc_fast.segmentation import made_here
+from stdc_fast.errors import UserError
 from stdc_fast.segmenter import Segmenter
 from stdc_fast.stream import Stream
 
@@ -133,23 +131,6 @@ def output_names(sources: list[Path | str]) -> list[str]:
         taken.add(name)
         names.append(name)
     return names
-
-
-def without_results(files: list[Path | str], out: Path) -> list[Path | str]:
-    """The sources without files that an earlier run wrote to ``out`` from others of them; a line says so."""
-    names, folder = set(output_names(files)), os.path.realpath(out)
-
-    def is_result(path: Path | str) -> bool:
-        if not isinstance(path, Path):
-            return False
-        base, _, kind = path.stem.rpartition("_")
-        named = kind in ("overlay", "labels") and path.suffix == ".png" and base in names
-        return named and os.path.realpath(path.parent) == folder and made_here(path)
-
-    if results := {path for path in files if is_result(path)}:
-        first = ", ".join(sorted(path.name for path in results)[:3])
-        announce(f"{out}/", "results of an earlier run are left out: %d, with %s", len(results), first)
-    return [path for path in files if path not in results]
 
 
 def print_result(row: dict, model: str) -> None:

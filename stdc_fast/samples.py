@@ -77,8 +77,10 @@ def _guess(dtype: np.dtype, least, most, name: str) -> tuple[float, float]:
             announce(name, f"its {dtype.name} values from %d to %d are taken as 0 (black) to {white} (white);"
                      " range overrules that", least, most)  # fmt: skip
             return 0, white
-    bits = next(bits for bits in (8, 10, 12, 14, 16, 24, 32, 64) if most < 1 << bits)
-    low, high = min(0, least), (1 << bits) - 1
+    signed = -4 * int(least) > most  # not only a little below black, as sensors' noise is
+    largest = 2 * max(int(most), -int(least) - 1) + 1 if signed else most
+    bits = next(bits for bits in (8, 10, 12, 14, 16, 24, 32, 64) if largest < 1 << bits)
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (min(0, int(least)), (1 << bits) - 1)
     raise UserError(
         f"{name}: holds {seen} of {full} possible: {bits} bits, or a very dark picture; say which are black "
         f"and white by range=({low}, {high}) or (0, {full}), on the command line --range {low},{high}"
@@ -88,17 +90,26 @@ def _guess(dtype: np.dtype, least, most, name: str) -> tuple[float, float]:
 def check_normalised(image: Tensor, name: str, mean: Sequence[float], std: Sequence[float]) -> None:
     """UserError for NaN, and for values that no picture has once it is normalised with these.
 
-    ``image`` is float ``[3, H, W]``. Those of 0..1 without any below the mean, and those farther outside of
-    what black and white become than these are apart, were not normalised.
+    ``image`` is float ``[3, H, W]``. Not normalised are those of 0..1, a little more where a resize went
+    beyond, those of -0.5..0.5 and of -1..1, and those farther outside of what black and white become than
+    these are apart. A picture that was normalised has so few contrasts in thick fog only.
     """
     least, most = (float(value) for value in torch.aminmax(image.detach()))
     if not (math.isfinite(least) and math.isfinite(most)):
         raise UserError(f"{name}: the float tensor holds NaN or infinity; mend the values before predict()")
     black = min(-m / s for m, s in zip(mean, std, strict=True))
     white = max((1 - m) / s for m, s in zip(mean, std, strict=True))
-    raw = black < -0.5 and 0 <= least < most <= 1
-    if raw or least < 2 * black - white or most > 2 * white - black:
-        likely = "(0, 1)" if raw else "(0, 255)" if least >= 0 and most <= 255 else "(black, white)"
+    usual = white - black > 4 and least < most
+    if (black < -0.5 and 0 <= least < most <= 1) or (usual and least >= -0.1 and most <= 1.1):
+        likely = "(0, 1)"
+    elif usual and max(-least, most) <= 0.5:
+        likely = "(-0.5, 0.5)"
+    elif usual and max(-least, most) == 1.0:
+        likely = "(-1, 1)"
+    else:
+        likely = "(0, 255)" if least >= 0 and most <= 255 else "(black, white)"
+    far = least < 2 * black - white or most > 2 * white - black
+    if far or likely in ("(0, 1)", "(-0.5, 0.5)", "(-1, 1)"):
         raise UserError(
             f"{name}: a float tensor must be normalised, black to {black:.2f} and white to {white:.2f}, but "
             f"its values go from {least:g} to {most:g}; normalise it, or give range={likely}"

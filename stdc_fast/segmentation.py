@@ -13,8 +13,7 @@ from stdc_fast import draw
 from stdc_fast.classes import ClassSet, cityscapes_ids
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
-
-_SOFTWARE = "stdc_fast"
+from stdc_fast.listing import SOFTWARE
 
 
 class Segmentation:
@@ -124,14 +123,5 @@ def save_image(image: Image.Image, path: str | Path, kind: str | None = None) ->
     if kind is None and Path(path).suffix.lower() not in Image.registered_extensions():
         raise UserError(f"{path}: unknown kind of image; use .png or .jpg")
     software = PngInfo()  # of no concern to other formats
-    software.add_text("Software", _SOFTWARE)
+    software.add_text("Software", SOFTWARE)
     write_atomic(path, lambda p: image.save(p, format=kind, pnginfo=software))
-
-
-def made_here(path: Path) -> bool:
-    """Whether a file is a PNG that :func:`save_image` wrote."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.info.get("Software") == _SOFTWARE
-    except Exception:  # decoders raise many types on damaged files
-        return False

@@ -26,7 +26,8 @@ def nothing_said(monkeypatch):
 
 def stored(array, kind="PNG", **save):
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind, **save)
+    image = array if isinstance(array, Image.Image) else Image.fromarray(array)
+    image.save(buffer, kind, **save)
     return buffer.getvalue()
 
 
@@ -222,3 +223,29 @@ def test_a_range_holds_for_bytes_too(photo):
     """Of video's 16 to 235, for example."""
     limited = np.rint(16 + photo() * (219 / 255)).astype(np.uint8)
     assert apart(read_image(stored(limited), (16, 235)), photo()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest", "said"),
+    [
+        ("P5", 4095, "says itself"),
+        ("P5", 100, "says itself"),
+        ("P6", 1000, "says itself"),
+        ("P5", 255, "8 bits"),
+    ],
+)
+def test_a_range_that_a_file_can_not_have_is_refused(kind, largest, said):
+    """Pillow 13 has stretched what a PGM or PPM file says is white to 255 or 65535."""
+    values = np.linspace(0, largest, 64 * 48 * (3 if kind == "P6" else 1)).round()
+    content = f"{kind} 64 48 {largest}\n".encode() + values.astype(">u2" if largest > 255 else "u1").tobytes()
+    assert read_image(content).max() == 255
+    with pytest.raises(UserError, match=said):
+        read_image(content, (0, 4095))
+
+
+def test_a_range_of_grey_jp2_and_of_cmyk_is_refused(photo):
+    deep = Image.fromarray(np.linspace(0, 65535, 64 * 48).round().astype(np.uint16).reshape(48, 64))
+    with pytest.raises(UserError, match="says itself"):
+        read_image(stored(deep, "JPEG2000"), (0, 4095))
+    with pytest.raises(UserError, match="CMYK"):
+        read_image(stored(Image.fromarray(photo()).convert("CMYK"), "JPEG"), (0, 100))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stdc_fast import UserError, images
+from stdc_fast import UserError, images, listing
 from stdc_fast.colour import to_srgb
 from stdc_fast.images import normalise
 
@@ -187,7 +187,7 @@ def test_damaged_files_are_refused_in_one_line(photo, huge_png, tmp_path):
 )
 def test_impossible_names_are_refused(name):
     with pytest.raises(UserError) as error:
-        files, _ = images.expand(name)
+        files, _ = listing.expand(name)
         images.read_image(files[0])
     assert name[:100] in one_line(error)
 
@@ -201,7 +201,7 @@ def test_forbidden_files_and_folders_are_refused(photo, tmp_path, unprivileged):
         with unprivileged():
             for path in (inside / "a.png", inside):
                 with pytest.raises(UserError, match="private") as error:
-                    files, _ = images.expand(path)
+                    files, _ = listing.expand(path)
                     images.read_image(files[0])
                 one_line(error)
     finally:
@@ -349,17 +349,18 @@ def names(paths):
 
 
 def test_a_folder_gives_its_images_in_order(folder):
-    files, several = images.expand(folder)
+    files, several = listing.expand(folder)
     assert names(files) == ["a.JPG", "b.png", "c.jpeg"]
     assert several
-    assert images.expand(str(folder)) == (files, True)
+    assert listing.expand(str(folder)) == (files, True)
 
 
 def test_what_a_folder_has_besides_is_named(folder, caplog):
-    images.expand(folder)
+    listing.expand(folder)
     (line,) = caplog.messages
-    assert line == f"{folder}/: 3 files were no images: drive.mp4, gone.jpg, notes.txt"
-    images.expand(folder)
+    named = "drive.mp4 (a video, which goes by its own name), gone.jpg, notes.txt"
+    assert line == f"{folder}/: 3 files are not taken: {named}"
+    listing.expand(folder)
     assert len(caplog.messages) == 1
 
 
@@ -370,29 +371,29 @@ def test_folders_give_all_kinds_of_pictures(photo, tmp_path):
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
     film = [Image.fromarray(photo(seed=i)) for i in range(2)]
     film[0].save(tmp_path / "film.gif", save_all=True, append_images=film[1:])  # a video
-    files, _ = images.expand(tmp_path)
+    files, _ = listing.expand(tmp_path)
     assert names(files) == sorted(f"a.{kind}" for kind in kinds)
     assert all(images.read_image(file).shape == (64, 96, 3) for file in files)
 
 
 def test_a_glob_gives_what_matches(folder):
-    assert names(images.expand(f"{folder}/*.png")[0]) == ["b.png"]
-    assert images.expand(f"{folder}/*.png")[1]
-    assert names(images.expand(f"{folder}/**/*.png")[0]) == ["b.png", "d.png"]
-    assert names(images.expand(f"{folder}/[ab].*")[0]) == ["a.JPG", "b.png"]
+    assert names(listing.expand(f"{folder}/*.png")[0]) == ["b.png"]
+    assert listing.expand(f"{folder}/*.png")[1]
+    assert names(listing.expand(f"{folder}/**/*.png")[0]) == ["b.png", "d.png"]
+    assert names(listing.expand(f"{folder}/[ab].*")[0]) == ["a.JPG", "b.png"]
 
 
 def test_a_file_is_itself_even_with_brackets_in_its_name(folder, photo):
-    assert images.expand(folder / "b.png") == ([folder / "b.png"], False)
+    assert listing.expand(folder / "b.png") == ([folder / "b.png"], False)
     odd = folder / "x[1].png"
     Image.fromarray(photo()).save(odd)
-    assert images.expand(str(odd)) == ([odd], False)
+    assert listing.expand(str(odd)) == ([odd], False)
 
 
 @pytest.mark.parametrize("source", ["../empty", "*.gif", "nowhere/*"])
 def test_nothing_found_is_an_error(source, folder):
     with pytest.raises(UserError) as error:
-        images.expand(folder / source)
+        listing.expand(folder / source)
     assert source in one_line(error)
 
 
@@ -424,6 +425,6 @@ def test_other_types_are_refused(source):
 
 def test_relative_paths_stay_relative(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    assert [str(p) for p in images.expand(".")[0]] == ["a.JPG", "b.png", "c.jpeg"]
-    assert [str(p) for p in images.expand("b.png")[0]] == ["b.png"]
-    assert [str(p) for p in images.expand("*.png")[0]] == ["b.png"]
+    assert [str(p) for p in listing.expand(".")[0]] == ["a.JPG", "b.png", "c.jpeg"]
+    assert [str(p) for p in listing.expand("b.png")[0]] == ["b.png"]
+    assert [str(p) for p in listing.expand("*.png")[0]] == ["b.png"]

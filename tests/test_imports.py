@@ -21,7 +21,7 @@ NEVER = {
 ONLY = {
     "reference": ("reference", "errors"),
     "kernels": ("kernels",),
-    "datasets": ("datasets", "classes", "errors", "images", "reference"),
+    "datasets": ("datasets", "classes", "errors", "images", "listing", "reference"),
 }
 # Who imports it, and nobody else.
 BY = {"cli": ("cli", "__main__"), "viewer": ("viewer", "cli", "benchmark")}

@@ -60,6 +60,7 @@ def test_likely_ranges(ramp, dtype, scale, said, caplog):
         (np.arange(16384, dtype=np.uint16), r"range=\(0, 16383\)"),
         (np.arange(200, dtype=np.uint16), r"range=\(0, 255\)"),
         (np.arange(4096, dtype=np.int32), r"int32 values from 0 to 4095"),
+        (np.arange(-128, 128, dtype=np.int16), r"8 bits.*range=\(-128, 127\)"),
         (np.arange(-5, 4096, dtype=np.int16), r"int16 values from -5 to 4095.*range=\(-5, 4095\)"),
         (
             np.array([-1.5, 300.2]),
@@ -109,6 +110,9 @@ def test_normalised_tensors_pass(photo):
     ("tensor", "said"),
     [
         (torch.linspace(0, 1, 3072), r"from 0 to 1; .*range=\(0, 1\)"),
+        (torch.linspace(-0.02, 1.04, 3072), r"range=\(0, 1\)"),  # by a resize
+        (torch.linspace(-1, 1, 3072), r"range=\(-1, 1\)"),
+        (torch.linspace(-0.5, 0.5, 3072), r"range=\(-0\.5, 0\.5\)"),
         (torch.linspace(0, 255, 3072), r"-2.12 .* 2.64, but .* 0 to 255; .*range=\(0, 255\)"),
         (torch.linspace(-300, 10, 3072), r"from -300 to 10"),
         (torch.full((3072,), float("nan")), "NaN"),

@@ -31,7 +31,7 @@ def test_bytes_and_open_files_are_read(photo, tmp_path):
         assert images.name_of(file) == str(path)
     with (
         path.open(encoding="latin-1") as file,
-        pytest.raises(UserError, match='str, not bytes; open it with "rb"'),
+        pytest.raises(UserError, match='open as text; open it with "rb"'),
     ):
         images.read_image(file)
 
@@ -100,7 +100,7 @@ def test_a_missing_codec_is_named(monkeypatch, tmp_path):
 
 
 def test_heic_names_its_package(monkeypatch, tmp_path):
-    monkeypatch.setattr(images, "_has_heif", lambda: False)
+    monkeypatch.setattr(images, "has_heif", lambda: False)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x1cftypheic")
     with pytest.raises(UserError, match="pillow-heif"):
         images.read_image(tmp_path / "a.heic")

@@ -55,6 +55,8 @@ def test_numbered_pictures(workplace, photo, caplog):
     assert "number 11 is missing, and the 1 after it are left out" in caplog.text
     with pytest.raises(UserError, match="no picture has such a name"):
         video.read("none_%d.png")
+    with pytest.raises(UserError, match=r"no picture has such a name; write frame_%04d\.png"):
+        video.read("frame_%d.png")
 
 
 def test_the_largest_video_and_no_cover(workplace, caplog):

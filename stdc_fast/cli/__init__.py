@@ -7,6 +7,7 @@ interrupted. Results go to stdout, progress and messages to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -58,12 +59,21 @@ def main() -> None:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app(prog_name="stdc-fast")
+        sys.stdout.flush()
     except UserError as error:
         print(f"stdc-fast: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # while modules are loaded; commands tidy up by themselves
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         # The reader of a pipe left (head); the interpreter must not try to flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        # Of files a UserError tells. What is left are stdout and stderr, such as on a full disk.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError):
+            print(f"stdc-fast: can not write to stdout: {error.strerror}; free some space", file=sys.stderr)
         sys.exit(1)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -79,9 +79,9 @@ def predict(
     Examples: stdc-fast predict street.jpg photos/ --out out; stdc-fast predict drive.mp4 --legend
     """
     import stdc_fast
-    from stdc_fast import images, video
+    from stdc_fast import listing, video
     from stdc_fast.classes import cityscapes_ids
-    from stdc_fast.record import output_names, print_result, record, without_results
+    from stdc_fast.record import output_names, print_result, record
     from stdc_fast.segmentation import save_image
     from stdc_fast.segmenter import check_request
 
@@ -94,13 +94,15 @@ def predict(
     for source in sources:
         try:
             # An address as it is: a path would lose one of its slashes.
-            files.extend([source] if video.is_video(source) else images.expand(source)[0])
+            files.extend([source] if video.is_video(source) else listing.expand(source)[0])
         except UserError as error:
             failures.append((source, str(error)))
-    files = without_results(files, out)
+    files = listing.without_results(files)
     videos = {file for file in files if video.is_video(file)}
     if max_frames is not None and files and not videos:
         raise UserError("--max-frames is about videos and cameras, and there is none; leave it out")
+    if matrix is not None and files and not videos:
+        raise UserError("--matrix is about videos, and there is none; leave it out")
     if samples is not None and files and len(videos) == len(files):
         raise UserError("--range is about pictures, and there is none; leave it out")
     if labels and videos:
@@ -116,7 +118,9 @@ def predict(
     names = output_names(files)
     inputs = {os.path.realpath(f) for f in files}
     kinds = [kind for kind, wanted in (("overlay", overlay), ("labels", labels is not False)) if wanted]
+    begun = 0
     for path, name in progress(list(zip(files, names, strict=True)), "predict", quiet, len(files) > 1):
+        begun += 1
         try:
             if path in videos:
                 targets = {"overlay": out / f"{name}_overlay.mp4"} if overlay else {}
@@ -156,6 +160,8 @@ def predict(
     partial = [row["error"] for row in results if "error" in row]
     for message in partial + [message for _, message in failures]:
         print(f"stdc-fast: {message}", file=sys.stderr)
+    if interrupted and begun < len(files):
+        print(f"stdc-fast: {len(files) - begun} not begun, from {files[begun]} on", file=sys.stderr)
     if failures and len(failures) + len(results) > 1:
         total = len(failures) + len(results)
         print(f"stdc-fast: {len(failures)} of {total} failed", file=sys.stderr)

@@ -52,7 +52,7 @@ def train(
     eval_scale: Annotated[float, typer.Option(help="Scale of the image in validation.")] = 1.0,
     val_every: Annotated[int, typer.Option(help="Iterations between validations.")] = 1000,
     save_every: Annotated[int, typer.Option(help="Iterations between checkpoints.")] = 200,
-    amp: Annotated[str, typer.Option(help="auto, bf16, fp16 or off.")] = "auto",
+    amp: Annotated[str, typer.Option(help="auto, bfloat16, float16 or off.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
     splits: Annotated[str, typer.Option(help="Splits to train on, with commas between.")] = "train",
     init: Annotated[Optional[Path], typer.Option(help="Weights to start the whole network from.")] = None,

@@ -11,7 +11,7 @@ from pathlib import Path
 from stdc_fast.datasets.description import Description, read_text
 from stdc_fast.datasets.known import camvid_split, is_camvid
 from stdc_fast.errors import UserError
-from stdc_fast.images import is_image
+from stdc_fast.listing import is_image
 
 log = logging.getLogger(__name__)
 

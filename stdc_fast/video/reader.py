@@ -74,8 +74,8 @@ class Reader(Iterator[np.ndarray]):
             stream = self._stream
             self._colours = Colours(self.name, matrix, stream.codec_context.name, self.camera)
             self._fields = Deinterlacer(self.name)
-            rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-            self.fps = Fraction(rate) if rate and 0 < rate <= 1000 else sources.USUAL_RATE
+            rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
+            self.fps = next((Fraction(r) for r in rates if r and 0 < r <= 1000), sources.USUAL_RATE)
             self._begin = float(stream.start_time * stream.time_base) if stream.start_time else 0.0
             self._seconds = self._claimed_seconds()
             known = stream.frames or (round(self._seconds * self.fps) if self._seconds else None)
@@ -167,6 +167,8 @@ class Reader(Iterator[np.ndarray]):
                 self._damage = f"it ends {missing:.1f} s early"
         if self._damage:
             remedy = "check it" if self.live else "copy it again"
+            if sources.is_url(self._source) and not self.live:
+                remedy = "download it first, as not all servers let one read its index at the end"
             raise UserError(f"{self.name}: only {count} frames could be decoded ({self._damage}); {remedy}")
 
     def _packets(self) -> Iterator[object]:

@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
-from stdc_fast import images
+from stdc_fast import images, listing
 from stdc_fast.errors import UserError
 from stdc_fast.video.pyav import av, reason
 
@@ -74,9 +74,9 @@ def sequence(source: object) -> re.Pattern | None:
     if not isinstance(source, (str, os.PathLike)) or is_url(source) or os.path.exists(source):
         return None
     before, number, after = _split(os.path.basename(source))
-    if not number or not images.is_image(Path(f"x{after}")):
+    if not number or not listing.is_image(Path(f"x{after}")):
         return None
-    digits = rf"\d{{{number[2]},}}" if number != "%d" else r"\d+"
+    digits = rf"\d{{{number[2]},}}" if number != "%d" else r"0|[1-9]\d*"
     return re.compile(f"{re.escape(before)}({digits}){re.escape(after)}")
 
 
@@ -97,9 +97,9 @@ def is_video(source: object) -> bool:
         return False
     text = os.fspath(source)
     suffix = os.path.splitext(text)[1].lower()
-    if images.is_animated_gif(text):
+    if listing.is_animated_gif(text):
         return True
-    if suffix not in images.VIDEO_SUFFIXES or os.path.isdir(text):
+    if suffix not in listing.VIDEO_SUFFIXES or os.path.isdir(text):
         return False
     return os.path.exists(text) or not glob.has_magic(text)
 
@@ -156,7 +156,11 @@ def _first_number(source: str | os.PathLike, numbered: re.Pattern) -> int:
         raise UserError(f"{os.fspath(source)}: can not be read ({error.strerror})") from None
     numbers = sorted(int(found[1]) for found in map(numbered.fullmatch, names) if found)
     if not numbers:
-        raise UserError(f"{os.fspath(source)}: no picture has such a name; give a folder or a video")
+        before, _, after = _split(os.path.basename(source))
+        padded = re.compile(f"{re.escape(before)}(0\\d+){re.escape(after)}")
+        widths = sorted({len(found[1]) for found in map(padded.fullmatch, names) if found})
+        remedy = f"write {before}%0{widths[0]}d{after}" if widths else "give a folder or a video"
+        raise UserError(f"{os.fspath(source)}: no picture has such a name; {remedy}")
     together = next((i for i, n in enumerate(numbers) if n != numbers[0] + i), len(numbers))
     if together < len(numbers):
         log.warning(
@@ -169,7 +173,7 @@ def _first_number(source: str | os.PathLike, numbered: re.Pattern) -> int:
 def _open_url(address: str, name: str):
     kind = address.split(":")[0]
     suffix = os.path.splitext(re.split(r"[?#]", address)[0])[1].lower()
-    if suffix != ".gif" and images.is_image(Path(f"x{suffix}")):
+    if suffix != ".gif" and listing.is_image(Path(f"x{suffix}")):
         raise UserError(f"{name}: is a picture on the network; download it first")
     options = {"rw_timeout": str(int(PATIENCE * 1e6))}
     if kind in _FETCHED:

@@ -238,7 +238,10 @@ def test_interrupted_on_a_file_what_is_labelled_is_kept(
     monkeypatch.setattr(Segmenter, "_segment", interrupted)
     run = run_cli("predict", "a.mp4", "b.mp4", "-m", tiny_weights, "-q")
     assert run.code == code, run.err
-    assert run.lines == ["stdc-fast: a.mp4: interrupted; its first 4 frames are labelled and kept"]
+    assert run.lines == [
+        "stdc-fast: a.mp4: interrupted; its first 4 frames are labelled and kept",
+        "stdc-fast: 1 not begun, from b.mp4 on",
+    ]
     assert os.listdir("out") == ["a_overlay.mp4"]
     assert len(decoded("out/a_overlay.mp4")[0]) == 4
 

@@ -1,0 +1,135 @@
+"""Which files are pictures, and those of a path, folder or glob."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import glob
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from stdc_fast.errors import UserError, announce
+
+#: Formats of pictures, by Pillow's names; HEIF and JXL are those of its plugins. Folders give what has their
+#: suffixes. Pillow opens documents, icons and scientific data as well.
+_FORMATS = frozenset({"AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG",
+                      "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"})  # fmt: skip
+RAW_SUFFIXES = frozenset({".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc",
+                           ".mef", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2",
+                           ".srf", ".srw", ".x3f"})  # fmt: skip
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".ogv",
+                            ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".m2t", ".mjpeg", ".mjpg", ".y4m",
+                            ".h264", ".264", ".h265", ".265", ".hevc", ".m1v", ".m2v", ".ivf", ".obu", ".mxf",
+                            ".dv", ".vob", ".asf", ".f4v", ".3g2", ".nut", ".rm", ".rmvb",
+                            ".ogm"})  # fmt: skip
+#: The name of standard input, also where there is no such file; the command line has "-" for it.
+STDIN = Path("/dev/stdin")
+#: What a PNG that is written here has as its Software.
+SOFTWARE = "stdc_fast"
+
+
+@functools.cache
+def has_heif() -> bool:
+    """Whether the package pillow-heif is there; it is made known to Pillow."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name says that it is an image (folders skip the others)."""
+    if path.name.startswith("."):
+        return False
+    suffix = path.suffix.lower()
+    if suffix in HEIF_SUFFIXES:
+        has_heif()
+    return Image.registered_extensions().get(suffix) in _FORMATS
+
+
+def is_animated_gif(path: str | Path) -> bool:
+    """Whether a file is a GIF of several frames, which is a video."""
+    if os.path.splitext(path)[1].lower() == ".gif":
+        with contextlib.suppress(Exception), Image.open(path) as image:
+            return image.is_animated
+    return False
+
+
+def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
+    """Image files of a path, folder or glob, and whether it stands for several; "-" is :data:`STDIN`.
+
+    A folder gives its image files in order of name (not those of its sub-folders), and a line names the
+    other files, but hidden ones; a glob gives what matches, ``**`` included. UserError if there are none.
+    """
+    text = os.fspath(source)
+    if not text:
+        raise UserError("the source is an empty name; give a file, a folder or a glob")
+    if text == "-" and not os.path.exists(text):
+        return [STDIN], False
+    path = Path(text)
+    try:
+        # os.path, unlike Path on Python < 3.14, answers False where the file system objects.
+        if os.path.isdir(path):
+            entries = sorted(p for p in path.iterdir() if not (p.name.startswith(".") or os.path.isdir(p)))
+            files = [p for p in entries if is_image(p) and p.is_file() and not is_animated_gif(p)]
+            if not files:
+                raise UserError(f"{text}: the folder holds no image files; videos go by their own names")
+            others = sorted(set(entries).difference(files), key=lambda p: (_rank(p), p.name))
+            if others:
+                more = "" if len(others) <= 3 else ", ..."
+                were = "1 file is not taken" if len(others) == 1 else f"{len(others)} files are not taken"
+                named = ", ".join(p.name + _WHY.get(_rank(p), "") for p in others[:3])
+                announce(f"{path}/", "%s: %s", were, named + more)
+            return without_results(files), True
+        if not os.path.exists(path) and glob.has_magic(text):
+            files = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
+            if not files:
+                raise UserError(f"{text}: no file matches")
+            return without_results(files), True
+    except OSError as error:
+        raise UserError(f"{text}: can not be read ({error.strerror})") from None
+    return [path], False
+
+
+#: Why a folder's file is not taken, by :func:`_rank`.
+_WHY = {0: " (needs pillow-heif)", 1: " (a camera's raw data)", 2: " (a video, which goes by its own name)"}
+
+
+def _rank(path: Path) -> int:
+    """Of files that a folder does not give: what people miss comes first."""
+    suffix = path.suffix.lower()
+    if suffix in HEIF_SUFFIXES:
+        return 0
+    if suffix in RAW_SUFFIXES:
+        return 1
+    return 2 if suffix in VIDEO_SUFFIXES or suffix == ".gif" else 3
+
+
+def without_results(files: list) -> list:
+    """Paths without results that an earlier run wrote of others of them; a line says so. Others stay."""
+    paths = [path for path in files if isinstance(path, Path)]
+    names = {name for p in paths for name in (p.stem, f"{p.stem}_{p.suffix.lstrip('.')}")}
+
+    def is_result(path: Path) -> bool:
+        base, _, kind = path.stem.rpartition("_")
+        return kind in ("overlay", "labels") and path.suffix == ".png" and base in names and made_here(path)
+
+    if results := sorted({path for path in paths if is_result(path)}):
+        first = ", ".join(path.name for path in results[:3])
+        announce(f"{results[0].parent}/", "results of an earlier run are left out: %d, with %s",
+                 len(results), first)  # fmt: skip
+    return [path for path in files if path not in results]
+
+
+def made_here(path: Path) -> bool:
+    """Whether a file is a PNG that :func:`stdc_fast.segmentation.save_image` wrote."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == SOFTWARE
+    except Exception:  # decoders raise many types on damaged files
+        return False
