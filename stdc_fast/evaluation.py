@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from stdc_fast import images
+from stdc_fast.datasets.checks import warn_of_shares
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 from stdc_fast.inference import label
@@ -173,7 +174,8 @@ def evaluate(
     """Score a model on a split, at the labels' full size.
 
     Classes are matched by name where the model's and the data's names are the same in another order; the
-    matrix is in the data's order.
+    matrix is in the data's order. Of a whole split, a warning counts the classes without a pixel, and the
+    images of which more than half does not count.
 
     Args:
         model: what to evaluate.
@@ -203,7 +205,8 @@ def evaluate(
         "stdc_fast": __version__,
     }
     result = Evaluation(folder.classes, protocol, about)
-    indices = range(len(folder)) if indices is None else indices
+    whole, pixels = indices is None, []
+    indices = range(len(folder)) if whole else indices
     with contextlib.closing(_loaded(folder, indices, workers)) as pairs:
         for path, image, labels in progress(pairs):
             start = time.perf_counter()
@@ -213,10 +216,14 @@ def evaluate(
             one = Confusion(len(folder.classes))
             one.update(labels, order[predicted])
             result.matrix += one.matrix
+            counts = one.matrix.sum(1)
+            pixels.append([*counts, labels.size - counts.sum()])
             views = protocol.views(*labels.shape, model.input_size)
             seen = tuple(view.size for view in views)
             scores = one.iou().tolist(), one.miou(), one.pixel_accuracy()
             result.images.append(ImageScore(path.name, labels.shape, seen, *scores, seconds))
+    if whole and pixels:
+        warn_of_shares(folder, np.array(pixels))
     return result
 
 

@@ -71,6 +71,19 @@ def test_classes_are_matched_by_name(tmp_path):
     assert len(np.flatnonzero(a.sum(0))) > 1
 
 
+def test_a_whole_split_that_lacks_classes_is_said(tmp_path, caplog):
+    root = folders.camvid(tmp_path)
+    for path in (root / "valannot").iterdir():
+        labels = np.array(Image.open(path))
+        Image.fromarray(np.where(labels == 2, 255, 0).astype(np.uint8)).save(path)
+    segmenter, folder = model(("Sky", "Wall", "Road")), open_folder(root, "val")
+    evaluate(segmenter, folder, indices=range(2))  # as training does, again and again
+    assert not caplog.text
+    evaluate(segmenter, folder)
+    assert "valannot: 2 of 3 classes have no pixel in 2 label files: Wall, Road" in caplog.text
+    assert "more than half" not in caplog.text
+
+
 def test_scale_and_indices_are_used(tmp_path):
     folder = open_folder(folders.camvid(tmp_path), "val")
     segmenter = model(("Sky", "Wall", "Road"))

@@ -105,14 +105,16 @@ def val(
     )
     _check_outputs(confusion, plot, per_image)
     folder = datasets.open_folder(data, split)
-    datasets.check(folder, everything=check)
+    count = min(limit or len(folder), len(folder))
+    indices = None if count == len(folder) else range(count)  # of None, evaluate warns of what labels lack
+    if indices and seed is not None:
+        indices = sorted(random.Random(seed).sample(range(len(folder)), count))
+    datasets.check(folder, everything=check, shares=indices is not None)
     names = [name.strip() for name in classes.split(",")] if classes and "," in classes else classes
     segmenter = stdc_fast.load(
         model, device=device, dtype=dtype, backend=backend, memory=memory, classes=names
     )
     remark(segmenter.report, quiet)
-    count = min(limit or len(folder), len(folder))
-    indices = range(count) if seed is None else sorted(random.Random(seed).sample(range(len(folder)), count))
     result = evaluate(
         segmenter, folder, protocol=how, indices=indices, workers=workers,
         progress=lambda pairs: progress(pairs, "val", quiet, total=count),

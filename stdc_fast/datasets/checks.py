@@ -24,23 +24,26 @@ SAMPLE = 32
 _ORIENTATION = 0x0112
 
 
-def check(folder: SegmentationFolder, *, everything: bool = False, seed: int = 0) -> np.ndarray:
+def check(
+    folder: SegmentationFolder, *, everything: bool = False, seed: int = 0, shares: bool = True
+) -> np.ndarray:
     """Check all headers and the values of a drawn sample of the labels; or all files, images too.
 
-    Warns, in one line each, where more than half of an image does not count, where classes have no pixel
-    (if all labels were read), and where images are turned by their EXIF data.
+    Warns in one line each as :func:`warn_of_shares`, and where images are turned by their EXIF data.
 
     Args:
         folder: the split.
         everything: read every image and label.
         seed: draws the sample.
+        shares: warn as :func:`warn_of_shares`; :func:`stdc_fast.evaluate` does so of all labels.
 
-    Returns the pixels of every class in every label file that was read, int64 ``[files, classes]``.
+    Returns what :func:`histograms` does of every label file that was read.
     Raises UserError for files that can not be read, for images and labels of different sizes, for lossy
     labels, and for values that are neither a class nor ignored, with counts over the files read.
     """
     pixels = _inspect(folder, everything, seed)
-    _warn(folder, pixels)
+    if shares:
+        warn_of_shares(folder, pixels)
     return pixels
 
 
@@ -64,9 +67,9 @@ def check_training(
         )
     if val is not None and not val_pixels[:, :-1].any() and not histograms(val)[:, :-1].any():
         raise UserError(f"{val.labels[0].parent}: no pixel is of a class; check the labels")
-    _warn(folder, pixels)
+    warn_of_shares(folder, pixels)
     if val is not None:
-        _warn(val, val_pixels)
+        warn_of_shares(val, val_pixels)
     return pixels[:, :-1]
 
 
@@ -91,8 +94,11 @@ def histograms(folder: SegmentationFolder, indices: Iterable[int] | None = None)
     return np.stack(counts)
 
 
-def _warn(folder: SegmentationFolder, pixels: np.ndarray) -> None:
-    """Warn of classes without a pixel, if ``pixels`` is of all files, and of much that does not count."""
+def warn_of_shares(folder: SegmentationFolder, pixels: np.ndarray) -> None:
+    """Warn of classes without a pixel, and of images of which more than half does not count.
+
+    ``pixels`` is as of :func:`histograms`; of classes it tells only if it is of all label files.
+    """
     where, read = folder.labels[0].parent, len(pixels)
     absent = [name for name, n in zip(folder.classes.names, pixels.sum(0), strict=False) if not n]
     if absent and read == len(folder):

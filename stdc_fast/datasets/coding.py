@@ -243,10 +243,11 @@ def _strange(pixels: dict[int | Colour, int]) -> str:
 
 
 def _remedy(pixels: Iterable[int | Colour], known: str) -> str:
-    if isinstance(next(iter(pixels)), tuple):
+    first = next(iter(pixels))
+    if isinstance(first, tuple):
         return (
             f"which is no class's and not ignored ({known} are known); add it to mapping or ignore in "
-            "data.yaml, and mind that resizing and smoothing make new colours"
+            f'data.yaml, written "{text(first)}", and mind that resizing and smoothing make new colours'
         )
     return (
         f"which is no class id of this data and none that is ignored ({known} are); mend the labels, or name "

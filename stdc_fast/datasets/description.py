@@ -49,7 +49,10 @@ class Description:
         return value
 
     def apply(self, classes: ClassSet, coding: Coding) -> tuple[ClassSet, Coding]:
-        """Classes and coding with what ``mapping``, ``ignore`` and ``coding`` say."""
+        """Classes and coding with what ``mapping``, ``ignore`` and ``coding`` say.
+
+        UserError where they contradict each other, or ``names`` and ``palette`` of the same file.
+        """
         values, colours = dict(coding.values), dict(coding.colours)
         changes: dict[int | Colour, int] = {}
         mapping = self.fields.get("mapping") or {}
@@ -57,10 +60,13 @@ class Description:
             raise UserError(f"{self.path}: mapping must have a class for each value, not {_short(mapping)}")
         lower = [n.lower() for n in classes.names]
         for written, name in mapping.items():
+            key = self._key(written)
+            if key in changes:
+                raise UserError(f"{self.path}: {text(key)} is under mapping twice; keep one")
             if name is None or str(name).lower() in NO_CLASS:
-                changes[self._key(written)] = IGNORE
+                changes[key] = IGNORE
             elif str(name).lower() in lower:
-                changes[self._key(written)] = lower.index(str(name).lower())
+                changes[key] = lower.index(str(name).lower())
             else:
                 raise UserError(
                     f"{self.path}: mapping has {written}: {_short(name)}, which is no class; the classes are "
@@ -68,20 +74,41 @@ class Description:
                 )
         if isinstance(self.fields.get("names"), list) and any(isinstance(k, int) for k in changes):
             values = {IGNORE: IGNORE}  # the mapping numbers the names, not their places
-        ignored = self.fields.get("ignore")
-        for written in [] if ignored is None else ignored if isinstance(ignored, list) else [ignored]:
-            key = self._key(written)
+        written = self.fields.get("ignore")
+        written = [] if written is None else written if isinstance(written, list) else [written]
+        ignored = [self._key(one) for one in written]
+        for key in ignored:
+            if ignored.count(key) > 1:
+                raise UserError(
+                    f'{self.path}: ignore has {text(key)} twice; keep one, or write a colour as "0 0 0" or '
+                    "[[0, 0, 0]]"
+                )
             if changes.get(key, IGNORE) != IGNORE:
                 raise UserError(f"{self.path}: {text(key)} is under mapping and under ignore; take one out")
             changes[key] = IGNORE
         for key, target in changes.items():
-            (colours if isinstance(key, tuple) else values)[key] = target
+            of, where = (colours, "palette") if isinstance(key, tuple) else (values, "names")
+            before = of.get(key, IGNORE)
+            if "names" in self.fields and before not in (IGNORE, target):
+                after = "ignored" if target == IGNORE else repr(classes.names[target])
+                raise UserError(
+                    f"{self.path}: {text(key)} is {classes.names[before]!r} under {where} and {after} under "
+                    f"{'ignore' if key in ignored else 'mapping'}; take one out"
+                )
+            of[key] = target
         only = self.word("coding")
         if only not in (None, "ids", "greys", "grays", "colours", "colors"):
             raise UserError(f"{self.path}: coding must be ids, greys or colours, not {_short(only)}")
-        return classes, Coding(
-            values, colours, only and only.replace("colors", "colours").replace("grays", "greys")
-        )
+        only = only and only.replace("colors", "colours").replace("grays", "greys")
+        of, remedy = values, "names by stored value"
+        if only == "colours":
+            of, remedy = colours, "names and palette"
+        if only and all(target == IGNORE for target in of.values()):
+            raise UserError(
+                f"{self.path}: coding is {only}, but it is not known which class has which; write {remedy}, "
+                "or mapping"
+            )
+        return classes, Coding(values, colours, only)
 
     def _key(self, written: object) -> int | Colour:
         """A stored value, or a colour as "128 64 128" or [128, 64, 128]."""
@@ -156,7 +183,10 @@ def _fields(path: Path) -> dict[str, object]:
         raise UserError(f"{path}: must have keys and values, such as names: [road, sky]")
     unknown = [key for key in found if key not in KEYS]
     if unknown:
-        raise UserError(f"{path}: unknown key {_short(unknown[0])}; there are {', '.join(KEYS)}")
+        raise UserError(
+            f"{path}: unknown key {_short(unknown[0])}; there are {', '.join(KEYS)}; "
+            "splits names lists of images, and images and labels name folders"
+        )
     return found
 
 
@@ -235,6 +265,13 @@ def _coded(
         if repeated is not None:
             shown = repr(repeated) if what == "names" else text(repeated)
             raise UserError(f"{path}: {what} {shown} twice; each class needs one of its own")
+    lower = [name.lower() for name in names]
+    for i, name in enumerate(lower):
+        if name in lower[:i]:
+            raise UserError(
+                f"{path}: names {names[lower.index(name)]!r} and {names[i]!r}, which differ only in case; "
+                "each class needs one of its own"
+            )
     target = {name: names.index(name) if name in names else IGNORE for _, name in pairs}
     values = {IGNORE: IGNORE} | {value: target[name] for value, name in pairs if value is not None}
     if all(value is None for value, _ in pairs):
@@ -247,11 +284,13 @@ def _coded(
 
 
 def _classes_txt(path: Path) -> tuple[ClassSet, Coding]:
-    """Lines of "3 Road", or of plain names in the order of their ids."""
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    numbered = [re.fullmatch(r"(\d{1,9})\s+(\S.*)", line) for line in lines]
+    """Lines of "3 Road", also with : or = or one comma between, or of plain names in order of their ids."""
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    between = r"(?:\s*[:=]\s*|\s*,\s*(?!.*,)|\s+)"
+    numbered = [re.fullmatch(rf"(\d{{1,9}}){between}([^\s:=,].*)", line) for line in lines]
     if not any(numbered):
-        strange = next((line for line in lines if re.search(r"\s\d+$|[,;\t\0]", line)), None)
+        strange = next((line for line in lines if re.search(r"\s\d+$|[,;\t\0]|^\d+\s*[:=]", line)), None)
         if strange is None:
             return _coded(path, list(enumerate(lines)), None)
         numbered, lines = [None], [strange]

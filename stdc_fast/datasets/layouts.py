@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,7 +50,12 @@ def find(root: Path, split: str, about: Description) -> Pairs:
     """The pairs of a split. UserError if the layout is unknown, or a pair is not complete or not certain."""
     images_in, labels_in = _layout(root, split, about)
     named_by_split = "{split}" in images_in
-    folder = _folder(about, split)
+    folder = _folder(root, about, split)
+    if folder != split and "{split}" not in images_in + labels_in:
+        raise UserError(
+            f"{about.path}: splits has {folder!r} for {split}, but there is no such file with a list, and "
+            f"{images_in}/ is one folder for all splits; name a file that has the images' names, one a line"
+        )
     image_folder, label_folder = (root / f.format(split=folder) for f in (images_in, labels_in))
     for place in (image_folder, label_folder):
         if not place.is_dir():
@@ -62,7 +68,8 @@ def find(root: Path, split: str, about: Description) -> Pairs:
     given = about.word("label_suffix")
     ends = (given,) if given else _CITYSCAPES_ENDS if cityscapes else _ENDS
     end, labels = _matching(images, label_folder, ends, cityscapes)
-    names = _chosen(root, split, about, images, image_end, named_by_split)
+    relative = {name: Path(os.path.relpath(path, root)) for name, path in labels.items()}
+    names = _chosen(root, split, about, images, relative, image_end, named_by_split)
     missing = [name for name in names if name not in labels]
     if missing:
         raise UserError(
@@ -91,7 +98,7 @@ def _layout(root: Path, split: str, about: Description) -> tuple[str, str]:
             if "{" in place.replace("{split}", "") or "}" in place.replace("{split}", ""):
                 raise UserError(f"{about.path}: {place!r}: only {{split}} may be in braces")
         return given
-    folder = _folder(about, split)
+    folder = _folder(root, about, split)
     found = [pair for pair in LAYOUTS if all((root / place.format(split=folder)).is_dir() for place in pair)]
     if (root / "leftImg8bit").is_dir() and LAYOUTS[0] not in found:
         raise UserError(f"{root}: found no {' and '.join(LAYOUTS[0]).format(split=folder)}")
@@ -120,10 +127,18 @@ def _split(about: Description, split: str) -> str | list[str] | None:
     return written
 
 
-def _folder(about: Description, split: str) -> str:
+def _listing(root: Path, about: Description, split: str) -> Path | None:
+    """The file that data.yaml has with the images of a split, if it has one."""
+    written = _split(about, split)
+    if isinstance(written, str) and (written.endswith(".txt") or os.path.isfile(root / written)):
+        return root / written
+    return None
+
+
+def _folder(root: Path, about: Description, split: str) -> str:
     """What the folders of a split are called."""
     written = _split(about, split)
-    return written if isinstance(written, str) and not written.endswith(".txt") else split
+    return written if isinstance(written, str) and not _listing(root, about, split) else split
 
 
 def _files(folder: Path, end: str) -> dict[str, Path]:
@@ -172,17 +187,23 @@ def _matching(
 
 
 def _chosen(
-    root: Path, split: str, about: Description, images: dict[str, Path], end: str, named_by_split: bool
+    root: Path,
+    split: str,
+    about: Description,
+    images: dict[str, Path],
+    labels: dict[str, Path],
+    end: str,
+    named_by_split: bool,
 ) -> list[str]:
     """Names of the images of a split: those that a list has, else all where folders are a split's."""
     written = _split(about, split)
-    is_file = isinstance(written, str) and written.endswith(".txt")
-    listing = root / (written if is_file else f"{split}.txt")
+    given = _listing(root, about, split)
+    listing = given or root / f"{split}.txt"
     if isinstance(written, list):
-        return _listed(about.path, written, images, end)
-    if is_file or listing.is_file():
+        return _listed(about.path, written, images, labels, end)
+    if given or listing.is_file():
         lines = read_text(listing).splitlines()
-        return _listed(listing, [line.strip() for line in lines if line.strip()], images, end)
+        return _listed(listing, [line.strip() for line in lines if line.strip()], images, labels, end)
     if named_by_split:
         return list(images)
     if is_camvid(images):
@@ -194,8 +215,13 @@ def _chosen(
     )
 
 
-def _listed(listing: Path, lines: list[str], images: dict[str, Path], end: str) -> list[str]:
-    """Names of images by lines: name or path of an image, with or without suffix, and maybe its label's."""
+def _listed(
+    listing: Path, lines: list[str], images: dict[str, Path], labels: dict[str, Path], end: str
+) -> list[str]:
+    """Names of images by lines: name or path of an image, with or without suffix, and maybe its label's.
+
+    UserError for other names, and where the label is not the one in ``labels``, relative to the root.
+    """
     short: dict[str, list[str]] = {}
     for name in images:
         short.setdefault(name.rpartition("/")[2], []).append(name)
@@ -213,18 +239,31 @@ def _listed(listing: Path, lines: list[str], images: dict[str, Path], end: str) 
                 return short[parts[-1]][0]
         return None
 
-    def first_of(line: str) -> str | None:
-        """Of "image.png label.png", where the label's name begins with the image's."""
+    def of_line(line: str) -> str | None:
+        whole, others = name_of(line), []
         for gap in re.finditer(r"[\s,]+", line):
-            name = name_of(line[: gap.start()])
-            rest = re.split(r"[/\\]", line[gap.end() :])[-1]
-            if name is not None and rest.startswith(name.rpartition("/")[2]):
+            image, label = line[: gap.start()], line[gap.end() :].replace("\\", "/")
+            name = name_of(image)
+            if name is None or not label:
+                continue
+            if name in labels and _ends(labels[name], label):
                 return name
-        return None
+            stem = name.rpartition("/")[2]
+            if is_image(Path(image)) or "/" in label or label.startswith(stem):
+                others.append((name, label))
+        # A name with a blank is no image and its label.
+        if others and not (whole and re.search(r"[\s,]", whole)):
+            name, label = others[0]
+            taken = f"takes {labels[name]}" if name in labels else "has none"
+            raise UserError(
+                f"{listing}: has {line!r}, whose label would be {label!r}, but {name!r} {taken}; mend the "
+                "line, or say in data.yaml which labels and label_suffix are meant"
+            )
+        return whole
 
     names = []
     for line in lines:
-        name = line if line in images else first_of(line) or name_of(line)
+        name = line if line in images else of_line(line)
         if name is None:
             raise UserError(f"{listing}: has {line!r}, but there is no file for it among the images")
         names.append(name)
@@ -234,3 +273,12 @@ def _listed(listing: Path, lines: list[str], images: dict[str, Path], end: str) 
         repeated = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{listing}: has {repeated!r} twice; keep one of them")
     return names
+
+
+def _ends(path: Path, text: str) -> bool:
+    """Whether a path may be what a text means: the parts that both have are the same, the suffix if given."""
+    parts = [part for part in text.split("/") if part not in ("", ".", "..")]
+    if not parts:
+        return False
+    mine = [part for part in (path if is_image(Path(text)) else path.with_suffix("")).parts if part != ".."]
+    return all(a == b for a, b in zip(reversed(parts), reversed(mine), strict=False))

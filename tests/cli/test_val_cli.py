@@ -12,6 +12,7 @@ from refusals import refused, refused_quietly
 from sklearn.metrics import jaccard_score
 
 from stdc_fast.classes import CAMVID
+from stdc_fast.datasets.checks import SAMPLE
 
 
 def test_val_agrees_with_scikit_learn(run_cli, tiny_weights, auto_model, workplace):
@@ -220,3 +221,23 @@ def test_val_says_how_to_name_classes(run_cli, tiny_weights, workplace):
     run = run_cli("val", "plain", *val[2:], "--classes", "camvid", "--check")
     assert run.code == 0 and "mean IoU" in run.out
     refused_quietly(run_cli(*val, "--classes", "a,b"), "2")
+
+
+def test_val_warns_once_of_what_all_labels_lack(run_cli, tiny_weights, workplace, caplog):
+    """More labels than the check before reads, of masks whose class 1 is stored as 255."""
+    camvid(workplace / "data", val=SAMPLE + 1, classes=ELEVEN)
+    for path in Path("data/valannot").iterdir():
+        mask = np.zeros((96, 128), np.uint8)
+        mask[30:] = 255
+        save(mask, path)
+    val = "val", "data", "-m", tiny_weights, "-q"
+    for options in ((), ("--check",)):
+        caplog.clear()
+        assert run_cli(*val, *options).code == 0
+        classes, shares = caplog.messages
+        assert "10 of 11 classes have no pixel in 33 label files: Building," in classes
+        assert "in 33 of 33 label files more than half of the pixels" in shares
+    caplog.clear()
+    assert run_cli(*val, "--limit", "3").code == 0
+    (shares,) = caplog.messages
+    assert "in 32 of 32 label files more than half of the pixels" in shares

@@ -57,6 +57,16 @@ def test_ids_in_wider_files(tmp_path):
     assert np.array_equal(large.read(save(tmp_path, stored)), IDS.clip(0, 2))
 
 
+def test_declared_transparency_changes_no_ids(tmp_path):
+    """Only an alpha channel is refused; a colour that PNG declares transparent is read as it is stored."""
+    for image in (IDS, palette_image(IDS, PALETTE)):
+        path = save(tmp_path, image, transparency=1)
+        assert "transparency" in Image.open(path).info
+        assert np.array_equal(BY_IDS.read(path), IDS)
+    path = save(tmp_path, COLOURED, transparency=tuple(PALETTE[1].tolist()))
+    assert np.array_equal(BY_COLOURS.read(path), IDS)
+
+
 def test_ids_of_one_bit(tmp_path):
     """White is 1 where 1 is a class, else 255."""
     bits = IDS == 1
@@ -157,7 +167,7 @@ def test_lossy_files_are_refused(tmp_path, suffix, options):
         (
             BY_COLOURS,
             COLOURED + 1,
-            "have the colour .* others, which is no class's and not ignored",
+            'have the colour .* others, which is no class\'s and not ignored .* written "61 61 61", and mind',
         ),
         (BY_COLOURS, IDS, "have the colour 1 1 1 and 64 have 2 others|have the colour"),
         (BY_COLOURS, np.full((4, 4), 700, np.uint16), "16 pixels have the value 700"),

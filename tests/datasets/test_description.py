@@ -54,12 +54,14 @@ def test_palette_and_mapping(tmp_path):
         ("[1]", "must have keys and values"),
         ('{"names": ["a"], "names": ["b"]}', "has 'names' twice"),
         ({"nc": 2}, "unknown key 'nc'; there are names, palette"),
+        ({"train": "images/train"}, "splits names lists of images, and images and labels name folders"),
         ({"names": "road"}, "names must be a list of names"),
         ({"names": ["road", 3]}, "names must be a list of names"),
         ({"names": {"-1": "road"}}, "names must be a list of names"),
         ({"names": []}, "names no classes"),
         ({"names": ["void"]}, "names no classes"),
         ({"names": ["a", "b", "a"]}, "names 'a' twice"),
+        ({"names": ["Road", "sky", "road"]}, "names 'Road' and 'road', which differ only in case"),
         ({"names": {"1": "a", "01": "b"}}, "has the value 1 twice"),
         ({"names": [f"c{i}" for i in range(255)]}, "names 255 classes"),
         ({"palette": [[0, 0, 0]]}, "palette has the colours of names"),
@@ -71,6 +73,22 @@ def test_palette_and_mapping(tmp_path):
         ({"names": ["a"], "mapping": {"red": "a"}}, "'red' is neither a value"),
         ({"names": ["a"], "ignore": 65536}, "65536 is neither a value"),
         ({"names": ["a"], "mapping": {"3": "a"}, "ignore": 3}, "3 is under mapping and under ignore"),
+        ({"names": {"0": "a", "3": "b"}, "ignore": 3}, "3 is 'b' under names and ignored under ignore"),
+        ({"names": ["a", "b"], "ignore": [1]}, "1 is 'b' under names and ignored under ignore"),
+        ({"names": {"0": "a", "3": "b"}, "mapping": {"3": None}},
+         "3 is 'b' under names and ignored under mapping"),
+        ({"names": {"0": "a", "3": "b"}, "mapping": {"0": "b"}},
+         "0 is 'a' under names and 'b' under mapping"),
+        ({"names": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]], "mapping": {"0 0 0": "b"}},
+         "0 0 0 is 'a' under palette and 'b' under mapping; take one out"),
+        ({"names": ["a"], "palette": [[0, 0, 0]], "ignore": "0 0 0"},
+         "0 0 0 is 'a' under palette and ignored"),
+        ({"names": ["a", "b"], "mapping": {"3": "a", "03": "b"}}, "3 is under mapping twice"),
+        ({"names": ["a"], "mapping": {"7": "a"}, "ignore": [0, 0, 0]},
+         'ignore has 0 twice; keep one, or write a colour as "0 0 0" or [[0, 0, 0]]'),
+        ({"names": ["a"], "coding": "colours"}, "coding is colours, but it is not known which class has"),
+        ({"names": ["a"], "ignore": "0 0 0", "coding": "colors"}, "write names and palette, or mapping"),
+        ({"names": ["a"], "mapping": {"9": None}, "coding": "grays"}, "coding is greys, but it is not known"),
         ({"names": ["a"], "coding": "rgb"}, "coding must be ids, greys or colours, not 'rgb'"),
     ],
 )  # fmt: skip
@@ -78,6 +96,25 @@ def test_what_is_refused(tmp_path, fields, said):
     with pytest.raises(UserError, match=r"data\.json: ") as refusal:
         read(tmp_path, fields)
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_coding_ids_where_colours_alone_are_known(tmp_path):
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nroad,128,64,128\n")
+    with pytest.raises(UserError, match=r"coding is ids, but .* write names by stored value, or mapping"):
+        read(tmp_path, {"coding": "ids"})
+    assert read(tmp_path, {"coding": "ids", "mapping": {"3": "road"}})[1].values == {3: 0}
+
+
+def test_what_is_no_contradiction(tmp_path):
+    """The same again, what is no class, and what other files say."""
+    fields = {
+        "names": {"0": "sky", "1": "void"},
+        "mapping": {"0": "Sky", "1": "sky"},
+        "ignore": ["9", [0, 0, 0]],
+    }
+    assert read(tmp_path, fields)[1].values == {255: 255, 0: 0, 1: 0, 9: 255}
+    coding = read(tmp_path, {"mapping": {"0": "road"}, "ignore": 1}, classes_txt="sky\nroad\nwall")[1]
+    assert coding.values == {255: 255, 0: 1, 1: 255, 2: 2}
 
 
 def test_yaml(tmp_path):
@@ -126,6 +163,11 @@ def test_classes_txt(tmp_path, head):
     classes, coding = read(tmp_path, classes_txt=head + "Himmel\nStraße\nvoid\nAuto\n".encode())
     assert classes.names == ("Himmel", "Straße", "Auto")
     assert coding.values == {0: 0, 1: 1, 2: 255, 3: 2, 255: 255}
+    for between in (": ", ":", ", ", " , ", " = ", "=", "\t"):
+        text = f"# ids\n0{between}Sky\n#1{between}no\n7{between}Road way\n"
+        classes, coding = read(tmp_path, classes_txt=head + text.encode())
+        assert classes.names == ("Sky", "Road way") and coding.values == {255: 255, 0: 0, 7: 1}, between
+    assert read(tmp_path, classes_txt=head + b"# all\na: b\nc = d\n")[0].names == ("a: b", "c = d")
     names = "\n".join(CAMVID.names).encode()
     assert read(tmp_path, classes_txt=head + names)[0] is CAMVID
 
@@ -136,6 +178,10 @@ def test_classes_txt(tmp_path, head):
         ("Sky 0\nRoad 1\n", "of the form '3 Road', or names alone, got 'Sky 0'"),
         ("0 Sky\nRoad\n", "got 'Road'"),
         ("Sky,0\n", "got 'Sky,0'"),
+        ("0: Sky\nRoad\n", "got 'Road'"),
+        ("0,Sky,1,2,3\n", "got '0,Sky,1,2,3'"),
+        ("0:\n1:\n", "got '0:'"),
+        ("Sky\nsky\n", "names 'Sky' and 'sky', which differ only in case"),
         ("70000 Sky\n", "got '70000 Sky'"),
         ("", "names no classes"),
         ("0 Void\n", "names no classes"),

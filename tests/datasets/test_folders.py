@@ -205,6 +205,54 @@ def test_folders_and_splits_by_a_description(tmp_path):
             open_folder(tmp_path, "val")
 
 
+def test_splits_that_name_nothing(tmp_path):
+    """A list may be any file; all else must have a place in the layout."""
+    names = ["a", "b"]
+    write(tmp_path, *(f"images/{n}.png" for n in names), *(f"labels/{n}.png" for n in names))
+    (tmp_path / "val.txt").write_text("a\nb")
+    for name in ("lists/val", "nosuchfolder"):
+        described(tmp_path, splits={"val": name})
+        with pytest.raises(
+            UserError, match=rf"splits has '{name}' for val, .* images/ is one folder for all"
+        ):
+            open_folder(tmp_path, "val")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "val").write_text("b")
+    described(tmp_path, splits={"val": "lists/val"})
+    assert pairs(open_folder(tmp_path, "val")) == [("b.png", "b.png")]
+    described(tmp_path, splits={"val": "lists/v.txt"})
+    with pytest.raises(UserError, match=r"lists/v\.txt: can not be read"):
+        open_folder(tmp_path, "val")
+
+
+def test_labels_in_lists_are_those_that_are_taken(tmp_path):
+    names = ["a", "a b", "b", "sub/c"]
+    write(tmp_path, *(f"images/{n}.png" for n in names), *(f"labels/{n}_mask.png" for n in names))
+    write(tmp_path, "labels2/a_mask.png", "labels2/b.png")
+    described(tmp_path, images="images", labels="labels")
+    for line, stem in (
+        ("images/a.png labels/a_mask.png", "a"),
+        ("images/a labels/a_mask", "a"),
+        ("a.png, a_mask.png", "a"),
+        ("a b.png", "a b"),
+        ("C:\\data\\images\\a b.png C:\\data\\labels\\a b_mask.png", "a b"),
+        ("/other/images/sub/c.png\t/other/labels/sub/c_mask.png", "c"),
+    ):
+        (tmp_path / "val.txt").write_text(line)
+        assert pairs(open_folder(tmp_path, "val"))[0][1] == f"{stem}_mask.png", line
+    for line, label in (
+        ("images/a.png labels2/a_mask.png", "labels2/a_mask.png"),
+        ("images/a.png labels2/b.png", "labels2/b.png"),
+        ("images/a labels2/b", "labels2/b"),
+        ("a.png,a.png", "a.png"),
+        ("images\\a.png labels\\a_mask.bmp", "labels/a_mask.bmp"),
+        ("images/a.png labels/a_mask.png edges/a.png", "labels/a_mask.png edges/a.png"),
+    ):
+        (tmp_path / "val.txt").write_text(line)
+        with pytest.raises(UserError, match=re.escape(f"label would be {label!r}, but 'a' takes labels")):
+            open_folder(tmp_path, "val")
+
+
 def test_not_certain_which_is_meant(tmp_path):
     described(write(tmp_path, "train/a.png", "train/a.jpg", "trainannot/a.png"))
     with pytest.raises(UserError, match=r"a\.png: a\.jpg is there, too"):
