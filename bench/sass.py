@@ -281,9 +281,9 @@ def describe(code: Sequence[Instruction], warps: int) -> dict[str, object]:
     copies = [code[p.first : p.last + 1] for p in loops(code)]
     copies = [body for body in copies if count(body, "LDGSTS") and not count(body, "HMMA")]
     if copies:
-        body = min(copies, key=len)
-        row["copy"] = {"instructions": len(body), "stalls": sum(one.stall for one in body),
-                       "copies": count(body, "LDGSTS")}  # fmt: skip
+        each = lambda body: sum(one.stall for one in body) / count(body, "LDGSTS")  # noqa: E731
+        body = min(copies, key=each)
+        row["copy"] = {"instructions": round(len(body) / count(body, "LDGSTS"), 1), "stalls": round(each(body))}
     loop = main_loop(code)
     if loop is not None:
         path = usual_path(code, loop)

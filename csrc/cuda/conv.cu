@@ -77,7 +77,7 @@ conv_kernel(const STDC_CONSTANT Params p) {
   // Products.
   uint32_t pixel[F::kM];
   const int step = a.stride * p.s.pixel;
-  lane_pixels<F>(pixel, a.tiling.height * a.tiling.width, p.width, p.s.halo_width * step, step);
+  lane_pixels<F>(pixel, a.tiling.height * a.tiling.width, p.width, p.s.halo.by * step, step);
   Sums<F> sums;
   if (a.kernel == 1)
     products<T, F, 1>(p.s, w, pixel, sums);

@@ -72,7 +72,9 @@ struct Source {
   int height, width, kernel;
   int chunk;           // units of a chunk
   int first_chunks, chunks;
-  int halo_height, halo_width;
+  int halo_height;
+  Divisor halo, vectors;  // pixels of a row of the halo; vectors of eight channels of a chunk
+  int step;            // pixels that the threads have at once
   int pixel;           // bytes from pixel to pixel in shared memory
   int buffers, buffer; // of chunks of pixels, and bytes of one
   const float* scale;
@@ -200,36 +202,44 @@ struct Share {
   uint32_t at;               // in shared memory
 
   STDC_DEVICE Share(const Source& s, const Where& w, const Cursor& c) {
-    const int vectors = 2 * c.width;
+    const int vectors = 2 * c.width, thread = thread_id();
     const bool other = c.chunk >= s.first_chunks;
-    step = F::kThreads / vectors;
-    pixel = thread_id() / vectors;
-    const int vector = thread_id() - pixel * vectors;
+    if (c.width == s.chunk) {
+      step = s.step;
+      pixel = divide(thread, s.vectors);
+    } else {  // the last chunk of an input
+      step = F::kThreads / vectors;
+      pixel = thread / vectors;
+    }
+    const int vector = thread - pixel * vectors;
     channel = (other ? c.chunk - s.first_chunks : c.chunk) * s.chunk * 16 + vector * 8;
     const int left = (other ? s.second.channels : s.first.channels) - channel;
     count = left < 0 ? 0 : left > 8 ? 8 : left;
-    if (pixel >= step) pixel = s.halo_height * s.halo_width;  // nothing
-    rows = step / s.halo_width;
-    columns = step - rows * s.halo_width;
-    const int row = pixel / s.halo_width;
+    if (pixel >= step) pixel = s.halo_height * s.halo.by;  // nothing
+    rows = divide(step, s.halo);
+    columns = step - rows * s.halo.by;
+    const int row = divide(pixel, s.halo);
     y = w.row + row;
-    z = w.column + pixel - row * s.halo_width;
+    z = w.column + pixel - row * s.halo.by;
     at = c.pixels + pixel * s.pixel + vector * 16;
   }
-  STDC_DEVICE bool more(const Source& s) const { return pixel < s.halo_height * s.halo_width; }
+  STDC_DEVICE bool more(const Source& s) const { return pixel < s.halo_height * s.halo.by; }
   STDC_DEVICE bool inside(const Source& s) const {
     return static_cast<unsigned>(y) < static_cast<unsigned>(s.height) &&
            static_cast<unsigned>(z) < static_cast<unsigned>(s.width) && count > 0;
   }
-  STDC_DEVICE void next(const Source& s, const Where& w) {
+  // True where the next pixel is in a row more than usual.
+  STDC_DEVICE bool next(const Source& s, const Where& w) {
     pixel += step;
     at += step * s.pixel;
     y += rows;
     z += columns;
-    if (z >= w.column + s.halo_width) {
-      z -= s.halo_width;
+    const bool wraps = z >= w.column + s.halo.by;
+    if (wraps) {
+      z -= s.halo.by;
       ++y;
     }
+    return wraps;
   }
 };
 
@@ -244,15 +254,27 @@ STDC_DEVICE void fetch_vector(uint32_t to, const T* base, int offset, int count,
 
 // Starts the copies of a chunk's pixels, and of the map that is added to them; outside of the image they are zero.
 template <class T, class F>
-STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c) {
+STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c, Share<F> share) {
   const bool other = c.chunk >= s.first_chunks;
   const Input in = other ? s.second : s.first;
   const int64_t area = static_cast<int64_t>(s.height) * s.width;
   const T* x = static_cast<const T*>(in.x) + w.image * area * in.pitch;
   const bool adds = s.add_kind == kMap && !other;
+  if (in.aligned && !adds) {  // without a branch in the loop
+    int offset = (share.y * s.width + share.z) * in.pitch + share.channel;
+    const int usual = (share.rows * s.width + share.columns) * in.pitch, more = (s.width - s.halo.by) * in.pitch;
+    STDC_ROLLED
+    while (share.more(s)) {
+      const bool inside = share.inside(s);
+      cp_async(share.at, x + (inside ? offset : 0), inside ? 2 * share.count : 0);
+      offset += usual;
+      if (share.next(s, w)) offset += more;
+    }
+    return;
+  }
   const T* map = static_cast<const T*>(s.add) + (adds ? w.image * area * s.add_pitch : 0);
   STDC_ROLLED
-  for (Share<F> share(s, w, c); share.more(s); share.next(s, w)) {
+  for (; share.more(s); share.next(s, w)) {
     const bool inside = share.inside(s);
     const int place = inside ? share.y * s.width + share.z : 0, channel = inside ? share.channel : 0;
     const int count = inside ? share.count : 0;
@@ -367,12 +389,14 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
     stream.advance(ahead.left);
     ahead.advance(s, L::kDepth, kEnd);
   }
-  grid_wait();
   ahead = start;
+  Share<F> share(s, w, ahead);
+  grid_wait();
   STDC_ROLLED
   for (int i = 0; i < L::kStages - 1; ++i) {
     if (ahead.chunk < w.last) {
-      if (ahead.fresh()) fetch_pixels<T, F>(s, w, ahead);
+      if (i > 0) share = Share<F>(s, w, ahead);
+      if (ahead.fresh()) fetch_pixels<T, F>(s, w, ahead, share);
       ahead.advance(s, L::kDepth, kEnd);
     }
     cp_async_commit();  // NOTE: the first weights of all stages are in the first group
@@ -380,7 +404,7 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
 
   const bool changes = s.scale != nullptr || s.add_kind != kNothing;
   const uint32_t lane = lane_weights<F>();
-  const uint32_t row = s.halo_width * s.pixel;
+  const uint32_t row = s.halo.by * s.pixel;
   Cursor now = start;
   uint32_t stage = 0, free = (L::kStages - 1) * L::kStageBytes;
   STDC_ROLLED
@@ -395,7 +419,7 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
     }
     block_sync();  // all see what the others fetched; nobody reads the stage before any more
     const bool more = ahead.chunk < w.last;
-    if (more && ahead.fresh()) fetch_pixels<T, F>(s, w, ahead);
+    if (more && ahead.fresh()) fetch_pixels<T, F>(s, w, ahead, Share<F>(s, w, ahead));
     const int depth = now.left;
     Fragments<F> f[2];  // one is read while the other is multiplied
     STDC_UNROLL
@@ -465,9 +489,11 @@ void complete(Source& s, const Tiling& t, int stride) {
   s.first_chunks = rounded_up(s.first.units, s.chunk);
   s.chunks = s.first_chunks + rounded_up(s.second.units, s.chunk);
   s.halo_height = (t.height - 1) * stride + s.kernel;
-  s.halo_width = (t.width - 1) * stride + s.kernel;
+  s.halo = divisor((t.width - 1) * stride + s.kernel);
+  s.vectors = divisor(2 * s.chunk);
+  s.step = F::kThreads / (2 * s.chunk);
   s.pixel = s.chunk * 32 + 16;
-  s.buffer = s.halo_height * s.halo_width * s.pixel;
+  s.buffer = s.halo_height * s.halo.by * s.pixel;
   with_loop<F>(s.kernel, [&](auto loop) { s.buffers = buffers_needed(s, loop.kDepth, loop.kStages); });
   s.beside = s.add_kind == kMap ? s.buffers * s.buffer : 0;
 }
