@@ -27,6 +27,7 @@ from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 
 TARGETS = ("sm_80", "sm_90a")
+SHIPPED = ptxas.ROOT / "stdc_fast" / "tables" / "cuda_cycles.json"
 #: Cycles from issue to result of what has no fixed latency, as published for Ampere and Hopper.
 LATENCY = {
     "LDS": 33, "LDSM": 36, "LDC": 30, "LDCU": 30, "S2R": 28, "S2UR": 28, "MUFU": 24, "I2F": 24, "F2I": 24,
@@ -345,6 +346,19 @@ def read(build: Path = ptxas.BUILD, targets: Sequence[str] = TARGETS) -> list[di
     return sorted(rows, key=lambda row: (row["base"], row["object"], row["arch"], row["kernel"]))
 
 
+def cycles(rows: Iterable[dict]) -> dict[str, object]:
+    """What :mod:`stdc_fast.backends.cuda.tiles` reads: the most cycles of a block alone over dtypes and targets."""
+    found: dict[str, dict] = {"conv": {}, "down": {}, "stem": {}}
+    copy = 0
+    for row in rows:
+        for units, step in row.get("steps", {}).items():
+            form_ = found[row["base"]].setdefault(f"{row['pixels']}x{row['channels']}", {})
+            form_[units] = max(form_.get(units, 0), step["cycles"]["1"])
+        if row["base"] == "conv":
+            copy = max(copy, row["copy"]["stalls"])
+    return found | {"copy": copy}
+
+
 def problems(rows: Iterable[dict]) -> list[str]:
     """Steps beyond their budgets, a line each."""
     found = []
@@ -380,12 +394,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sass", description=__doc__.splitlines()[0])
     parser.add_argument("--build", type=Path, default=ptxas.BUILD, help="the folder of build.ninja")
     parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--ship", action="store_true", help="write what the tile model reads")
     parser.add_argument("--out", type=Path, help="write a line of JSON for each kernel and target")
     options = parser.parse_args(arguments)
     rows = read(options.build, options.targets.split(","))
     if options.out:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomic(options.out, lambda path: Path(path).write_text(text))
+    if options.ship:
+        text = json.dumps(cycles(rows), indent=1) + "\n"
+        write_atomic(SHIPPED, lambda path: Path(path).write_text(text))
     print(page(rows))
     wrong = problems(rows)
     print("\n".join(wrong), file=sys.stderr)

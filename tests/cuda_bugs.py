@@ -175,11 +175,12 @@ BUGS = {
         PRODUCT, "if (i < count) store(", "if (i < count + 1) store(", "views", WRONG, unwatched=6
     ),
     "more channels read than there are": conv(
-        PRODUCT, "cp_async(to, base + offset, 2 * count)", "cp_async(to, base + offset, count ? 16 : 0)",
+        PRODUCT, "inside ? 2 * share.count : 0", "inside ? 16 : 0",
         "unwritten", WRONG, unwatched=6,
     ),
     "no wait for other kernels before pixels": conv(
-        PRODUCT, "  Share<F> share(s, w, ahead);\n  grid_wait();", "  Share<F> share(s, w, ahead);", "3x3", "before grid_wait",
+        PRODUCT, "  Share<F> share(s, w, ahead);\n  grid_wait();", "  Share<F> share(s, w, ahead);", "3x3",
+        "before grid_wait",
         unwatched=6,
     ),
     "one buffer of pixels too few": conv(
@@ -195,7 +196,8 @@ BUGS = {
         unwatched=6,
     ),
     "weights that go where they are still read": conv(
-        PRODUCT, "free = (L::kStages - 1) * L::kStageBytes", "free = 0", "3x3", f"{WRONG}|{EARLY}", unwatched=1
+        PRODUCT, "free = (L::kStages - 1) * L::kStageBytes", "free = 0", "3x3", f"{WRONG}|{EARLY}",
+        unwatched=1
     ),
     "a scale read as if it were a weight": conv(
         PRODUCT, "? load(scale + i)", "? load_weight(scale + i)", "prologue", "load_weight of data",
