@@ -46,8 +46,14 @@ _ALU = (
 )  # fmt: skip
 #: Stall cycles that a step may take in any target: by kernel, pixels and channels of a block, and units.
 BUDGETS = {
-    ("conv", 128, 128, "9"): 1150, ("conv", 128, 64, "9"): 1150, ("conv", 64, 64, "9"): 700,
-    ("conv", 128, 32, "9"): 700, ("conv", 64, 32, "9"): 460, ("conv", 64, 16, "9"): 420,
+    ("conv", 64, 16, "4"): 230, ("conv", 64, 16, "9"): 370, ("conv", 64, 32, "4"): 285,
+    ("conv", 64, 32, "9"): 450, ("conv", 64, 64, "4"): 450, ("conv", 64, 64, "9"): 760,
+    ("conv", 128, 16, "4"): 275, ("conv", 128, 16, "9"): 455, ("conv", 128, 32, "4"): 495,
+    ("conv", 128, 32, "9"): 750, ("conv", 128, 64, "4"): 725, ("conv", 128, 64, "9"): 1350,
+    ("conv", 128, 128, "4"): 690, ("conv", 128, 128, "9"): 1350, ("conv", 144, 32, "4"): 275,
+    ("conv", 144, 32, "9"): 455, ("conv", 144, 64, "4"): 600, ("conv", 144, 64, "9"): 1075,
+    ("conv", 144, 128, "4"): 555, ("conv", 144, 128, "9"): 1075, ("down", 96, 32, "4"): 470,
+    ("down", 96, 64, "4"): 475, ("down", 160, 64, "4"): 775, ("down", 160, 128, "4"): 760,
 }  # fmt: skip
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)$", re.M)
@@ -290,7 +296,10 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1) -> dict[str
     if copies:
         each = lambda body: sum(one.stall for one in body) / count(body, "LDGSTS")  # noqa: E731
         body = min(copies, key=each)
-        row["copy"] = {"instructions": round(len(body) / count(body, "LDGSTS"), 1), "stalls": round(each(body))}
+        row["copy"] = {
+            "instructions": round(len(body) / count(body, "LDGSTS"), 1),
+            "stalls": round(each(body)),
+        }
     steps: dict[str, dict] = {}
     for loop in main_loops(code):
         path = usual_path(code, loop)
@@ -347,7 +356,7 @@ def read(build: Path = ptxas.BUILD, targets: Sequence[str] = TARGETS) -> list[di
 
 
 def cycles(rows: Iterable[dict]) -> dict[str, object]:
-    """What :mod:`stdc_fast.backends.cuda.tiles` reads: the most cycles of a block alone over dtypes and targets."""
+    """What :mod:`stdc_fast.backends.cuda.tiles` reads: the most cycles of a block alone, of all targets."""
     found: dict[str, dict] = {"conv": {}, "down": {}, "stem": {}}
     copy = 0
     for row in rows:
@@ -380,9 +389,9 @@ def page(rows: Iterable[dict]) -> str:
         for units, step in row.get("steps", {}).items():
             copy = row.get("copy") or {}
             cells.append((
-                f"{row['base']} {row.get('pixels', '')}x{row.get('channels', '')}",
-                row["object"].split("-")[-1], row["arch"], row["warps"], units, step["instructions"], step["hmma"],
-                step["stalls"], step["stalls_before_products"], step["products"], step["cycles"]["1"],
+                "{} {}x{}".format(row["base"], row.get("pixels", ""), row.get("channels", "")),
+                row["object"].split("-")[-1], row["arch"], row["warps"], units, step["instructions"],
+                step["hmma"], step["stalls"], step["stalls_before_products"], step["products"], step["cycles"]["1"],
                 step["cycles"]["2"], copy.get("stalls", "-"),
             ))  # fmt: skip
     head = ("loop", "dtype", "target", "warps", "units", "instructions", "HMMA", "stalls", "before HMMA",

@@ -13,7 +13,6 @@ from stdc_fast.plan.ops import Conv, Down, Stem
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import Precision
 
-
 #: Units of 16 input channels that a step of a 1x1 convolution multiplies.
 STEP = 4
 

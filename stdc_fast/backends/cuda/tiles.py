@@ -22,8 +22,8 @@ ADDS = {"none": 0, "vector": 1, "map": 2}  # as in csrc/include/gpu.h
 SHAPES = 6  # of tiles that are looked at for each block
 UNIT = 16  # input channels of one product
 CLOCK = 1.7e9  # hertz, of cycles, and for what shared memory gives: 128 bytes a cycle
-#: Cycles of a block alone for a step, by kind, block and units of the step, and of a copy of pixels: simulated
-#: from machine code. ``python -m bench.sass --ship`` writes it.
+#: Cycles of a block alone for a step, by kind, block and units of the step, and of a copy of pixels. They are
+#: simulated from machine code; ``python -m bench.sass --ship`` writes them.
 CYCLES = json.loads((FOLDER / "cuda_cycles.json").read_text())
 EXTRA = 0.25e-6  # seconds for a pass over the pixels in shared memory
 REGISTERS = 65536  # of a processor
