@@ -391,8 +391,8 @@ def page(rows: Iterable[dict]) -> str:
             cells.append((
                 "{} {}x{}".format(row["base"], row.get("pixels", ""), row.get("channels", "")),
                 row["object"].split("-")[-1], row["arch"], row["warps"], units, step["instructions"],
-                step["hmma"], step["stalls"], step["stalls_before_products"], step["products"], step["cycles"]["1"],
-                step["cycles"]["2"], copy.get("stalls", "-"),
+                step["hmma"], step["stalls"], step["stalls_before_products"], step["products"],
+                step["cycles"]["1"], step["cycles"]["2"], copy.get("stalls", "-"),
             ))  # fmt: skip
     head = ("loop", "dtype", "target", "warps", "units", "instructions", "HMMA", "stalls", "before HMMA",
             "tensor cycles", "cycles, 1 block", "2 blocks", "copy")  # fmt: skip
