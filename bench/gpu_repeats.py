@@ -2,9 +2,9 @@
 
     python -m bench.gpu_repeats --times 1000
 
-What is right is computed kernel by kernel, each after the one before has ended, without a graph. There are two
-frames, since what the same frame has left is the right value where a wait is missing. Whoever comes last in a
-sum that blocks share must not matter.
+What is right is computed kernel by kernel, each after the one before has ended, without a graph. There are
+two frames, since what the same frame has left is the right value where a wait is missing. Whoever comes last
+in a sum that blocks share must not matter.
 """
 
 from __future__ import annotations
