@@ -38,7 +38,7 @@ def microseconds() -> dict[str, float]:
             choose = Chooser(tiles.CudaModel(native, device), tables=())
             plan, cpu = ahead.network(variant), torch.device("cpu")
             lowered = cuda.CudaExecutable(plan, cuda.PRECISIONS[0], cpu, native, choose).lower(
-                Request(1, size, size)
+                Request(1, size, size, size)
             )
             found[f"{variant} {size[0]}x{size[1]} {key}"] = round(lowered.predicted(device) * 1e6, 1)
     return found
