@@ -1,6 +1,7 @@
 """Write docs/cuda-kernels.md from the records of the CUDA kernels that need no GPU.
 
 python -m bench.ptxas --out docs/results/cuda_ptxas.jsonl
+python -m bench.sass --ship --out docs/results/cuda_sass.jsonl
 python -m bench.build_time --out docs/results/cuda_build.json
 python tests/cuda_bugs.py --out docs/results/cuda_bugs.jsonl
 python -m bench.cuda_report
@@ -159,6 +160,15 @@ from another model: [triton-kernels.md](triton-kernels.md).
 
 {by_network}
 
+## Steps of the main loops, simulated
+
+`python -m bench.sass` reads the machine code of each form in float16. A step is four units of products, of
+1x1 and 2x2, or nine, of 3x3. Stalls are the least cycles of one warp. "Cycles" are simulated, on one of a
+processor's four schedulers, with one block there and with two. "Copy" is the stall cycles of one copy of 16
+bytes of pixels. The model takes the cycles of one block alone. A step beyond its budget fails the command.
+
+{by_step}
+
 ## Predicted, kernel by kernel: STDC1, 512x1024, batch 1, float16, {shown}
 
 The kernels run one after the other here. The sum above is less, since two of them run side by side.
@@ -169,8 +179,10 @@ The kernels run one after the other here. The sum above is less, since two of th
 
 def text(results: Path = RESULTS) -> str:
     """The document, from the files in a folder."""
+    from bench import sass
     from bench.ptxas import problems
 
+    steps = [json.loads(line) for line in (results / "cuda_sass.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in (results / "cuda_ptxas.jsonl").read_text().splitlines()]
     bugs = [json.loads(line) for line in (results / "cuda_bugs.jsonl").read_text().splitlines()]
     build = json.loads((results / "cuda_build.json").read_text())
@@ -187,6 +199,7 @@ def text(results: Path = RESULTS) -> str:
         megabytes=build["with"]["bytes"] / 1e6,
         by_part="\n".join(by_part(build)),
         by_bug="\n".join(by_bug(bugs)),
+        by_step=sass.page(row for row in steps if row["object"].endswith("-f16")),
         by_network="\n".join(by_network()),
         by_kernel="\n".join(by_kernel()),
         shown=f"{SHOWN} ({DEVICES[SHOWN].name})",

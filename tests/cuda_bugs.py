@@ -128,7 +128,7 @@ class Bug:
 
 SYNC = "    block_sync();  // all see what the others fetched; nobody reads the stage before any more\n"
 CHANGE = "      change_pixels<T, F>(s, w, now, change);\n"
-ELSE = "    } else {\n      cp_async_wait<kStages - 2>();\n    }\n"
+ELSE = "    } else {\n      cp_async_wait<L::kStages - 2>();\n    }\n"
 FENCE = (
     "  block_sync();\n  if (thread_id() == 0) {\n"
     "    fence();  // for the whole block, whose writes came before the barrier\n"
@@ -175,11 +175,12 @@ BUGS = {
         PRODUCT, "if (i < count) store(", "if (i < count + 1) store(", "views", WRONG, unwatched=6
     ),
     "more channels read than there are": conv(
-        PRODUCT, "cp_async(to, base + offset, 2 * count)", "cp_async(to, base + offset, count ? 16 : 0)",
+        PRODUCT, "inside ? 2 * share.count : 0", "inside ? 16 : 0",
         "unwritten", WRONG, unwatched=6,
     ),
     "no wait for other kernels before pixels": conv(
-        PRODUCT, "  grid_wait();\n  ahead = start;", "  ahead = start;", "3x3", "before grid_wait",
+        PRODUCT, "  Share<F> share(s, w, ahead);\n  grid_wait();", "  Share<F> share(s, w, ahead);", "3x3",
+        "before grid_wait",
         unwatched=6,
     ),
     "one buffer of pixels too few": conv(
@@ -189,6 +190,14 @@ BUGS = {
         PRODUCT, CHANGE + ELSE + SYNC,
         f"      block_sync();\n{CHANGE}{ELSE.removesuffix('    }' + chr(10))}      block_sync();\n    }}\n",
         "prologue", EARLY, unwatched=1
+    ),
+    "weights of a step that begin where the next one's do": conv(
+        PRODUCT, "left < L::kDepth ? left * L::kTaps", "false ? left * L::kTaps", "1x1", f"{WRONG}|{OUTSIDE}",
+        unwatched=6,
+    ),
+    "weights that go where they are still read": conv(
+        PRODUCT, "free = (L::kStages - 1) * L::kStageBytes", "free = 0", "3x3", f"{WRONG}|{EARLY}",
+        unwatched=1
     ),
     "a scale read as if it were a weight": conv(
         PRODUCT, "? load(scale + i)", "? load_weight(scale + i)", "prologue", "load_weight of data",

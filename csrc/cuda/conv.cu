@@ -77,9 +77,14 @@ conv_kernel(const STDC_CONSTANT Params p) {
   // Products.
   uint32_t pixel[F::kM];
   const int step = a.stride * p.s.pixel;
-  lane_pixels<F>(pixel, a.tiling.height * a.tiling.width, p.width, p.s.halo_width * step, step);
+  lane_pixels<F>(pixel, a.tiling.height * a.tiling.width, p.width, p.s.halo.by * step, step);
   Sums<F> sums;
-  products<T, F>(p.s, w, pixel, sums);
+  if (a.kernel == 1)
+    products<T, F, 1>(p.s, w, pixel, sums);
+  else if (a.kernel == 2)
+    products<T, F, 2>(p.s, w, pixel, sums);
+  else
+    products<T, F, 3>(p.s, w, pixel, sums);
 
   // Epilogue.
   if (a.tiling.split > 1 &&
@@ -101,6 +106,7 @@ conv_kernel(const STDC_CONSTANT Params p) {
   }
 }
 
+template <class F>
 Params params(const ConvArgs& a) {
   Params p{};
   p.a = a;
@@ -119,7 +125,7 @@ Params params(const ConvArgs& a) {
   s.add_kind = a.add_kind;
   s.add_pitch = a.add_pitch;
   s.add_aligned = aligned(a.add, a.add_pitch);
-  complete(s, t, a.stride);
+  complete<F>(s, t, a.stride);
   p.width = divisor(t.width);
   const bool subpixel = a.kernel == 2;
   p.tiles_x = rounded_up(subpixel ? a.width : a.out_width, t.width);
@@ -136,7 +142,7 @@ void launch_form(const ConvArgs& a, const Stream& stream) {
   check<F>("conv", a.tiling);
   if (a.other_channels && (a.scale != nullptr || a.add_kind != kNothing || a.kernel == 2))
     throw std::runtime_error("conv: two inputs with a prologue or up-sampling");
-  const Params p = params(a);
+  const Params p = params<F>(a);
   const int split = a.tiling.split;
   if (split > p.s.chunks)
     throw std::runtime_error("conv: " + std::to_string(p.s.chunks) + " chunks do not split into " +
@@ -148,7 +154,7 @@ void launch_form(const ConvArgs& a, const Stream& stream) {
 template <class F>
 int bytes_of(const ConvArgs& a) {
   check<F>("conv", a.tiling);
-  return bytes<F>(params(a).s);
+  return bytes<F>(params<F>(a).s);
 }
 
 }  // namespace

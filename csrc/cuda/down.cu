@@ -71,7 +71,7 @@ down_kernel(const STDC_CONSTANT Params p) {
   uint32_t pixel[F::kM];
   lane_pixels<F>(pixel, a.tiling.height * a.tiling.width, p.width, p.width.by * p.s.pixel, p.s.pixel);
   Sums<F> sums;
-  products<T, F>(p.s, w, pixel, sums);
+  products<T, F, 1>(p.s, w, pixel, sums);
 
   // As it would be stored, with zeros outside of the image.
   const int first = block.y * F::kChannels;
@@ -120,6 +120,7 @@ down_kernel(const STDC_CONSTANT Params p) {
   }
 }
 
+template <class F>
 Params params(const DownArgs& a) {
   const Tiling& t = a.tiling;
   Params p{};
@@ -131,7 +132,7 @@ Params params(const DownArgs& a) {
   s.height = a.height;
   s.width = a.width;
   s.kernel = 1;
-  complete(s, t, 1);
+  complete<F>(s, t, 1);
   p.width = divisor(t.width);
   p.out_width = divisor(t.width / 2);
   p.tiles_x = rounded_up(a.out_width, t.width / 2);
@@ -153,7 +154,7 @@ void check_odd(const Tiling& t) {
 template <class T, class F>
 void launch_form(const DownArgs& a, const Stream& stream) {
   check_odd<F>(a.tiling);
-  const Params p = params(a);
+  const Params p = params<F>(a);
   const Index grid{a.images * p.tiles, rounded_up(a.outputs, F::kChannels), 1};
   launch(down_kernel<T, F>, "down", grid, F::kThreads, bytes<F>(p.s), p, stream);
 }
@@ -161,7 +162,7 @@ void launch_form(const DownArgs& a, const Stream& stream) {
 template <class F>
 int bytes_of(const DownArgs& a) {
   check_odd<F>(a.tiling);
-  return bytes<F>(params(a).s);
+  return bytes<F>(params<F>(a).s);
 }
 
 }  // namespace

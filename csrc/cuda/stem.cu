@@ -111,7 +111,7 @@ stem_kernel(const STDC_CONSTANT Params p) {
   STDC_UNROLL
   for (int i = 0; i < kRows; ++i) {
     Fragments<F> f;
-    read(f, pixel, patch + i * p.patch_width.by * 8, true, i * kVectors * 16 + lane_weights<F>());
+    read(f, pixel, patch + i * p.patch_width.by * 8, i * kVectors * 16 + lane_weights<F>());
     multiply<T>(sums, f);
   }
 

@@ -2,7 +2,8 @@
 //
 // The pixels of a tile and of its halo lie in shared memory, `chunk` input channels at a time, and all taps are read
 // from there. Weights stream through a ring of stages, in the order in which the lanes of a warp multiply them.
-// The products are cut into units of 16 input channels of one tap; kUnits of them are a step of the pipeline.
+// The products are cut into units of 16 input channels of one tap, with all taps of 16 channels after each other, so
+// that the weights of a block are one stream. Loop says how many units are a step of the pipeline.
 #pragma once
 
 #include <stdexcept>
@@ -15,10 +16,7 @@
 namespace stdc {
 namespace gpu {
 
-constexpr int kUnits = 4;
-constexpr int kStages = 4;
 constexpr int kUnitBytes = 512;  // of the weights of 16 input by 16 output channels
-constexpr int kZeros = 128;      // bytes at the start of shared memory that stay zero
 
 // Warps along pixels and channels, and of each warp blocks of 16 pixels and of 8 channels.
 template <int WM, int WN, int MI, int NI>
@@ -26,9 +24,29 @@ struct CompiledForm {
   static constexpr int kWarpsM = WM, kWarpsN = WN, kM = MI, kN = NI;
   static constexpr int kPixels = WM * MI * 16, kChannels = WN * NI * 8;
   static constexpr int kWarps = WM * WN, kThreads = 32 * kWarps;
-  static constexpr int kStageBytes = kUnits * kChannels * 32;
   static_assert(NI % 2 == 0 && kChannels % 16 == 0, "weights come in blocks of 16 channels");
 };
+
+// The pipeline of a form for a kernel of K x K: units of a step, of 16 input channels of one tap, and stages of weights.
+template <class F, int K>
+struct Loop {
+  static constexpr int kTaps = K * K;
+  static constexpr int kUnits = K == 1 ? 4 : kTaps;
+  static constexpr int kDepth = kUnits / kTaps;  // times 16 input channels
+  static constexpr int kStages = K == 3 ? (F::kChannels >= 128 ? 2 : F::kChannels >= 64 ? 3 : 4) : 4;
+  static constexpr int kStageBytes = kUnits * F::kChannels * 32;
+  static constexpr int kBytes = kStages * kStageBytes;
+};
+// Calls f with the Loop of a kernel.
+template <class F, class Call>
+void with_loop(int kernel, const Call& call) {
+  if (kernel == 1)
+    call(Loop<F, 1>{});
+  else if (kernel == 2)
+    call(Loop<F, 2>{});
+  else
+    call(Loop<F, 3>{});
+}
 
 // Division by a number that is known at launch, of numbers below 65,536.
 struct Divisor {
@@ -49,14 +67,16 @@ struct Input {
 // What products need to know of a convolution, the same for all blocks.
 struct Source {
   Input first, second;
-  const void* weight;  // fragments [taps, units, blocks] of the first input, then of the second
+  const void* weight;  // fragments [units, taps, blocks] of the first input, then of the second, and one step more
   int blocks;          // of 16 output channels
   int height, width, kernel;
   int chunk;           // units of a chunk
   int first_chunks, chunks;
-  int halo_height, halo_width;
+  int halo_height;
+  Divisor halo, vectors;  // pixels of a row of the halo; vectors of eight channels of a chunk
+  int step;            // pixels that the threads have at once
   int pixel;           // bytes from pixel to pixel in shared memory
-  int buffers;         // of chunks of pixels
+  int buffers, buffer; // of chunks of pixels, and bytes of one
   const float* scale;
   const void* add;
   int scale_pitch, add_kind, add_pitch, add_aligned;
@@ -95,80 +115,82 @@ struct Where {
   int64_t set;            // weights before those that it uses, in units
 };
 
-// A place among the products: a chunk, a unit in it, and the unit's tap and channels.
+// A place among the products: a chunk, and what is left of it, in units of input channels.
 struct Cursor {
-  int chunk, unit, units;
-  int width;  // units of one tap
-  int tap, k;
+  int chunk, width, left;
+  uint32_t pixels;  // where the chunk's are in shared memory, and the channels of the step in each
+  int slot;
 
-  STDC_DEVICE void enter(const Source& s, int taps, int number) {
+  STDC_DEVICE void enter(const Source& s, int number) {
     chunk = number;
     const bool other = number >= s.first_chunks;
     const int begin = (other ? number - s.first_chunks : number) * s.chunk;
-    const int left = (other ? s.second.units : s.first.units) - begin;
-    width = left < s.chunk ? left : s.chunk;
-    units = width * taps;
-    unit = tap = k = 0;
+    const int rest = (other ? s.second.units : s.first.units) - begin;
+    left = width = rest < s.chunk ? rest : s.chunk;
   }
-  // To the next step.
-  STDC_DEVICE void advance(const Source& s, int taps) {
-    unit += kUnits;
-    if (unit >= units) {
-      enter(s, taps, chunk + 1);
-      return;
-    }
-    k += kUnits;
-    while (k >= width) {
-      k -= width;
-      ++tap;
-    }
+  STDC_DEVICE void begin(const Source& s, const Where& w, uint32_t at) {
+    enter(s, w.first);
+    pixels = at;
+    slot = 0;
+  }
+  STDC_DEVICE bool fresh() const { return left == width; }
+  // To the next step, of so many units of input channels.
+  STDC_DEVICE void advance(const Source& s, int depth, uint32_t first_pixels) {
+    left -= depth;
+    pixels += depth * 32;
+    if (left > 0) return;
+    enter(s, chunk + 1);
+    const bool wraps = ++slot == s.buffers;
+    if (wraps) slot = 0;
+    pixels = first_pixels + slot * s.buffer;
   }
 };
 
-template <class F>
-STDC_DEVICE uint32_t stage_at(int step) {
-  return kZeros + (step % kStages) * F::kStageBytes;
-}
-template <class F>
-STDC_DEVICE uint32_t pixels_at(const Source& s, const Where& w, int chunk) {
-  const int size = s.halo_height * s.halo_width * s.pixel;
-  return kZeros + kStages * F::kStageBytes + (chunk - w.first) % s.buffers * size;
-}
+// A thread's copies of a step's weights: in each pass some units side by side.
+template <class F, class L>
+struct Weights {
+  static constexpr int kVectors = F::kChannels * 2;  // of 16 bytes, a unit
+  static constexpr int kRatio = F::kThreads / kVectors;
+  static constexpr int kGroups = kRatio < 1 ? 1 : kRatio > L::kUnits ? L::kUnits : kRatio;
+  static constexpr int kPasses = (L::kUnits + kGroups - 1) / kGroups;
+  static constexpr int kEach = (kVectors + F::kThreads - 1) / F::kThreads;  // vectors of a thread in a unit
 
-// Starts the copies of a step's weights.
-template <class F>
-STDC_DEVICE void fetch_weights(const Source& s, const Where& w, const Cursor& c, uint32_t stage) {
-  constexpr int kVectors = F::kChannels * 2;  // of 16 bytes, a unit
-  constexpr int kRatio = F::kThreads / kVectors;
-  constexpr int kGroups = kRatio < 1 ? 1 : kRatio > kUnits ? kUnits : kRatio;  // that copy units side by side
-  const int thread = thread_id();
-  const int group = kGroups > 1 ? thread / kVectors : 0;
-  const bool other = c.chunk >= s.first_chunks;
-  const int begin = (other ? c.chunk - s.first_chunks : c.chunk) * s.chunk;
-  const int all = other ? s.second.units : s.first.units;
-  const int64_t base = w.set + (other ? static_cast<int64_t>(s.kernel * s.kernel) * s.first.units : 0);
-  const char* weight = static_cast<const char*>(s.weight);
-  STDC_UNROLL
-  for (int i = 0; i < kUnits; i += kGroups) {
-    const int u = i + group;
-    if (group >= kGroups || u >= kUnits) continue;
-    int tap = c.tap, k = c.k + u;
-    while (k >= c.width) {
-      k -= c.width;
-      ++tap;
-    }
-    const bool some = c.unit + u < c.units;
-    const int64_t unit = some ? base + static_cast<int64_t>(tap) * all + begin + k : 0;
-    const char* from = weight + (unit * s.blocks + w.block) * kUnitBytes;
+  const char* from;
+  int unit;             // bytes from unit to unit
+  int group;            // beyond the last: the thread copies nothing
+  uint32_t to;
+  int ahead[kEach];     // from the thread's first vector in a unit to the others
+
+  STDC_DEVICE Weights(const Source& s, const Where& w, int first_unit) {
+    const int thread = thread_id();
+    group = kGroups > 1 ? thread / kVectors : 0;
+    const int vector = kGroups > 1 ? thread % kVectors : thread;
+    if (kGroups > 1 ? group >= kGroups : kVectors < F::kThreads && vector >= kVectors) group = L::kUnits;
+    unit = s.blocks * kUnitBytes;
+    const int last = s.blocks - 1 - w.block;  // what is beyond it is computed and not stored
+    const auto place = [&](int v) { return (v / 32 < last ? v / 32 : last) * kUnitBytes + v % 32 * 16; };
+    from = static_cast<const char*>(s.weight) + (w.set + first_unit + (group < kGroups ? group : 0)) * unit +
+           w.block * kUnitBytes + place(vector);
     STDC_UNROLL
-    for (int n = 0; n < (kVectors + F::kThreads - 1) / F::kThreads; ++n) {
-      const int v = kGroups > 1 ? thread % kVectors : thread + n * F::kThreads;
-      if (kVectors % F::kThreads && v >= kVectors) continue;
-      const bool exists = some && w.block + v / 32 < s.blocks;
-      cp_async(stage + (u * kVectors + v) * 16, exists ? from + v * 16 : weight, exists ? 16 : 0);
+    for (int n = 0; n < kEach; ++n) ahead[n] = place(vector + n * F::kThreads) - place(vector);
+    to = (group * kVectors + vector) * 16;
+  }
+  // Starts the copies of one pass of the step.
+  STDC_DEVICE void fetch(int pass, uint32_t stage) const {
+    if (pass * kGroups + group >= L::kUnits) return;
+    const char* here = from + static_cast<int64_t>(pass * kGroups) * unit;
+    STDC_UNROLL
+    for (int n = 0; n < kEach; ++n) {
+      if (n > 0 && (n + 1) * F::kThreads > kVectors && static_cast<int>(thread_id()) + n * F::kThreads >= kVectors)
+        continue;
+      cp_async(stage + to + (pass * kGroups * kVectors + n * F::kThreads) * 16, here + ahead[n], 16);
     }
   }
-}
+  // To the next step; of input channels so many units are left in the chunk.
+  STDC_DEVICE void advance(int left) {
+    from += static_cast<int64_t>(L::kDepth > 1 && left < L::kDepth ? left * L::kTaps : L::kUnits) * unit;
+  }
+};
 
 // How threads share the pixels of a chunk: each has one vector of eight channels of every `step`-th pixel, and goes
 // through them.
@@ -180,36 +202,44 @@ struct Share {
   uint32_t at;               // in shared memory
 
   STDC_DEVICE Share(const Source& s, const Where& w, const Cursor& c) {
-    const int vectors = 2 * c.width;
+    const int vectors = 2 * c.width, thread = thread_id();
     const bool other = c.chunk >= s.first_chunks;
-    step = F::kThreads / vectors;
-    pixel = thread_id() / vectors;
-    const int vector = thread_id() - pixel * vectors;
+    if (c.width == s.chunk) {
+      step = s.step;
+      pixel = divide(thread, s.vectors);
+    } else {  // the last chunk of an input
+      step = F::kThreads / vectors;
+      pixel = thread / vectors;
+    }
+    const int vector = thread - pixel * vectors;
     channel = (other ? c.chunk - s.first_chunks : c.chunk) * s.chunk * 16 + vector * 8;
     const int left = (other ? s.second.channels : s.first.channels) - channel;
     count = left < 0 ? 0 : left > 8 ? 8 : left;
-    if (pixel >= step) pixel = s.halo_height * s.halo_width;  // nothing
-    rows = step / s.halo_width;
-    columns = step - rows * s.halo_width;
-    const int row = pixel / s.halo_width;
+    if (pixel >= step) pixel = s.halo_height * s.halo.by;  // nothing
+    rows = divide(step, s.halo);
+    columns = step - rows * s.halo.by;
+    const int row = divide(pixel, s.halo);
     y = w.row + row;
-    z = w.column + pixel - row * s.halo_width;
-    at = pixels_at<F>(s, w, c.chunk) + pixel * s.pixel + vector * 16;
+    z = w.column + pixel - row * s.halo.by;
+    at = c.pixels + pixel * s.pixel + vector * 16;
   }
-  STDC_DEVICE bool more(const Source& s) const { return pixel < s.halo_height * s.halo_width; }
+  STDC_DEVICE bool more(const Source& s) const { return pixel < s.halo_height * s.halo.by; }
   STDC_DEVICE bool inside(const Source& s) const {
     return static_cast<unsigned>(y) < static_cast<unsigned>(s.height) &&
            static_cast<unsigned>(z) < static_cast<unsigned>(s.width) && count > 0;
   }
-  STDC_DEVICE void next(const Source& s, const Where& w) {
+  // True where the next pixel is in a row more than usual.
+  STDC_DEVICE bool next(const Source& s, const Where& w) {
     pixel += step;
     at += step * s.pixel;
     y += rows;
     z += columns;
-    if (z >= w.column + s.halo_width) {
-      z -= s.halo_width;
+    const bool wraps = z >= w.column + s.halo.by;
+    if (wraps) {
+      z -= s.halo.by;
       ++y;
     }
+    return wraps;
   }
 };
 
@@ -224,15 +254,27 @@ STDC_DEVICE void fetch_vector(uint32_t to, const T* base, int offset, int count,
 
 // Starts the copies of a chunk's pixels, and of the map that is added to them; outside of the image they are zero.
 template <class T, class F>
-STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c) {
+STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c, Share<F> share) {
   const bool other = c.chunk >= s.first_chunks;
   const Input in = other ? s.second : s.first;
   const int64_t area = static_cast<int64_t>(s.height) * s.width;
   const T* x = static_cast<const T*>(in.x) + w.image * area * in.pitch;
   const bool adds = s.add_kind == kMap && !other;
+  if (in.aligned && !adds) {  // without a branch in the loop
+    int offset = (share.y * s.width + share.z) * in.pitch + share.channel;
+    const int usual = (share.rows * s.width + share.columns) * in.pitch, more = (s.width - s.halo.by) * in.pitch;
+    STDC_ROLLED
+    while (share.more(s)) {
+      const bool inside = share.inside(s);
+      cp_async(share.at, x + (inside ? offset : 0), inside ? 2 * share.count : 0);
+      offset += usual;
+      if (share.next(s, w)) offset += more;
+    }
+    return;
+  }
   const T* map = static_cast<const T*>(s.add) + (adds ? w.image * area * s.add_pitch : 0);
   STDC_ROLLED
-  for (Share<F> share(s, w, c); share.more(s); share.next(s, w)) {
+  for (; share.more(s); share.next(s, w)) {
     const bool inside = share.inside(s);
     const int place = inside ? share.y * s.width + share.z : 0, channel = inside ? share.channel : 0;
     const int count = inside ? share.count : 0;
@@ -288,11 +330,11 @@ struct Fragments {
   Vec b[F::kN / 2];
 };
 
-// pixel: where the lane's row of each block of pixels is, for ldmatrix; zeros if the unit is none.
+// pixel: where the lane's row of each block of pixels is, for ldmatrix.
 template <class F>
-STDC_DEVICE void read(Fragments<F>& f, const uint32_t (&pixel)[F::kM], uint32_t offset, bool some, uint32_t weights) {
+STDC_DEVICE void read(Fragments<F>& f, const uint32_t (&pixel)[F::kM], uint32_t offset, uint32_t weights) {
   STDC_UNROLL
-  for (int i = 0; i < F::kM; ++i) ldmatrix_x4(f.a[i], some ? pixel[i] + offset : 0);
+  for (int i = 0; i < F::kM; ++i) ldmatrix_x4(f.a[i], pixel[i] + offset);
   STDC_UNROLL
   for (int j = 0; j < F::kN / 2; ++j) f.b[j] = shared_load<Vec>(weights + j * kUnitBytes);
 }
@@ -325,78 +367,79 @@ STDC_DEVICE uint32_t lane_weights() {
 }
 
 // All products of a block. pixel: for each block of 16 pixels the byte offset of the lane's pixel in the halo.
-template <class T, class F>
+template <class T, class F, int K>
 STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixel)[F::kM], Sums<F>& sums) {
-  const int taps = s.kernel * s.kernel;
-  if (thread_id() < kZeros / 16) shared_store(thread_id() * 16, Vec{});
+  using L = Loop<F, K>;
+  constexpr uint32_t kEnd = L::kBytes;  // of the stages; then pixels
   clear(sums);
 
   // Weights depend on no other kernel; pixels do.
   Cursor ahead;
-  ahead.enter(s, taps, w.first);
+  ahead.begin(s, w, kEnd);
   const Cursor start = ahead;
-  STDC_ROLLED
-  for (int i = 0; i < kStages - 1 && ahead.chunk < w.last; ++i) {
-    fetch_weights<F>(s, w, ahead, stage_at<F>(i));
-    ahead.advance(s, taps);
+  const bool in_other = w.first >= s.first_chunks;
+  const int first = in_other ? s.first.units + (w.first - s.first_chunks) * s.chunk : w.first * s.chunk;
+  Weights<F, L> stream(s, w, first * L::kTaps);
+  STDC_UNROLL
+  for (int i = 0; i < L::kStages - 1; ++i) {
+    if (ahead.chunk >= w.last) continue;
+    STDC_UNROLL
+    for (int pass = 0; pass < stream.kPasses; ++pass) stream.fetch(pass, i * L::kStageBytes);
+    // A chunk whose units do not fill its last step: the next one begins after them.
+    stream.advance(ahead.left);
+    ahead.advance(s, L::kDepth, kEnd);
   }
-  grid_wait();
   ahead = start;
+  Share<F> share(s, w, ahead);
+  grid_wait();
   STDC_ROLLED
-  for (int i = 0; i < kStages - 1; ++i) {
+  for (int i = 0; i < L::kStages - 1; ++i) {
     if (ahead.chunk < w.last) {
-      if (ahead.unit == 0) fetch_pixels<T, F>(s, w, ahead);
-      ahead.advance(s, taps);
+      if (i > 0) share = Share<F>(s, w, ahead);
+      if (ahead.fresh()) fetch_pixels<T, F>(s, w, ahead, share);
+      ahead.advance(s, L::kDepth, kEnd);
     }
     cp_async_commit();  // NOTE: the first weights of all stages are in the first group
   }
 
   const bool changes = s.scale != nullptr || s.add_kind != kNothing;
-  const uint32_t weights = lane_weights<F>();
+  const uint32_t lane = lane_weights<F>();
+  const uint32_t row = s.halo.by * s.pixel;
   Cursor now = start;
-  uint32_t tap = 0;  // bytes from a pixel to the one that the tap reads
-  int column = 0;    // of the tap
+  uint32_t stage = 0, free = (L::kStages - 1) * L::kStageBytes;
   STDC_ROLLED
-  for (int step = 0; now.chunk < w.last; ++step) {
-    if (changes && now.unit == 0) {
+  while (now.chunk < w.last) {
+    if (changes && now.fresh()) {
       Change change;
       load_change<F>(s, w, now, change);  // while the pixels are on their way
-      cp_async_wait<kStages - 2>();
+      cp_async_wait<L::kStages - 2>();
       change_pixels<T, F>(s, w, now, change);
     } else {
-      cp_async_wait<kStages - 2>();
+      cp_async_wait<L::kStages - 2>();
     }
     block_sync();  // all see what the others fetched; nobody reads the stage before any more
-    if (ahead.chunk < w.last) {
-      if (ahead.unit == 0) fetch_pixels<T, F>(s, w, ahead);
-      fetch_weights<F>(s, w, ahead, stage_at<F>(step + kStages - 1));
-      ahead.advance(s, taps);
-    }
-    cp_async_commit();
-    const uint32_t pixels = pixels_at<F>(s, w, now.chunk);
-    const uint32_t stage = stage_at<F>(step) + weights;
-    if (now.unit == 0) {
-      tap = 0;
-      column = 0;
-    }
-    int k = now.k;
+    const bool more = ahead.chunk < w.last;
+    if (more && ahead.fresh()) fetch_pixels<T, F>(s, w, ahead, Share<F>(s, w, ahead));
+    const int depth = now.left;
     Fragments<F> f[2];  // one is read while the other is multiplied
     STDC_UNROLL
-    for (int u = 0; u <= kUnits; ++u) {
-      if (u < kUnits) {
-        read(f[u % 2], pixel, pixels + tap + k * 32, now.unit + u < now.units, stage + u * F::kChannels * 32);
-        if (++k == now.width) {
-          k = 0;
-          tap += s.pixel;
-          if (++column == s.kernel) {
-            column = 0;
-            tap += (s.halo_width - s.kernel) * s.pixel;
-          }
-        }
+    for (int u = 0; u <= L::kUnits; ++u) {
+      if (u < L::kUnits && (K > 1 || u < depth)) {
+        const uint32_t tap = K == 1 ? u * 32 : u / K * row + u % K * s.pixel;
+        read(f[u % 2], pixel, now.pixels + tap, stage + lane + u * F::kChannels * 32);
       }
-      if (u > 0) multiply<T>(sums, f[(u - 1) % 2]);
+      // Among the products, whose time hides what the copies take.
+      if (u < stream.kPasses && more) stream.fetch(u, free);
+      if (u > 0 && (K > 1 || u <= depth)) multiply<T>(sums, f[(u - 1) % 2]);
     }
-    now.advance(s, taps);
+    cp_async_commit();
+    if (more) {
+      stream.advance(ahead.left);
+      ahead.advance(s, L::kDepth, kEnd);
+    }
+    now.advance(s, L::kDepth, kEnd);
+    stage = stage + L::kStageBytes == kEnd ? 0 : stage + L::kStageBytes;
+    free = free + L::kStageBytes == kEnd ? 0 : free + L::kStageBytes;
   }
   block_sync();  // shared memory may be used for something else; copies still on their way have nothing to copy
 }
@@ -422,19 +465,17 @@ inline Input input(const void* x, int channels, int pitch) {
 
 // On the host, at each launch: number of buffers of pixels, so that the copies of a step never go where an earlier one
 // still reads.
-inline int buffers_needed(const Source& s) {
-  const int taps = s.kernel * s.kernel;
+inline int buffers_needed(const Source& s, int depth, int stages) {
   std::vector<int> chunk_of;
   for (int c = 0; c < s.chunks; ++c) {
     const bool other = c >= s.first_chunks;
     const int begin = (other ? c - s.first_chunks : c) * s.chunk;
     const int left = (other ? s.second.units : s.first.units) - begin;
-    const int units = (left < s.chunk ? left : s.chunk) * taps;
-    chunk_of.insert(chunk_of.end(), (units + kUnits - 1) / kUnits, c);
+    chunk_of.insert(chunk_of.end(), rounded_up(left < s.chunk ? left : s.chunk, depth), c);
   }
   int most = 1;
   for (size_t i = 0; i < chunk_of.size(); ++i) {
-    const size_t end = i + kStages - 1 < chunk_of.size() ? i + kStages - 1 : chunk_of.size() - 1;
+    const size_t end = i + stages - 1 < chunk_of.size() ? i + stages - 1 : chunk_of.size() - 1;
     const int together = chunk_of[end] - chunk_of[i] + 1;
     if (together > most) most = together;
   }
@@ -442,15 +483,19 @@ inline int buffers_needed(const Source& s) {
 }
 
 // Fills in what follows from the inputs and the tile's size.
-inline void complete(Source& s, const Tiling& t, int stride) {
+template <class F>
+void complete(Source& s, const Tiling& t, int stride) {
   s.chunk = t.chunk / 16;
   s.first_chunks = rounded_up(s.first.units, s.chunk);
   s.chunks = s.first_chunks + rounded_up(s.second.units, s.chunk);
   s.halo_height = (t.height - 1) * stride + s.kernel;
-  s.halo_width = (t.width - 1) * stride + s.kernel;
+  s.halo = divisor((t.width - 1) * stride + s.kernel);
+  s.vectors = divisor(2 * s.chunk);
+  s.step = F::kThreads / (2 * s.chunk);
   s.pixel = s.chunk * 32 + 16;
-  s.buffers = buffers_needed(s);
-  s.beside = s.add_kind == kMap ? s.buffers * s.halo_height * s.halo_width * s.pixel : 0;
+  s.buffer = s.halo_height * s.halo.by * s.pixel;
+  with_loop<F>(s.kernel, [&](auto loop) { s.buffers = buffers_needed(s, loop.kDepth, loop.kStages); });
+  s.beside = s.add_kind == kMap ? s.buffers * s.buffer : 0;
 }
 
 // Rows of a tile as they lie in shared memory after the products, each with kChannels numbers and 16 bytes between.
@@ -460,9 +505,9 @@ constexpr int kRowBytes = F::kChannels * 2 + 16;
 // Bytes of shared memory: for the products, and for the tile after them.
 template <class F>
 int bytes(const Source& s) {
-  const int pixels = s.buffers * s.halo_height * s.halo_width * s.pixel + s.beside;
-  const int loop = kZeros + kStages * F::kStageBytes + pixels;
   const int tile = F::kPixels * kRowBytes<F>;
+  int loop = s.buffers * s.buffer + s.beside;
+  with_loop<F>(s.kernel, [&](auto l) { loop += l.kBytes; });
   return loop > tile ? loop : tile;
 }
 

@@ -120,6 +120,19 @@ class Flaky:
 
 
 def test_repeats_count_what_differs():
-    frames = torch.zeros(4, dtype=torch.uint8)
-    assert gpu_repeats.differing(Flaky(()), frames, 10) == 0
-    assert gpu_repeats.differing(Flaky((3, 10)), frames, 10) == 2
+    pair = torch.arange(8, dtype=torch.uint8).view(2, 4)
+    assert gpu_repeats.differing(Flaky(()), Flaky(()), pair, 10) == 0
+    assert gpu_repeats.differing(Flaky((3, 8)), Flaky(()), pair, 10) == 2
+    assert gpu_repeats.differing(Late(), Flaky(()), pair, 10) == 9
+
+
+class Late(Flaky):
+    """Labels of the call before, as where a kernel does not wait: of the same frame they would be right."""
+
+    def __init__(self):
+        super().__init__(())
+        self.last = None
+
+    def labels(self, frames):
+        last, self.last = self.last, super().labels(frames)
+        return self.last if last is None else last

@@ -158,6 +158,7 @@ def compile(
     tiles: Callable[[Work], CudaTiles] | None = None,
     poisoned: bool = False,
     graphs: bool = True,
+    dependent: bool = True,
 ) -> CudaExecutable:
     """Pack a plan's weights for the kernels.
 
@@ -167,6 +168,8 @@ def compile(
         tiles: chooses the tiles of each kernel; by default as tuned, shipped or modelled for the device.
         poisoned: fill all memory with NaN before each image, to prove that nothing dead is read.
         graphs: replay CUDA graphs; else launch kernel by kernel.
+        dependent: let kernels start before the ones before them end, where the GPU can; what
+            ``bench.gpu_repeats`` compares with does without.
 
     Raises ValueError for a plan, precision or device that it does not run.
     """
@@ -177,7 +180,7 @@ def compile(
     if reason:
         raise ValueError(f"the CUDA backend can not run {plan.name}: {reason}")
     tiles = tiles or BACKEND.chooser(device)
-    return CudaExecutable(plan, precision, device, native(), tiles, poisoned, graphs)
+    return CudaExecutable(plan, precision, device, native(), tiles, poisoned, graphs, dependent)
 
 
 class CudaExecutable(GraphExecutable):
@@ -197,10 +200,12 @@ class CudaExecutable(GraphExecutable):
         tiles: Callable[[Work], CudaTiles],
         poisoned: bool = False,
         graphs: bool = True,
+        dependent: bool = True,
     ):
         super().__init__(plan, precision, device, pack(plan, precision, device), poisoned, graphs)
         self._native = native
         self._tiles = tiles
+        self._dependent &= dependent
         if self._dependent:
             # NOTE: code for older GPUs, which a newer one may run too, would start early and not wait.
             used = code(torch.cuda.get_device_capability(device), _native.cuda_info().get("targets", []))

@@ -13,6 +13,9 @@ from stdc_fast.plan.ops import Conv, Down, Stem
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import Precision
 
+#: Units of 16 input channels that a step of a 1x1 convolution multiplies.
+STEP = 4
+
 
 def pack(plan: Plan, precision: Precision, device: torch.device) -> dict[str, SimpleNamespace]:
     """The weights of each op: rounded once, biases float32; ``weight`` as :func:`fragments`."""
@@ -53,14 +56,24 @@ def _of_stem(op: Stem, weight: Tensor) -> Tensor:
 
 def _of_conv(op: Conv, weight: Tensor) -> Tensor:
     if op.kernel == 2:
-        return fragments(weight.reshape(-1, *weight.shape[-2:])).contiguous()
+        return stream(list(weight.reshape(-1, 4, *weight.shape[-2:])))
     rows = [op.kernel**2 * view.channels for view in op.inputs]
-    parts = [part.reshape(op.kernel**2, -1, weight.shape[-1]) for part in weight.split(rows)]
-    return torch.cat([fragments(part).flatten() for part in parts])
+    return stream([part.reshape(op.kernel**2, -1, weight.shape[-1]) for part in weight.split(rows)])
 
 
 def _of_down(op: Down, weight: Tensor) -> Tensor:
-    return fragments(weight[None]).contiguous()
+    return stream([weight[None]])
+
+
+def stream(parts: list[Tensor]) -> Tensor:
+    """Parts ``[taps, inputs, outputs]`` one after the other in the order in which they are multiplied, flat.
+
+    That is ``[inputs / 16, taps, outputs / 16, 32, 8]`` of each. A step of a 1x1 convolution reads four units
+    also where fewer are left, so that three units of zeros follow.
+    """
+    found = [fragments(part).transpose(0, 1) for part in parts]
+    rest = found[0].new_zeros(STEP - 1, *found[0].shape[2:])
+    return torch.cat([part.flatten() for part in [*found, rest]])
 
 
 _ORDER = {Stem: _of_stem, Conv: _of_conv, Down: _of_down}

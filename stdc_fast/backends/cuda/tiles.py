@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Hashable, Iterator
 from types import ModuleType
@@ -15,23 +16,25 @@ from typing import Any, ClassVar
 
 from stdc_fast.backends.gpu.chooser import TileModel
 from stdc_fast.backends.gpu.model import DEVICES, LATENCY, Device, Prediction, Work
+from stdc_fast.backends.gpu.tables import FOLDER
 
 ADDS = {"none": 0, "vector": 1, "map": 2}  # as in csrc/include/gpu.h
 SHAPES = 6  # of tiles that are looked at for each block
 UNIT = 16  # input channels of one product
-UNITS = 4  # of a step
-CLOCK = 1.7e9  # hertz, for what shared memory gives: 128 bytes a cycle
-STEP = 30e-9  # seconds that a step's barrier costs
+CLOCK = 1.7e9  # hertz, of cycles, and for what shared memory gives: 128 bytes a cycle
+#: Cycles of a block alone for a step, by kind, block and units of the step, and of a copy of pixels. They are
+#: simulated from machine code; ``python -m bench.sass --ship`` writes them.
+CYCLES = json.loads((FOLDER / "cuda_cycles.json").read_text())
 EXTRA = 0.25e-6  # seconds for a pass over the pixels in shared memory
 REGISTERS = 65536  # of a processor
 #: Registers that a thread of each form takes at most, in eights; ``bench.ptxas`` holds the compiler to them.
 THREAD = {
     "conv": {
-        (128, 128): 168, (128, 64): 168, (128, 32): 120, (128, 16): 128, (64, 64): 120,
-        (64, 32): 120, (64, 16): 88, (144, 128): 144, (144, 64): 144, (144, 32): 120,
+        (128, 128): 208, (128, 64): 208, (128, 32): 160, (128, 16): 128, (64, 64): 160,
+        (64, 32): 128, (64, 16): 112, (144, 128): 168, (144, 64): 184, (144, 32): 128,
     },
     "stem": {(256, 32): 128, (128, 16): 64},
-    "down": {(160, 64): 160, (96, 64): 104, (96, 32): 136, (160, 128): 160},
+    "down": {(160, 64): 168, (96, 64): 136, (96, 32): 128, (160, 128): 168},
 }  # fmt: skip
 
 
@@ -146,12 +149,18 @@ def _units(work: Work) -> int:
     return work.kernel**2 * sum(-(-c // UNIT) for c in work.inputs)
 
 
+def _step(work: Work) -> int:
+    """Units of a step of the pipeline: all taps of 16 input channels, or four of 1x1."""
+    return 4 if work.kernel == 1 or work.kind == "down" else work.kernel**2
+
+
 def _steps(work: Work, t: CudaTiles) -> int:
     """Steps of the pipeline, which start anew with each chunk."""
     if work.kind == "stem":
         return 1
     parts = [min(t.chunk, c - start) for c in work.inputs for start in range(0, c, t.chunk)]
-    return sum(-(-(work.kernel**2 * -(-c // UNIT)) // UNITS) for c in parts)
+    depth = 4 if _step(work) == 4 and work.kernel != 2 else 1  # times 16 input channels
+    return sum(-(-c // (UNIT * depth)) for c in parts)
 
 
 def blocks(work: Work, t: CudaTiles) -> int:
@@ -198,11 +207,17 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     # mma.sync has 0.62 of what wgmma gives on Hopper; fewer than eight warps do not fill the units.
     rate = device.products * (0.62 if device.wgmma else 0.85) / device.processors
     rate *= min(1, (warps * together + 1) / 8)
-    multiplied = 2 * pixels * channels * UNIT * steps * UNITS / rate
+    taken = _units(work) if work.kind == "stem" else steps * _step(work)
+    multiplied = 2 * pixels * channels * UNIT * taken / rate
     height, width, step = _fetched(work, t)
     crowded = conflicts(*tile_of_input(work, t), width, step)
-    loaded = warps * (form.m * 512 * crowded + form.n * 256) * steps * UNITS / (128 * CLOCK)
-    one = max(multiplied, loaded) + steps * STEP / together
+    loaded = warps * (form.m * 512 * crowded + form.n * 256) * taken / (128 * CLOCK)
+    # Of one block alone: its steps, and before and among them its threads' copies of pixels.
+    name = f"{pixels}x{channels}"
+    alone = steps * CYCLES[work.kind].get(name, {}).get(str(_step(work)), 0)
+    vectors = height * width * sum(-(-c // 8) for c in work.inputs) / t.split
+    alone += vectors / (warps * 32) * CYCLES["copy"] * (1 + work.mapped)
+    one = max(multiplied, loaded, alone / CLOCK / together)
     pixel = 3 if work.kind == "stem" else sum(work.inputs) * 2 / t.split
     pixel *= 1 + work.mapped
     fetched = height * width * pixel + units * channels * 32
@@ -210,6 +225,9 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     # Whoever runs alone on a processor has nobody to hide its start and its end.
     starts = -(-rounds // together)
     seconds = device.node + LATENCY * starts + rounds * max(one, fetch)
+    # The pixels of the first chunk come before the first product.
+    share = min(1, t.chunk * t.split / sum(work.inputs)) if work.kind == "conv" else 1
+    seconds += starts * share * height * width * pixel / min(device.cache / busy, device.port)
     written = work.images * work.sets * work.height * work.width * work.outputs * work.itemsize
     seconds += written * (2 if work.kind == "down" else 1) / device.cache
     seconds += EXTRA * starts * (work.prologue + (work.kind == "down"))
