@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = {
     "kernels": (
         "csrc/cuda/*.cu",
-        "csrc/cuda/tile_product.cuh",
+        "csrc/cuda/tile_*.cuh",
         "csrc/cuda/epilogue.cuh",
         "csrc/cuda/forms.h",
     ),

@@ -127,17 +127,22 @@ def find_cuobjdump() -> str | None:
     return shutil.which(Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
 
 
+def disassemble(cuobjdump: str, file: Path, target: str) -> str:
+    """What cuobjdump prints of an object's code for a target."""
+    command = [cuobjdump, "-sass", "-arch", target, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{cuobjdump} does not read {file}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
 def read(build: Path = BUILD, targets: tuple[str, ...] = SASS) -> list[dict]:
     """A row for each kernel and target of a build, with instructions for those of ``targets``."""
     cuobjdump, rows = find_cuobjdump(), []
     for file in objects(build):
         own = parse_ptxas(Path(f"{file}.ptxas").read_text())
         for target in sorted({row["arch"] for row in own}.intersection(targets) if cuobjdump else ()):
-            command = [cuobjdump, "-sass", "-arch", target, str(file)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise UserError(f"{cuobjdump} does not read {file}: {(done.stderr or done.stdout).strip()}")
-            functions = parse_sass(done.stdout)
+            functions = parse_sass(disassemble(cuobjdump, file, target))
             for row in own:
                 if row["arch"] == target:
                     row |= {name: functions[row["symbol"]][name] for name in COUNTED}

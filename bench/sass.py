@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import json
 import re
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -339,11 +338,7 @@ def read(build: Path = ptxas.BUILD, targets: Sequence[str] = TARGETS) -> list[di
         own = ptxas.parse_ptxas(Path(f"{file}.ptxas").read_text())
         names = ptxas.demangle([row["symbol"] for row in own])
         for target in targets:
-            command = [tool, "-sass", "-arch", target, str(file)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise UserError(f"{tool} does not read {file}: {(done.stderr or done.stdout).strip()}")
-            for symbol, code in parse(done.stdout).items():
+            for symbol, code in parse(ptxas.disassemble(tool, file, target)).items():
                 shape = form(names.get(symbol, ""))
                 warps = shape[0] * shape[1] if shape else 4
                 head = {"kernel": names.get(symbol, symbol), "base": ptxas.base(symbol), "object": file.stem,

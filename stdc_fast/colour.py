@@ -71,9 +71,9 @@ def to_srgb(image: Image.Image, name: str = "image", range: tuple[float, float] 
             raise UserError(f"{name}: has Lab colours, whose white is not certain; convert it to sRGB")
         if image.mode not in ("L", "RGB", "CMYK"):
             image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
-        if range is not None and not -255 <= range[0] < range[1] <= 510:
-            raise UserError(f"{name}: has 8 bits, 0 to 255, which are of no range {range}; leave it out")
         if range is not None:
+            if not 0 <= range[0] < range[1] <= 255:
+                raise UserError(f"{name}: has 8 bits, 0 to 255, which are of no range {range}; leave it out")
             image = Image.fromarray(samples.to_bytes(np.asarray(image), name, range))
     array = _converted(image, profile, name)
     if depth.cut and 0 < array.max() <= _FOURTEEN_BITS:

@@ -119,10 +119,10 @@ def without_results(files: list) -> list:
         base, _, kind = path.stem.rpartition("_")
         return kind in ("overlay", "labels") and path.suffix == ".png" and base in names and made_here(path)
 
-    if results := sorted({path for path in paths if is_result(path)}):
-        first = ", ".join(path.name for path in results[:3])
-        announce(f"{results[0].parent}/", "results of an earlier run are left out: %d, with %s",
-                 len(results), first)  # fmt: skip
+    if results := {path for path in paths if is_result(path)}:
+        first = sorted(results)[:3]
+        announce(f"{first[0].parent}/", "results of an earlier run are left out: %d, with %s",
+                 len(results), ", ".join(path.name for path in first))  # fmt: skip
     return [path for path in files if path not in results]
 
 

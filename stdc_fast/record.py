@@ -120,7 +120,7 @@ def record(
 
 
 def output_names(sources: list[Path | str]) -> list[str]:
-    """A distinct stem for each path, camera or address: its own, with suffix and number where it is taken"""
+    """A distinct stem for each path, camera or address: its own, with suffix and number where it is taken."""
     taken: set[str] = set()
     names = []
     for source in sources:

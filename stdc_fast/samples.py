@@ -99,17 +99,16 @@ def check_normalised(image: Tensor, name: str, mean: Sequence[float], std: Seque
         raise UserError(f"{name}: the float tensor holds NaN or infinity; mend the values before predict()")
     black = min(-m / s for m, s in zip(mean, std, strict=True))
     white = max((1 - m) / s for m, s in zip(mean, std, strict=True))
-    usual = white - black > 4 and least < most
+    usual, likely = white - black > 4 and least < most, None
     if (black < -0.5 and 0 <= least < most <= 1) or (usual and least >= -0.1 and most <= 1.1):
         likely = "(0, 1)"
     elif usual and max(-least, most) <= 0.5:
         likely = "(-0.5, 0.5)"
     elif usual and max(-least, most) == 1.0:
         likely = "(-1, 1)"
-    else:
+    elif least < 2 * black - white or most > 2 * white - black:
         likely = "(0, 255)" if least >= 0 and most <= 255 else "(black, white)"
-    far = least < 2 * black - white or most > 2 * white - black
-    if far or likely in ("(0, 1)", "(-0.5, 0.5)", "(-1, 1)"):
+    if likely:
         raise UserError(
             f"{name}: a float tensor must be normalised, black to {black:.2f} and white to {white:.2f}, but "
             f"its values go from {least:g} to {most:g}; normalise it, or give range={likely}"

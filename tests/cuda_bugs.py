@@ -66,7 +66,7 @@ CASES = {
     "wide gate": (GATES["700 channels"], {}),
     "labels": (functools.partial(labelled, 11), None),
 }
-PRODUCT = "tile_product.cuh"
+PRODUCT, PIXELS = "tile_product.cuh", "tile_pixels.cuh"
 SHAPES = [(2, 6, 19), (1, 3, 5)]
 
 
@@ -172,10 +172,10 @@ BUGS = {
         f"{OUTSIDE}|race between blocks", unwatched=6,
     ),
     "a channel beyond the view": conv(
-        PRODUCT, "if (i < count) store(", "if (i < count + 1) store(", "views", WRONG, unwatched=6
+        PIXELS, "if (i < count) store(", "if (i < count + 1) store(", "views", WRONG, unwatched=6
     ),
     "more channels read than there are": conv(
-        PRODUCT, "inside ? 2 * share.count : 0", "inside ? 16 : 0",
+        PIXELS, "inside ? 2 * share.count : 0", "inside ? 16 : 0",
         "unwritten", WRONG, unwatched=6,
     ),
     "no wait for other kernels before pixels": conv(
@@ -200,7 +200,7 @@ BUGS = {
         unwatched=1
     ),
     "a scale read as if it were a weight": conv(
-        PRODUCT, "? load(scale + i)", "? load_weight(scale + i)", "prologue", "load_weight of data",
+        PIXELS, "? load(scale + i)", "? load_weight(scale + i)", "prologue", "load_weight of data",
         unwatched=6,
     ),
     "a barrier of the average is missing": conv(

@@ -70,10 +70,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        # Of files a UserError tells. What is left are stdout and stderr, such as on a full disk.
+        # Of files a UserError tells; an error without a file's name is of stdout, such as on a full disk.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = error.filename or "stdout can not be written"
         with contextlib.suppress(OSError):
-            print(f"stdc-fast: can not write to stdout: {error.strerror}; free some space", file=sys.stderr)
+            print(f"stdc-fast: {where}: {error.strerror or error}; mend that and try again", file=sys.stderr)
         sys.exit(1)
     finally:
         signal.signal(signal.SIGTERM, before)

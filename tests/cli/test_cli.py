@@ -413,6 +413,15 @@ def test_a_reader_that_leaves(workplace):
     assert err == ""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_is_one_line(workplace):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "stdc_fast", "--help"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=600)
+    assert done.returncode == 1
+    assert done.stderr.startswith("stdc-fast: stdout can not be written: ") and done.stderr.count("\n") == 1
+
+
 def test_info_explains_a_wrong_variable(run_cli, monkeypatch):
     monkeypatch.setenv("STDC_FAST_BACKEND", "eger")
     done = run_cli("info")

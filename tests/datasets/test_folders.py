@@ -104,7 +104,10 @@ def test_splits_of_different_ids_are_not_one(tmp_path):
         open_folders(root, ("train", "val"))
 
 
-@pytest.mark.skipif(not SHARED_CAMVID.is_dir(), reason="CamVid is not at ../shared/data/camvid")
+@pytest.mark.skipif(
+    not SHARED_CAMVID.is_dir(),
+    reason="needs the photos and labels of CamVid, which this repository does not have",
+)
 def test_real_camvid():
     assert [len(open_folder(SHARED_CAMVID, s)) for s in ("train", "val")] == [367, 101]
     folder = open_folder(SHARED_CAMVID, "val")

@@ -55,7 +55,7 @@ def attempt(kind: str, name: str, content: bytes) -> str:
             outcome = "refused"
             if "\n" in str(error) or not str(error).strip():
                 outcome = f"a message that is not one line: {error!r}"
-        except (Exception, RecursionError):
+        except Exception:
             outcome = traceback.format_exc()
         left = [entry.name for entry in Path(folder).iterdir() if entry.name != "given"]
         return f"left behind: {left}" if left and outcome in ("taken", "refused") else outcome
@@ -125,7 +125,7 @@ def run(kind: str, numbers: range, seconds: float, megabytes: float, keep: Path 
     try:
         # The first one packs the network.
         for name, content in sound.items():
-            outcome, _ = Worker.run(worker, name, content)
+            outcome, _ = worker.run(name, content)
             if outcome != "taken":
                 raise SystemExit(f"{kind} {name} is sound, but: {outcome}")
         for number in tqdm.tqdm(numbers, kind, disable=None):

@@ -116,6 +116,16 @@ def timed(name: str, file: str, *encoding: str) -> Case:
     return Case(name, "ffmpeg", measure, 1.0)
 
 
+def ntsc_rate(folder: Path) -> str:
+    """Raw DV says its rate in a way that FFmpeg guesses from."""
+    from stdc_fast import video
+
+    ffmpeg("-f", "lavfi", "-i", "testsrc=size=720x480:rate=30000/1001:duration=0.5", "-pix_fmt", "yuv411p",
+           "-an", "-target", "ntsc-dv", folder / "a.dv")  # fmt: skip
+    with video.read(str(folder / "a.dv")) as reader:
+        return f"{reader.fps} frames a second"
+
+
 B_FRAMES = ["-c:v", "libx264", "-bf", "3", "-b_strategy", "0", "-sc_threshold", "0"]
 MPEG2 = ["-c:v", "mpeg2video", "-bf", "2", "-g", "12", "-q:v", "3"]
 
@@ -161,6 +171,7 @@ TIMES = [
     timed("H.264 without a container", "a.h264", *B_FRAMES),
     timed("MPEG-2 in VOB", "a.vob", *MPEG2),
     timed("Matroska that starts at 4 s", "a.mkv", *B_FRAMES, "-output_ts_offset", "4"),
+    Case("NTSC DV", "ffmpeg", ntsc_rate, "30000/1001 frames a second"),
 ]
 
 CASES = [*COLOURS, *TIMES]

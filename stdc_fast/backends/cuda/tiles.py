@@ -151,7 +151,7 @@ def _units(work: Work) -> int:
 
 def _step(work: Work) -> int:
     """Units of a step of the pipeline: all taps of 16 input channels, or four of 1x1."""
-    return 4 if work.kernel == 1 or work.kind == "down" else work.kernel**2
+    return 4 if work.kernel == 1 else work.kernel**2
 
 
 def _steps(work: Work, t: CudaTiles) -> int:
@@ -159,7 +159,7 @@ def _steps(work: Work, t: CudaTiles) -> int:
     if work.kind == "stem":
         return 1
     parts = [min(t.chunk, c - start) for c in work.inputs for start in range(0, c, t.chunk)]
-    depth = 4 if _step(work) == 4 and work.kernel != 2 else 1  # times 16 input channels
+    depth = 4 if work.kernel == 1 else 1  # times 16 input channels
     return sum(-(-c // (UNIT * depth)) for c in parts)
 
 
@@ -213,10 +213,11 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     crowded = conflicts(*tile_of_input(work, t), width, step)
     loaded = warps * (form.m * 512 * crowded + form.n * 256) * taken / (128 * CLOCK)
     # Of one block alone: its steps, and before and among them its threads' copies of pixels.
-    name = f"{pixels}x{channels}"
-    alone = steps * CYCLES[work.kind].get(name, {}).get(str(_step(work)), 0)
-    vectors = height * width * sum(-(-c // 8) for c in work.inputs) / t.split
-    alone += vectors / (warps * 32) * CYCLES["copy"] * (1 + work.mapped)
+    alone = 0.0
+    if work.kind != "stem":  # which has neither
+        vectors = height * width * sum(-(-c // 8) for c in work.inputs) * (1 + work.mapped) / t.split
+        alone = steps * CYCLES[work.kind].get(f"{pixels}x{channels}", {}).get(str(_step(work)), 0)
+        alone += vectors / (warps * 32) * CYCLES["copy"]
     one = max(multiplied, loaded, alone / CLOCK / together)
     pixel = 3 if work.kind == "stem" else sum(work.inputs) * 2 / t.split
     pixel *= 1 + work.mapped

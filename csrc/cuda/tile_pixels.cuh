@@ -1,0 +1,235 @@
+// Pixels of a convolution in shared memory: what a block needs to know of its inputs, where it is among them, the copies
+// of a chunk's pixels, and what a prologue does to them there.
+#pragma once
+
+#include "gpu.h"
+#include "primitives.cuh"
+
+namespace stdc {
+namespace gpu {
+
+// Division by a number that is known at launch, of numbers below 65,536.
+struct Divisor {
+  int by;
+  uint32_t magic;
+};
+inline Divisor divisor(int by) { return {by, by == 1 ? 0u : static_cast<uint32_t>(0xffffffffu / by + 1)}; }
+STDC_DEVICE int divide(int n, const Divisor& d) {
+  return d.by == 1 ? n : static_cast<int>(multiply_high(static_cast<uint32_t>(n), d.magic));
+}
+
+struct Input {
+  const void* x;  // [images, height, width, channels of pitch]
+  int channels, units, pitch;  // units: channels / 16, rounded up
+  int aligned;                 // to 16 bytes, all pixels
+};
+
+// What products need to know of a convolution, the same for all blocks.
+struct Source {
+  Input first, second;
+  const void* weight;  // fragments [units, taps, blocks] of the first input, then of the second, and one step more
+  int blocks;          // of 16 output channels
+  int height, width, kernel;
+  int chunk;           // units of a chunk
+  int first_chunks, chunks;
+  int halo_height;
+  Divisor halo, vectors;  // pixels of a row of the halo; vectors of eight channels of a chunk
+  int step;            // pixels that the threads have at once
+  int pixel;           // bytes from pixel to pixel in shared memory
+  int buffers, buffer; // of chunks of pixels, and bytes of one
+  const float* scale;
+  const void* add;
+  int scale_pitch, add_kind, add_pitch, add_aligned;
+  int beside;          // bytes from a pixel to that of the map that is added
+};
+
+// Eight channels from memory, of which those from `count` on are zero; and to memory.
+template <class T, bool weights = false>
+STDC_DEVICE Vec load_some(const T* p, int count) {
+  Vec v{};
+  STDC_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    if (i >= count) continue;
+    const uint16_t x = weights ? load_weight(&p[i].bits) : load(&p[i].bits);
+    v.word[i / 2] |= static_cast<uint32_t>(x) << (i % 2 * 16);
+  }
+  return v;
+}
+template <class T>
+STDC_DEVICE void store_vector(T* to, const Vec& v, int count, bool aligned) {
+  if (aligned && count >= 8) {
+    store(reinterpret_cast<Vec*>(to), v);
+    return;
+  }
+  STDC_UNROLL
+  for (int i = 0; i < 8; ++i)
+    if (i < count) store(&to[i].bits, static_cast<uint16_t>(v.word[i / 2] >> (i % 2 * 16)));
+}
+
+// Of one block.
+struct Where {
+  int64_t image;
+  int row, column;        // of the halo's first pixel, in the input
+  int first, last;        // chunks
+  int block;              // first of its blocks of 16 output channels
+  int64_t set;            // weights before those that it uses, in units
+};
+
+// A place among the products: a chunk, and what is left of it, in units of input channels.
+struct Cursor {
+  int chunk, width, left;
+  uint32_t pixels;  // where the chunk's are in shared memory, and the channels of the step in each
+  int slot;
+
+  STDC_DEVICE void enter(const Source& s, int number) {
+    chunk = number;
+    const bool other = number >= s.first_chunks;
+    const int begin = (other ? number - s.first_chunks : number) * s.chunk;
+    const int rest = (other ? s.second.units : s.first.units) - begin;
+    left = width = rest < s.chunk ? rest : s.chunk;
+  }
+  STDC_DEVICE void begin(const Source& s, const Where& w, uint32_t at) {
+    enter(s, w.first);
+    pixels = at;
+    slot = 0;
+  }
+  STDC_DEVICE bool fresh() const { return left == width; }
+  // To the next step, of so many units of input channels.
+  STDC_DEVICE void advance(const Source& s, int depth, uint32_t first_pixels) {
+    left -= depth;
+    pixels += depth * 32;
+    if (left > 0) return;
+    enter(s, chunk + 1);
+    const bool wraps = ++slot == s.buffers;
+    if (wraps) slot = 0;
+    pixels = first_pixels + slot * s.buffer;
+  }
+};
+
+// How threads share the pixels of a chunk: each has one vector of eight channels of every `step`-th pixel, and goes
+// through them.
+template <class F>
+struct Share {
+  int channel, count;        // the vector's first channel, and how many of its eight exist
+  int pixel, step;           // in the halo
+  int y, z, rows, columns;   // in the input; step = rows * halo.by + columns
+  uint32_t at;               // in shared memory
+
+  STDC_DEVICE Share(const Source& s, const Where& w, const Cursor& c) {
+    const int vectors = 2 * c.width, thread = thread_id();
+    const bool other = c.chunk >= s.first_chunks;
+    if (c.width == s.chunk) {
+      step = s.step;
+      pixel = divide(thread, s.vectors);
+    } else {  // the last chunk of an input
+      step = F::kThreads / vectors;
+      pixel = thread / vectors;
+    }
+    const int vector = thread - pixel * vectors;
+    channel = (other ? c.chunk - s.first_chunks : c.chunk) * s.chunk * 16 + vector * 8;
+    const int left = (other ? s.second.channels : s.first.channels) - channel;
+    count = left < 0 ? 0 : left > 8 ? 8 : left;
+    if (pixel >= step) pixel = s.halo_height * s.halo.by;  // nothing
+    rows = divide(step, s.halo);
+    columns = step - rows * s.halo.by;
+    const int row = divide(pixel, s.halo);
+    y = w.row + row;
+    z = w.column + pixel - row * s.halo.by;
+    at = c.pixels + pixel * s.pixel + vector * 16;
+  }
+  STDC_DEVICE bool more(const Source& s) const { return pixel < s.halo_height * s.halo.by; }
+  STDC_DEVICE bool inside(const Source& s) const {
+    return static_cast<unsigned>(y) < static_cast<unsigned>(s.height) &&
+           static_cast<unsigned>(z) < static_cast<unsigned>(s.width) && count > 0;
+  }
+  // True where the next pixel is in a row more than usual.
+  STDC_DEVICE bool next(const Source& s, const Where& w) {
+    pixel += step;
+    at += step * s.pixel;
+    y += rows;
+    z += columns;
+    const bool wraps = z >= w.column + s.halo.by;
+    if (wraps) {
+      z -= s.halo.by;
+      ++y;
+    }
+    return wraps;
+  }
+};
+
+// Starts the copy of eight channels, of which those from `count` on are zero.
+template <class T>
+STDC_DEVICE void fetch_vector(uint32_t to, const T* base, int offset, int count, bool aligned) {
+  if (aligned)
+    cp_async(to, base + offset, 2 * count);
+  else
+    shared_store(to, load_some(base + offset, count));
+}
+
+// Starts the copies of a chunk's pixels, and of the map that is added to them; outside of the image they are zero.
+template <class T, class F>
+STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c, Share<F> share) {
+  const bool other = c.chunk >= s.first_chunks;
+  const Input in = other ? s.second : s.first;
+  const int64_t area = static_cast<int64_t>(s.height) * s.width;
+  const T* x = static_cast<const T*>(in.x) + w.image * area * in.pitch;
+  const bool adds = s.add_kind == kMap && !other;
+  if (in.aligned && !adds) {  // without a branch in the loop
+    int offset = (share.y * s.width + share.z) * in.pitch + share.channel;
+    const int usual = (share.rows * s.width + share.columns) * in.pitch, more = (s.width - s.halo.by) * in.pitch;
+    STDC_ROLLED
+    while (share.more(s)) {
+      const bool inside = share.inside(s);
+      cp_async(share.at, x + (inside ? offset : 0), inside ? 2 * share.count : 0);
+      offset += usual;
+      if (share.next(s, w)) offset += more;
+    }
+    return;
+  }
+  const T* map = static_cast<const T*>(s.add) + (adds ? w.image * area * s.add_pitch : 0);
+  STDC_ROLLED
+  for (; share.more(s); share.next(s, w)) {
+    const bool inside = share.inside(s);
+    const int place = inside ? share.y * s.width + share.z : 0, channel = inside ? share.channel : 0;
+    const int count = inside ? share.count : 0;
+    fetch_vector(share.at, x, place * in.pitch + channel, count, in.aligned);
+    if (adds) fetch_vector(share.at + s.beside, map, place * s.add_pitch + channel, count, s.add_aligned);
+  }
+}
+
+// What a prologue does to a thread's eight channels of a chunk.
+struct Change {
+  float scale[8], add[8];
+};
+template <class F>
+STDC_DEVICE void load_change(const Source& s, const Where& w, const Cursor& c, Change& change) {
+  const Share<F> share(s, w, c);
+  const float* scale = s.scale + w.image * s.scale_pitch + share.channel;
+  const float* add = static_cast<const float*>(s.add) + w.image * s.add_pitch + share.channel;
+  STDC_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    change.scale[i] = s.scale != nullptr && i < share.count ? load(scale + i) : 1;
+    change.add[i] = s.add_kind == kVector && i < share.count ? load(add + i) : 0;
+  }
+}
+
+// x * scale + add, in place, by the threads that fetched it; what is outside of the image stays zero.
+template <class T, class F>
+STDC_DEVICE void change_pixels(const Source& s, const Where& w, const Cursor& c, const Change& change) {
+  STDC_ROLLED
+  for (Share<F> share(s, w, c); share.more(s); share.next(s, w)) {
+    if (!share.inside(s)) continue;
+    Vec v = shared_load<Vec>(share.at), m{};
+    if (s.add_kind == kMap) m = shared_load<Vec>(share.at + s.beside);
+    STDC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const float low = low_of<T>(v.word[i]) * change.scale[2 * i] + change.add[2 * i];
+      const float high = high_of<T>(v.word[i]) * change.scale[2 * i + 1] + change.add[2 * i + 1];
+      v.word[i] = pack<T>(low + low_of<T>(m.word[i]), high + high_of<T>(m.word[i]));
+    }
+    shared_store(share.at, v);
+  }
+}
+
+}  // namespace gpu
+}  // namespace stdc
