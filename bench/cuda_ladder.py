@@ -2,8 +2,9 @@
 
     python -m bench.cuda_ladder --out docs/results/cuda_ladder.json
 
-Before: docs/results/cuda_sass_before.jsonl, float16 for sm_90a at revision 1ac2303, with steps of four units
-of any taps. Tiles are chosen anew for each. Simulated, not measured.
+Before: docs/results/cuda_sass_before.jsonl, with steps of four units of any taps. In a checkout of revision
+1ac2303 that was built, at OLD: python -m bench.sass --build OLD/build/native --targets sm_90a --out FILE.
+Tiles are chosen anew for each. Simulated, not measured.
 """
 
 from __future__ import annotations
