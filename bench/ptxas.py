@@ -29,7 +29,7 @@ COUNTED = ("HMMA", "LDGSTS", "LDSM", "LDL", "STL", "BAR", "ACQBULK", "PREEXIT")
 DEPENDENT = 90  # from sm_90 on kernels wait for those before them (ACQBULK) and let the next start (PREEXIT)
 REGISTERS = {"gate": 64, "prologue": 40, "upsample": 112}  # budgets of kernels by name without _kernel
 MOST_REGISTERS = 255  # of what is not known
-FORM = re.compile(r"CompiledForm\D+(\d+)\D+(\d+)\D+(\d+)\D+(\d+)")  # mangled or not
+FORM = re.compile(r"CompiledForm" + r"\D+(\d+)" * 5)  # mangled or not
 COLUMNS = ("arch", "registers", "spill_stores", "spill_loads", "stack", "shared", "constant", *COUNTED)
 
 # NOTE: nvcc runs ptxas for several targets at once, but passes on what each has written as a whole.
@@ -156,7 +156,7 @@ def read(build: Path = BUILD, targets: tuple[str, ...] = SASS) -> list[dict]:
 def budget(row: dict) -> int:
     """How many registers a kernel may have: with more, fewer blocks would share a processor."""
     if form := FORM.search(row["kernel"]):
-        warps_m, warps_n, m, n = map(int, form.groups())
+        warps_m, warps_n, m, n, _ = map(int, form.groups())
         return THREAD.get(row["base"], {}).get((warps_m * m * 16, warps_n * n * 8), MOST_REGISTERS)
     return REGISTERS.get(row["base"], MOST_REGISTERS)
 

@@ -197,15 +197,22 @@ def usual_path(code: Sequence[Instruction], loop: Loop) -> list[Instruction]:
 def simulate(path: Sequence[Instruction], blocks: int, warps: int, steps: int = 12) -> float:
     """Cycles a step on one scheduler with ``warps`` of each of ``blocks``, which share their barriers.
 
-    In order, one instruction a cycle, the warp that can go first.
+    In order, one instruction a cycle, the warp that can go first. What the first half of the steps takes does
+    not count; a step of several blocks is one of each.
     """
+    half = steps // 2
+    return (_run(path, blocks, warps, steps) - _run(path, blocks, warps, half)) / (steps - half)
+
+
+def _run(path: Sequence[Instruction], blocks: int, warps: int, steps: int) -> float:
+    """Cycles of all steps."""
     count_, block = blocks * warps, [b for b in range(blocks) for _ in range(warps)]
     place, step, ready = [0] * count_, [0] * count_, [0.0] * count_
     board = [[0.0] * 6 for _ in range(count_)]
     sums: list[dict[str, float]] = [defaultdict(float) for _ in range(count_)]
     unit: dict[str, float] = defaultdict(float)
     waiting: list[float | None] = [None] * count_
-    clock, last, marks = 0.0, -1, []
+    clock, last = 0.0, -1
     while any(s < steps for s in step):
         ways = []
         for w in range(count_):
@@ -243,10 +250,7 @@ def simulate(path: Sequence[Instruction], blocks: int, warps: int, steps: int = 
                     waiting[v], ready[v] = None, max(ready[v], release)
         if place[w] == len(path):
             place[w], step[w] = 0, step[w] + 1
-            if w == 0:
-                marks.append(time)
-    half = len(marks) // 2
-    return (marks[-1] - marks[half - 1]) / (len(marks) - half)
+    return clock
 
 
 def _unit(one: Instruction) -> str:
@@ -276,11 +280,12 @@ def _operands(one: Instruction) -> list[str]:
 # ---------------------------------------------------------------- rows
 
 
-def describe(code: Sequence[Instruction], warps: int, unit: int = 1) -> dict[str, object]:
+def describe(code: Sequence[Instruction], warps: int, unit: int = 1, slices: int = 1) -> dict[str, object]:
     """What a kernel's code says: a step of each main loop, its copies of pixels, loads around the wait.
 
     ``unit`` is the number of products, instructions of a warp, of 16 input channels of one tap. Steps are by
-    their number of units: 4 of convolutions 1x1 and 2x2, of which the slower counts, and 9 of 3x3.
+    their number of units: 4 of convolutions 1x1 and 2x2, of which the slower counts, and 9 of 3x3; twice as
+    many where ``slices`` of warps share them, of which the one that has the most counts.
     """
     wait = next((i for i, one in enumerate(code) if one.base == "ACQBULK"), None)
     loads = [i for i, one in enumerate(code) if one.base in ("LDG", "LDGSTS")]
@@ -303,7 +308,7 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1) -> dict[str
     for loop in main_loops(code):
         path = usual_path(code, loop)
         first = next(i for i, one in enumerate(path) if one.base == "HMMA")
-        own = max(1, warps // 4)
+        own = -(-warps // 4)  # of the scheduler that has the most
         step = {
             "instructions": len(path),
             "hmma": count(path, "HMMA"),
@@ -314,7 +319,7 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1) -> dict[str
             "products": round(BUSY["HMMA"] * count(path, "HMMA") * own),
             "cycles": {str(blocks): round(simulate(path, blocks, own)) for blocks in (1, 2)},
         }
-        units = str(step["hmma"] // unit)
+        units = str(max((n for n in (4, 8, 9, 18) if n <= step["hmma"] // unit * slices), default=1))
         if units not in steps or step["cycles"]["1"] > steps[units]["cycles"]["1"]:
             steps[units] = step
     if steps:
@@ -322,8 +327,8 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1) -> dict[str
     return row
 
 
-def form(kernel: str) -> tuple[int, int, int, int] | None:
-    """Warps along pixels and channels, and blocks of 16 pixels and 8 channels of each."""
+def form(kernel: str) -> tuple[int, int, int, int, int] | None:
+    """Warps along pixels and channels, blocks of 16 pixels and 8 channels of each, and slices."""
     found = ptxas.FORM.search(kernel)
     return tuple(map(int, found.groups())) if found else None
 
@@ -340,13 +345,13 @@ def read(build: Path = ptxas.BUILD, targets: Sequence[str] = TARGETS) -> list[di
         for target in targets:
             for symbol, code in parse(ptxas.disassemble(tool, file, target)).items():
                 shape = form(names.get(symbol, ""))
-                warps = shape[0] * shape[1] if shape else 4
+                warps = shape[0] * shape[1] * shape[4] if shape else 4
                 head = {"kernel": names.get(symbol, symbol), "base": ptxas.base(symbol), "object": file.stem,
                         "arch": target}  # fmt: skip
                 if shape:
                     head |= {"pixels": shape[0] * shape[2] * 16, "channels": shape[1] * shape[3] * 8}
-                unit = shape[2] * shape[3] if shape else 1
-                rows.append(head | {"warps": warps} | describe(code, warps, unit))
+                unit, slices = (shape[2] * shape[3], shape[4]) if shape else (1, 1)
+                rows.append(head | {"warps": warps} | describe(code, warps, unit, slices))
     return sorted(rows, key=lambda row: (row["base"], row["object"], row["arch"], row["kernel"]))
 
 

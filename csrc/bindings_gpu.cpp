@@ -48,12 +48,12 @@ void bind_gpu(py::module_& m) {
   m.def("driver_version", &driver_version);
   m.def("runtime_version", &runtime_version);
   const auto forms = [](const std::vector<Form>& found) {
-    std::vector<std::array<int, 4>> all;
-    for (const Form& c : found) all.push_back({c.warps_m, c.warps_n, c.m, c.n});
+    std::vector<std::array<int, 5>> all;
+    for (const Form& c : found) all.push_back({c.warps_m, c.warps_n, c.m, c.n, c.slices});
     return all;
   };
   m.def("forms", [forms] {
-    return std::map<std::string, std::vector<std::array<int, 4>>>{
+    return std::map<std::string, std::vector<std::array<int, 5>>>{
         {"conv", forms(conv_forms())}, {"stem", forms(stem_forms())}, {"down", forms(down_forms())}};
   });
   m.def("shared_bytes", [](const ConvArgs& a) { return shared_bytes(a); });

@@ -200,7 +200,7 @@ def written_cores():
     for line in path.read_text().splitlines() if path.is_file() else ():
         if match := re.match(r"#define STDC_(\w+)_FORMS", line):
             kind = match[1].lower()
-        elif match := re.match(r"  X\(\d+, (\d+), (\d+), (\d+), (\d+)\)", line):
+        elif match := re.match(r"  X\(\d+, (\d+), (\d+), (\d+), (\d+), \d+\)", line):
             wm, wn, m, n = map(int, match.groups())
             found[kind].append((wm * m * 16, wn * n * 8))
     return found
@@ -212,7 +212,7 @@ CORES = written_cores()
 
 def cores(kind):
     """(pixels, channels) of the compiled forms of an op."""
-    return [(wm * m * 16, wn * n * 8) for wm, wn, m, n in module().forms()[kind]]
+    return [(wm * m * 16, wn * n * 8) for wm, wn, m, n, _ in module().forms()[kind]]
 
 
 def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=None):

@@ -52,7 +52,7 @@ int shared_bytes(const ConvArgs& a) { return conv_bytes_of<half_t>(a); }
 int shared_bytes(const StemArgs& a) { return stem_bytes_of<half_t>(a); }
 int shared_bytes(const DownArgs& a) { return down_bytes_of<half_t>(a); }
 
-#define STDC_FORM(index, wm, wn, mi, ni) {wm, wn, mi, ni},
+#define STDC_FORM(index, wm, wn, mi, ni, slices) {wm, wn, mi, ni, slices},
 std::vector<Form> conv_forms() { return {STDC_CONV_FORMS(STDC_FORM)}; }
 std::vector<Form> stem_forms() { return {STDC_STEM_FORMS(STDC_FORM)}; }
 std::vector<Form> down_forms() { return {STDC_DOWN_FORMS(STDC_FORM)}; }

@@ -1,5 +1,5 @@
 // What follows the products: sums of the blocks that share a tile, bias and activation, averages, and the way to memory
-// in vectors of 16 bytes through shared memory.
+// in vectors of 16 bytes through shared memory. All threads of a block go through it; the warps that lead have sums.
 #pragma once
 
 #include "tile_product.cuh"
@@ -23,28 +23,29 @@ STDC_DEVICE bool stored(const TilePlace& p, int y, int x) {
 // Of a lane: the pixel of its half h of block i.
 template <class F>
 STDC_DEVICE int pixel_of(int i, int h) {
-  return (warp_id() / F::kWarpsN * F::kM + i) * 16 + h * 8 + lane_id() / 4;
+  return (warp_m<F>() * F::kM + i) * 16 + h * 8 + lane_id() / 4;
 }
 // And the first of its two channels of block j.
 template <class F>
 STDC_DEVICE int channel_of(int j) {
-  return (warp_id() % F::kWarpsN * F::kN + j) * 8 + lane_id() % 4 * 2;
+  return (warp_n<F>() * F::kN + j) * 8 + lane_id() % 4 * 2;
 }
 
 // Adds up what `split` blocks have, in their order, in the block that comes last; false in the others.
 template <class F>
 STDC_DEVICE bool add_up(Sums<F>& sums, float* workspace, int* arrivals, int shared, int split, int part) {
-  constexpr int kVectors = F::kM * F::kN;  // of a thread
-  Vec* all = reinterpret_cast<Vec*>(workspace) + static_cast<int64_t>(shared) * split * kVectors * F::kThreads;
-  Vec* own = all + static_cast<int64_t>(part) * kVectors * F::kThreads + thread_id();
+  constexpr int kVectors = F::kM * F::kN, kThreads = 32 * F::kOfSlice;  // of a thread; that have sums
+  Vec* all = reinterpret_cast<Vec*>(workspace) + static_cast<int64_t>(shared) * split * kVectors * kThreads;
+  Vec* own = all + static_cast<int64_t>(part) * kVectors * kThreads + thread_id();
   STDC_UNROLL
   for (int i = 0; i < F::kM; ++i)
     STDC_UNROLL
     for (int j = 0; j < F::kN; ++j) {
+      if (!leads<F>()) continue;
       Vec v;
       STDC_UNROLL
       for (int k = 0; k < 4; ++k) v.word[k] = as_bits(sums.c[i][j][k]);
-      store(own + (i * F::kN + j) * F::kThreads, v);
+      store(own + (i * F::kN + j) * kThreads, v);
     }
   block_sync();
   if (thread_id() == 0) {
@@ -61,14 +62,15 @@ STDC_DEVICE bool add_up(Sums<F>& sums, float* workspace, int* arrivals, int shar
   block_sync();
   if (!last) return false;
   clear(sums);
+  if (!leads<F>()) return true;
   STDC_ROLLED
   for (int p = 0; p < split; ++p) {
-    const Vec* from = all + static_cast<int64_t>(p) * kVectors * F::kThreads + thread_id();
+    const Vec* from = all + static_cast<int64_t>(p) * kVectors * kThreads + thread_id();
     STDC_UNROLL
     for (int i = 0; i < F::kM; ++i)
       STDC_UNROLL
       for (int j = 0; j < F::kN; ++j) {
-        const Vec v = load_fresh(from + (i * F::kN + j) * F::kThreads);
+        const Vec v = load_fresh(from + (i * F::kN + j) * kThreads);
         STDC_UNROLL
         for (int k = 0; k < 4; ++k) sums.c[i][j][k] += as_float(v.word[k]);
       }
@@ -121,8 +123,8 @@ STDC_DEVICE void average(const Sums<F>& sums, const TilePlace& place, const Divi
     for (int k = 0; k < 2; ++k) {
       STDC_UNROLL
       for (int mask = 4; mask < 32; mask *= 2) total[k] += shuffle_xor(total[k], mask);
-      if (lane_id() < 4)
-        shared_store((warp_id() / F::kWarpsN * F::kChannels + channel_of<F>(j) + k) * 4, total[k]);
+      if (lane_id() < 4 && leads<F>())
+        shared_store((warp_m<F>() * F::kChannels + channel_of<F>(j) + k) * 4, total[k]);
     }
   }
   block_sync();
@@ -137,6 +139,7 @@ STDC_DEVICE void average(const Sums<F>& sums, const TilePlace& place, const Divi
 // The tile to shared memory, rounded.
 template <class T, class F>
 STDC_DEVICE void stage_tile(const Sums<F>& sums) {
+  if (!leads<F>()) return;
   STDC_UNROLL
   for (int i = 0; i < F::kM; ++i)
     STDC_UNROLL
@@ -167,6 +170,7 @@ STDC_DEVICE void store_tile(T* y, const TilePlace& place, const Divisor& width, 
 template <class F>
 STDC_DEVICE void store_planes(const Sums<F>& sums, float* y, const TilePlace& place, const Divisor& width,
                               int64_t map_pixels, int map_width, int channels, int first, int outputs) {
+  if (!leads<F>()) return;
   y += place.image * map_pixels * channels;
   STDC_UNROLL
   for (int i = 0; i < F::kM; ++i)

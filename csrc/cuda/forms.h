@@ -6,29 +6,26 @@
 namespace stdc {
 namespace gpu {
 
-// X(index, warps along pixels, warps along channels, blocks of 16 pixels, blocks of 8 channels of each)
+// X(index, warps along pixels, warps along channels, blocks of 16 pixels, blocks of 8 channels of each, slices)
 #define STDC_CONV_FORMS(X) \
-  X(0, 2, 4, 4, 4)  /* 128 x 128 */ \
-  X(1, 2, 2, 4, 4)  /* 128 x 64 */ \
-  X(2, 4, 1, 2, 4)  /* 128 x 32 */ \
-  X(3, 4, 1, 2, 2)  /* 128 x 16 */ \
-  X(4, 2, 2, 2, 4)  /* 64 x 64 */ \
-  X(5, 4, 1, 1, 4)  /* 64 x 32 */ \
-  X(6, 4, 1, 1, 2)  /* 64 x 16 */ \
-  X(7, 3, 4, 3, 4)  /* 144 x 128 */ \
-  X(8, 3, 2, 3, 4)  /* 144 x 64 */ \
-  X(9, 9, 1, 1, 4)  /* 144 x 32 */
+  X(0, 2, 4, 4, 4, 1)  /* 128 x 128 */ \
+  X(1, 2, 2, 4, 4, 1)  /* 128 x 64 */ \
+  X(2, 2, 1, 4, 4, 4)  /* 128 x 32 */ \
+  X(3, 2, 1, 4, 2, 4)  /* 128 x 16 */ \
+  X(4, 1, 2, 4, 4, 4)  /* 64 x 64 */ \
+  X(5, 1, 1, 4, 4, 4)  /* 64 x 32 */ \
+  X(6, 1, 1, 4, 2, 4)  /* 64 x 16 */
 
 #define STDC_STEM_FORMS(X) \
-  X(0, 4, 1, 4, 4)  /* 256 x 32 */ \
-  X(1, 4, 1, 2, 2)  /* 128 x 16 */
+  X(0, 4, 1, 4, 4, 1)  /* 256 x 32 */ \
+  X(1, 4, 1, 2, 2, 1)  /* 128 x 16 */
 
 // Pixels at the input's resolution: 9 x 17 of 160, 9 x 9 of 96.
 #define STDC_DOWN_FORMS(X) \
-  X(0, 5, 1, 2, 8)  /* 160 x 64 */ \
-  X(1, 3, 2, 2, 4)  /* 96 x 64 */ \
-  X(2, 3, 1, 2, 4)  /* 96 x 32 */ \
-  X(3, 5, 2, 2, 8)  /* 160 x 128 */
+  X(0, 2, 2, 5, 4, 1)  /* 160 x 64 */ \
+  X(1, 2, 2, 3, 4, 1)  /* 96 x 64 */ \
+  X(2, 2, 1, 3, 4, 2)  /* 96 x 32 */ \
+  X(3, 2, 4, 5, 4, 1)  /* 160 x 128 */
 
 struct half_t;
 struct bf16_t;

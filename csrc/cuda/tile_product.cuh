@@ -19,22 +19,41 @@ namespace gpu {
 
 constexpr int kUnitBytes = 512;  // of the weights of 16 input by 16 output channels
 
-// Warps along pixels and channels, and of each warp blocks of 16 pixels and of 8 channels.
-template <int WM, int WN, int MI, int NI>
+// Warps along pixels and channels, of each warp blocks of 16 pixels and of 8 channels, and slices: as many times these
+// warps, which share the units of a step and add up what they have in the end.
+template <int WM, int WN, int MI, int NI, int WK>
 struct CompiledForm {
-  static constexpr int kWarpsM = WM, kWarpsN = WN, kM = MI, kN = NI;
+  static constexpr int kWarpsM = WM, kWarpsN = WN, kM = MI, kN = NI, kSlices = WK;
   static constexpr int kPixels = WM * MI * 16, kChannels = WN * NI * 8;
-  static constexpr int kWarps = WM * WN, kThreads = 32 * kWarps;
+  static constexpr int kOfSlice = WM * WN, kThreads = 32 * kOfSlice * WK;
   static_assert(NI % 2 == 0 && kChannels % 16 == 0, "weights come in blocks of 16 channels");
 };
+// A warp's slice, and its place along pixels and along channels.
+template <class F>
+STDC_DEVICE int slice_of_warp() {
+  return F::kSlices > 1 ? warp_id() / F::kOfSlice : 0;
+}
+template <class F>
+STDC_DEVICE int warp_m() {
+  return (F::kSlices > 1 ? warp_id() % F::kOfSlice : warp_id()) / F::kWarpsN;
+}
+template <class F>
+STDC_DEVICE int warp_n() {
+  return warp_id() % F::kWarpsN;
+}
+
+// Input channels of a step, in 16s. Slices share it: it is longer for them, so that barriers are fewer.
+constexpr int step_depth(int kernel, int slices) { return (kernel == 1 ? 4 : 1) * (slices > 1 ? 2 : 1); }
 
 // The pipeline of a form for a kernel of K x K: units of a step, of 16 input channels of one tap, and stages of weights.
 template <class F, int K>
 struct Loop {
   static constexpr int kTaps = K * K;
-  static constexpr int kUnits = K == 1 ? 4 : kTaps;
-  static constexpr int kDepth = kUnits / kTaps;  // times 16 input channels
-  static constexpr int kStages = K == 3 ? (F::kChannels >= 128 ? 2 : F::kChannels >= 64 ? 3 : 4) : 4;
+  static constexpr int kDepth = step_depth(K, F::kSlices);  // times 16 input channels
+  static constexpr int kUnits = kDepth * kTaps;
+  static constexpr int kMine = (kUnits + F::kSlices - 1) / F::kSlices;  // of a slice, the most
+  static constexpr int kWide = F::kChannels * (F::kSlices > 1 ? 2 : 1);
+  static constexpr int kStages = K == 3 ? (kWide >= 128 ? 2 : kWide >= 64 ? 3 : 4) : F::kSlices > 1 ? 3 : 4;
   static constexpr int kStageBytes = kUnits * F::kChannels * 32;
   static constexpr int kBytes = kStages * kStageBytes;
 };
@@ -141,10 +160,48 @@ STDC_DEVICE void clear(Sums<F>& sums) {
 // Where the weights of a warp's lane start in a unit's.
 template <class F>
 STDC_DEVICE uint32_t lane_weights() {
-  return warp_id() % F::kWarpsN * (F::kN / 2) * kUnitBytes + lane_id() * 16;
+  return warp_n<F>() * (F::kN / 2) * kUnitBytes + lane_id() * 16;
 }
 
-// All products of a block. pixel: for each block of 16 pixels the byte offset of the lane's pixel in the halo.
+// Whether a warp has the sums of its place after add_slices.
+template <class F>
+STDC_DEVICE bool leads() {
+  return F::kSlices == 1 || warp_id() < F::kOfSlice;
+}
+// Adds the sums of all slices, in their order, to those of the first.
+template <class F>
+STDC_DEVICE void add_slices(Sums<F>& sums) {
+  constexpr int kVectors = F::kM * F::kN, kOfSlice = 32 * F::kOfSlice;  // of a thread; threads
+  const uint32_t at = thread_id() % kOfSlice * 16;
+  const auto place = [&](int slice, int i, int j) {
+    return at + ((slice - 1) * kVectors + i * F::kN + j) * kOfSlice * 16;
+  };
+  STDC_UNROLL
+  for (int i = 0; i < F::kM; ++i)
+    STDC_UNROLL
+    for (int j = 0; j < F::kN; ++j) {
+      if (leads<F>()) continue;
+      Vec v;
+      STDC_UNROLL
+      for (int k = 0; k < 4; ++k) v.word[k] = as_bits(sums.c[i][j][k]);
+      shared_store(place(slice_of_warp<F>(), i, j), v);
+    }
+  block_sync();
+  if (leads<F>())
+    STDC_UNROLL
+    for (int slice = 1; slice < F::kSlices; ++slice)
+      STDC_UNROLL
+      for (int i = 0; i < F::kM; ++i)
+        STDC_UNROLL
+        for (int j = 0; j < F::kN; ++j) {
+          const Vec v = shared_load<Vec>(place(slice, i, j));
+          STDC_UNROLL
+          for (int k = 0; k < 4; ++k) sums.c[i][j][k] += as_float(v.word[k]);
+        }
+  block_sync();
+}
+
+// All products of a block, in the warps that lead. pixel: for each block of 16 pixels the byte offset of the lane's pixel in the halo.
 template <class T, class F, int K>
 STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixel)[F::kM], Sums<F>& sums) {
   using L = Loop<F, K>;
@@ -181,8 +238,20 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
   }
 
   const bool changes = s.scale != nullptr || s.add_kind != kNothing;
-  const uint32_t lane = lane_weights<F>();
+  const int slice = slice_of_warp<F>();
+  const uint32_t lane = lane_weights<F>() + slice * F::kChannels * 32;
   const uint32_t row = s.halo.by * s.pixel;
+  // The units of the warp's slice: each kSlices-th of a step.
+  uint32_t tap[L::kMine];
+  STDC_UNROLL
+  for (int i = 0; i < L::kMine; ++i) {
+    const int unit = i * F::kSlices + slice, of_tap = unit % L::kTaps;
+    tap[i] = unit / L::kTaps * 32 + of_tap / K * row + of_tap % K * s.pixel;
+  }
+  const auto mine = [&](int i, int units) {
+    const int unit = i * F::kSlices + slice;
+    return (L::kDepth == 1 || unit < units) && ((i + 1) * F::kSlices <= L::kUnits || unit < L::kUnits);
+  };
   Cursor now = start;
   uint32_t stage = 0, free = (L::kStages - 1) * L::kStageBytes;
   STDC_ROLLED
@@ -198,17 +267,17 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
     block_sync();  // all see what the others fetched; nobody reads the stage before any more
     const bool more = ahead.chunk < w.last;
     if (more && ahead.fresh()) fetch_pixels<T, F>(s, w, ahead, Share<F>(s, w, ahead));
-    const int depth = now.left;
     Fragments<F> f[2];  // one is read while the other is multiplied
+    const int units = now.left * L::kTaps;  // of this step, if they are fewer than usual
     STDC_UNROLL
-    for (int u = 0; u <= L::kUnits; ++u) {
-      if (u < L::kUnits && (K > 1 || u < depth)) {
-        const uint32_t tap = K == 1 ? u * 32 : u / K * row + u % K * s.pixel;
-        read(f[u % 2], pixel, now.pixels + tap, stage + lane + u * F::kChannels * 32);
-      }
+    for (int i = 0; i <= L::kMine; ++i) {
+      if (i < L::kMine && mine(i, units))
+        read(f[i % 2], pixel, now.pixels + tap[i], stage + lane + i * F::kSlices * F::kChannels * 32);
       // Among the products, whose time hides what the copies take.
-      if (u < stream.kPasses && more) stream.fetch(u, free);
-      if (u > 0 && (K > 1 || u <= depth)) multiply<T>(sums, f[(u - 1) % 2]);
+      STDC_UNROLL
+      for (int pass = i; pass < stream.kPasses; pass += L::kMine + 1)
+        if (more) stream.fetch(pass, free);
+      if (i > 0 && mine(i - 1, units)) multiply<T>(sums, f[(i - 1) % 2]);
     }
     cp_async_commit();
     if (more) {
@@ -220,6 +289,7 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
     free = free + L::kStageBytes == kEnd ? 0 : free + L::kStageBytes;
   }
   block_sync();  // shared memory may be used for something else; copies still on their way have nothing to copy
+  if (F::kSlices > 1) add_slices(sums);
 }
 
 // Pixels of a lane, for ldmatrix: of each of its blocks of 16 the row (y, x) times pitch and step, in bytes, and the
@@ -228,7 +298,7 @@ template <class F>
 STDC_DEVICE void lane_pixels(uint32_t (&pixel)[F::kM], int count, const Divisor& width, int row, int column) {
   STDC_UNROLL
   for (int i = 0; i < F::kM; ++i) {
-    int m = (warp_id() / F::kWarpsN * F::kM + i) * 16 + lane_id() % 16;
+    int m = (warp_m<F>() * F::kM + i) * 16 + lane_id() % 16;
     if (m >= count) m = 0;
     const int y = divide(m, width), x = m - y * width.by;
     pixel[i] = y * row + x * column + lane_id() / 16 * 16;
@@ -286,7 +356,9 @@ int bytes(const Source& s) {
   const int tile = F::kPixels * kRowBytes<F>;
   int loop = s.buffers * s.buffer + s.beside;
   with_loop<F>(s.kernel, [&](auto l) { loop += l.kBytes; });
-  return loop > tile ? loop : tile;
+  const int slices = (F::kSlices - 1) * F::kPixels * F::kChannels * 4;
+  const int after = slices > tile ? slices : tile;
+  return loop > after ? loop : after;
 }
 
 // Refuses tiles that no kernel has.

@@ -21,9 +21,10 @@ struct Stream {
   bool dependent;  // kernels may start before the one before them is done, and wait inside; sm_90 and later
 };
 
-// A compiled form: warps along pixels and along channels, and the blocks of 16 pixels and of 8 channels that each has.
+// A compiled form: warps along pixels and along channels, the blocks of 16 pixels and of 8 channels that each has, and
+// how many times there are these warps, which share the input channels and taps.
 struct Form {
-  int warps_m, warps_n, m, n;
+  int warps_m, warps_n, m, n, slices;
 };
 
 // How one kernel is cut: tile_h * tile_w is at most the form's pixels. Fields are sizes in pixels and channels.

@@ -13,8 +13,9 @@ from stdc_fast.plan.ops import Conv, Down, Stem
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import Precision
 
-#: Units of 16 input channels that a step of a 1x1 convolution multiplies.
-STEP = 4
+#: Input channels of the longest step of a convolution 1x1 and of others, in 16s: ``step_depth`` of
+#: ``csrc/cuda/tile_product.cuh``.
+DEPTH, DEPTH_OF_TAPS = 8, 2
 
 
 def pack(plan: Plan, precision: Precision, device: torch.device) -> dict[str, SimpleNamespace]:
@@ -68,11 +69,12 @@ def _of_down(op: Down, weight: Tensor) -> Tensor:
 def stream(parts: list[Tensor]) -> Tensor:
     """Parts ``[taps, inputs, outputs]`` one after the other in the order in which they are multiplied, flat.
 
-    That is ``[inputs / 16, taps, outputs / 16, 32, 8]`` of each. A step of a 1x1 convolution reads four units
-    also where fewer are left, so that three units of zeros follow.
+    That is ``[inputs / 16, taps, outputs / 16, 32, 8]`` of each. A step reads all its units also where fewer
+    are left, so that zeros follow.
     """
     found = [fragments(part).transpose(0, 1) for part in parts]
-    rest = found[0].new_zeros(STEP - 1, *found[0].shape[2:])
+    taps = len(parts[0])
+    rest = found[0].new_zeros(((DEPTH if taps == 1 else DEPTH_OF_TAPS) - 1) * taps, *found[0].shape[2:])
     return torch.cat([part.flatten() for part in [*found, rest]])
 
 

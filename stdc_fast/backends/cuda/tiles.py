@@ -30,11 +30,11 @@ REGISTERS = 65536  # of a processor
 #: Registers that a thread of each form takes at most, in eights; ``bench.ptxas`` holds the compiler to them.
 THREAD = {
     "conv": {
-        (128, 128): 208, (128, 64): 208, (128, 32): 160, (128, 16): 128, (64, 64): 160,
-        (64, 32): 128, (64, 16): 112, (144, 128): 168, (144, 64): 184, (144, 32): 128,
+        (128, 128): 208, (128, 64): 208, (128, 32): 224, (128, 16): 184, (64, 64): 224,
+        (64, 32): 232, (64, 16): 184,
     },
     "stem": {(256, 32): 128, (128, 16): 64},
-    "down": {(160, 64): 168, (96, 64): 136, (96, 32): 128, (160, 128): 168},
+    "down": {(160, 64): 208, (96, 64): 160, (96, 32): 168, (160, 128): 208},
 }  # fmt: skip
 
 
@@ -80,15 +80,24 @@ class CudaTiles:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Of a kernel: warps along pixels and channels, blocks of 16 pixels and of 8 channels that each has, and
-    the bytes of shared memory that a block takes.
+    """Of a kernel: warps along pixels and channels, blocks of 16 pixels and of 8 channels that each has, slices
+    of as many warps that share input channels and taps, and the bytes of shared memory that a block takes.
     """
 
     warps_m: int
     warps_n: int
     m: int
     n: int
+    slices: int
     shared: int
+
+    @property
+    def warps(self) -> int:
+        return self.warps_m * self.warps_n * self.slices
+
+    def depth(self, kernel: int) -> int:
+        """Input channels of a step, in 16s: ``step_depth`` of ``csrc/cuda/tile_product.cuh``."""
+        return (4 if kernel == 1 else 1) * (2 if self.slices > 1 else 1)
 
 
 class CompiledForms:
@@ -103,7 +112,7 @@ class CompiledForms:
         self.native, self.shared = native, shared
         #: By kind and (pixels, channels): index, and what of a :class:`Form` is known.
         self.by_block = {
-            kind: {(wm * m * 16, wn * n * 8): (i, wm, wn, m, n) for i, (wm, wn, m, n) in enumerate(found)}
+            kind: {(wm * m * 16, wn * n * 8): (i, wm, wn, m, n, k) for i, (wm, wn, m, n, k) in enumerate(found)}
             for kind, found in native.forms().items()
         }
 
@@ -149,18 +158,12 @@ def _units(work: Work) -> int:
     return work.kernel**2 * sum(-(-c // UNIT) for c in work.inputs)
 
 
-def _step(work: Work) -> int:
-    """Units of a step of the pipeline: all taps of 16 input channels, or four of 1x1."""
-    return 4 if work.kernel == 1 else work.kernel**2
-
-
-def _steps(work: Work, t: CudaTiles) -> int:
+def _steps(work: Work, t: CudaTiles, form: Form) -> int:
     """Steps of the pipeline, which start anew with each chunk."""
     if work.kind == "stem":
         return 1
     parts = [min(t.chunk, c - start) for c in work.inputs for start in range(0, c, t.chunk)]
-    depth = 4 if work.kernel == 1 else 1  # times 16 input channels
-    return sum(-(-c // (UNIT * depth)) for c in parts)
+    return sum(-(-c // (UNIT * form.depth(work.kernel))) for c in parts)
 
 
 def blocks(work: Work, t: CudaTiles) -> int:
@@ -196,27 +199,28 @@ def conflicts(height: int, width: int, row: int, step: int) -> float:
 def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     """The model: blocks of one processor share its tensor cores, its shared memory and its way to L2."""
     pixels, channels = t.block
-    warps = form.warps_m * form.warps_n
+    warps = form.warps
     number = blocks(work, t)
     busy = min(number, device.processors)
     rounds = -(-number // device.processors)  # blocks that a processor runs in all
     room = device.shared // (form.shared + 1024), REGISTERS // (warps * 32 * THREAD[work.kind][t.block])
     together = max(1, min(rounds, *room))
     units = -(-_units(work) // t.split)
-    steps = -(-_steps(work, t) // t.split)
+    steps = -(-_steps(work, t, form) // t.split)
+    step_units = form.depth(work.kernel) * work.kernel**2
     # mma.sync has 0.62 of what wgmma gives on Hopper; fewer than eight warps do not fill the units.
     rate = device.products * (0.62 if device.wgmma else 0.85) / device.processors
     rate *= min(1, (warps * together + 1) / 8)
-    taken = _units(work) if work.kind == "stem" else steps * _step(work)
+    taken = _units(work) if work.kind == "stem" else steps * step_units
     multiplied = 2 * pixels * channels * UNIT * taken / rate
     height, width, step = _fetched(work, t)
     crowded = conflicts(*tile_of_input(work, t), width, step)
-    loaded = warps * (form.m * 512 * crowded + form.n * 256) * taken / (128 * CLOCK)
+    loaded = form.warps_m * form.warps_n * (form.m * 512 * crowded + form.n * 256) * taken / (128 * CLOCK)
     # Of one block alone: its steps, and before and among them its threads' copies of pixels.
     alone = 0.0
     if work.kind != "stem":  # which has neither
         vectors = height * width * sum(-(-c // 8) for c in work.inputs) * (1 + work.mapped) / t.split
-        alone = steps * CYCLES[work.kind].get(f"{pixels}x{channels}", {}).get(str(_step(work)), 0)
+        alone = steps * CYCLES[work.kind].get(f"{pixels}x{channels}", {}).get(str(step_units), 0)
         alone += vectors / (warps * 32) * CYCLES["copy"]
     one = max(multiplied, loaded, alone / CLOCK / together)
     pixel = 3 if work.kind == "stem" else sum(work.inputs) * 2 / t.split
