@@ -16,10 +16,11 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from stdc_fast import _native
-from stdc_fast.backends.cuda.tiles import THREAD
+from stdc_fast.backends.cuda.tiles import THREAD, block_of
 from stdc_fast.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,11 +154,16 @@ def read(build: Path = BUILD, targets: tuple[str, ...] = SASS) -> list[dict]:
     return sorted(rows, key=lambda row: (row["base"], row["object"], row["arch"], row["kernel"]))
 
 
+def block(form: Iterable[int]) -> tuple[int, ...]:
+    """A form's name in tables: warps along pixels and channels, blocks of each, slices."""
+    warps_m, warps_n, m, n, slices = form
+    return block_of(warps_m * m * 16, warps_n * n * 8, slices)
+
+
 def budget(row: dict) -> int:
     """How many registers a kernel may have: with more, fewer blocks would share a processor."""
     if form := FORM.search(row["kernel"]):
-        warps_m, warps_n, m, n, _ = map(int, form.groups())
-        return THREAD.get(row["base"], {}).get((warps_m * m * 16, warps_n * n * 8), MOST_REGISTERS)
+        return THREAD.get(row["base"], {}).get(block(map(int, form.groups())), MOST_REGISTERS)
     return REGISTERS.get(row["base"], MOST_REGISTERS)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from bench import ptxas
 from bench.words import table
+from stdc_fast.backends.cuda.tiles import name
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 
@@ -349,7 +350,7 @@ def read(build: Path = ptxas.BUILD, targets: Sequence[str] = TARGETS) -> list[di
                 head = {"kernel": names.get(symbol, symbol), "base": ptxas.base(symbol), "object": file.stem,
                         "arch": target}  # fmt: skip
                 if shape:
-                    head |= {"pixels": shape[0] * shape[2] * 16, "channels": shape[1] * shape[3] * 8}
+                    head |= {"block": name(ptxas.block(shape))}
                 unit, slices = (shape[2] * shape[3], shape[4]) if shape else (1, 1)
                 rows.append(head | {"warps": warps} | describe(code, warps, unit, slices))
     return sorted(rows, key=lambda row: (row["base"], row["object"], row["arch"], row["kernel"]))
@@ -361,7 +362,7 @@ def cycles(rows: Iterable[dict]) -> dict[str, object]:
     copy = 0
     for row in rows:
         for units, step in row.get("steps", {}).items():
-            form_ = found[row["base"]].setdefault(f"{row['pixels']}x{row['channels']}", {})
+            form_ = found[row["base"]].setdefault(row["block"], {})
             form_[units] = max(form_.get(units, 0), step["cycles"]["1"])
         if row["base"] == "conv":
             copy = max(copy, row["copy"]["stalls"])
@@ -373,7 +374,7 @@ def problems(rows: Iterable[dict]) -> list[str]:
     found = []
     for row in rows:
         for units, step in row.get("steps", {}).items():
-            most = BUDGETS.get((row["base"], row.get("pixels"), row.get("channels"), units))
+            most = BUDGETS.get((row["base"], row.get("block"), units))
             if most is not None and step["stalls"] > most:
                 found.append(
                     f"{row['object']}: {row['kernel']} for {row['arch']}: a step of {units} units stalls for "
@@ -389,7 +390,7 @@ def page(rows: Iterable[dict]) -> str:
         for units, step in row.get("steps", {}).items():
             copy = row.get("copy") or {}
             cells.append((
-                "{} {}x{}".format(row["base"], row.get("pixels", ""), row.get("channels", "")),
+                "{} {}".format(row["base"], row.get("block", "")),
                 row["object"].split("-")[-1], row["arch"], row["warps"], units, step["instructions"],
                 step["hmma"], step["stalls"], step["stalls_before_products"], step["products"],
                 step["cycles"]["1"], step["cycles"]["2"], copy.get("stalls", "-"),

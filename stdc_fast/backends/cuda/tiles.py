@@ -30,11 +30,12 @@ REGISTERS = 65536  # of a processor
 #: Registers that a thread of each form takes at most, in eights; ``bench.ptxas`` holds the compiler to them.
 THREAD = {
     "conv": {
-        (128, 128): 208, (128, 64): 208, (128, 32): 224, (128, 16): 184, (64, 64): 224,
-        (64, 32): 232, (64, 16): 184,
+        (128, 128): 208, (128, 64): 208, (128, 32): 160, (128, 16): 128, (64, 64): 160,
+        (64, 32): 128, (64, 16): 112, (144, 128): 168, (144, 64): 184, (144, 32): 128,
+        (128, 32, 4): 224, (128, 16, 4): 184, (64, 64, 4): 224, (64, 32, 4): 232, (64, 16, 4): 184,
     },
     "stem": {(256, 32): 128, (128, 16): 64},
-    "down": {(160, 64): 208, (96, 64): 160, (96, 32): 168, (160, 128): 208},
+    "down": {(160, 64): 208, (96, 64): 160, (96, 32, 2): 168, (160, 128): 208},
 }  # fmt: skip
 
 
@@ -43,7 +44,8 @@ class CudaTiles:
     """How one kernel is launched.
 
     Attributes:
-        block: (pixels, channels) of a block of threads.
+        block: (pixels, channels) of a block of threads, or (pixels, channels, slices) where slices of its warps
+            share input channels and taps.
         height, width: pixels of its tile, of the output; in the sub-pixel form of the small map.
         chunk: input channels whose pixels are in shared memory at once.
         split: blocks that share a tile, each with some of the chunks.
@@ -51,7 +53,7 @@ class CudaTiles:
     ValueError for what no kernel can have.
     """
 
-    block: tuple[int, int]
+    block: tuple[int, ...]
     height: int
     width: int
     chunk: int = 16
@@ -65,17 +67,30 @@ class CudaTiles:
     @property
     def numbers(self) -> tuple[int, ...]:
         """As a table has them."""
-        return (*self.block, self.height, self.width, self.chunk, self.split)
+        return (*self.block[:2], self.slices, self.height, self.width, self.chunk, self.split)
 
     @classmethod
     def of(cls, numbers: list[int]) -> CudaTiles:
-        pixels, channels, *rest = numbers
-        return cls((pixels, channels), *rest)
+        pixels, channels, slices, height, width, chunk, split = numbers
+        return cls(block_of(pixels, channels, slices), height, width, chunk, split)
+
+    @property
+    def slices(self) -> int:
+        return (*self.block, 1)[2]
 
     def __str__(self) -> str:
         split = f"/{self.split}" if self.split > 1 else ""
-        pixels, channels = self.block
-        return f"{self.height}x{self.width}x{channels}{split} in {pixels}x{channels}, chunks of {self.chunk}"
+        return f"{self.height}x{self.width}x{self.block[1]}{split} in {name(self.block)}, chunks of {self.chunk}"
+
+
+def block_of(pixels: int, channels: int, slices: int = 1) -> tuple[int, ...]:
+    """The name of a form: its slices only where it has several."""
+    return (pixels, channels) if slices == 1 else (pixels, channels, slices)
+
+
+def name(block: tuple[int, ...]) -> str:
+    """Of a form, for people and in tables: "64x64", and "64x64/4" with slices."""
+    return "x".join(map(str, block[:2])) + "".join(f"/{slices}" for slices in block[2:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +125,9 @@ class CompiledForms:
 
     def __init__(self, native: ModuleType, shared: int = 1 << 30):
         self.native, self.shared = native, shared
-        #: By kind and (pixels, channels): index, and what of a :class:`Form` is known.
+        #: By kind and block: index, and what of a :class:`Form` is known.
         self.by_block = {
-            kind: {(wm * m * 16, wn * n * 8): (i, wm, wn, m, n, k) for i, (wm, wn, m, n, k) in enumerate(found)}
+            kind: {block_of(f[0] * f[2] * 16, f[1] * f[3] * 8, f[4]): (i, *f) for i, f in enumerate(found)}
             for kind, found in native.forms().items()
         }
 
@@ -198,7 +213,7 @@ def conflicts(height: int, width: int, row: int, step: int) -> float:
 
 def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     """The model: blocks of one processor share its tensor cores, its shared memory and its way to L2."""
-    pixels, channels = t.block
+    pixels, channels = t.block[:2]
     warps = form.warps
     number = blocks(work, t)
     busy = min(number, device.processors)
@@ -220,7 +235,7 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     alone = 0.0
     if work.kind != "stem":  # which has neither
         vectors = height * width * sum(-(-c // 8) for c in work.inputs) * (1 + work.mapped) / t.split
-        alone = steps * CYCLES[work.kind].get(f"{pixels}x{channels}", {}).get(str(step_units), 0)
+        alone = steps * CYCLES[work.kind].get(name(t.block), {}).get(str(step_units), 0)
         alone += vectors / (warps * 32) * CYCLES["copy"]
     one = max(multiplied, loaded, alone / CLOCK / together)
     pixel = 3 if work.kind == "stem" else sum(work.inputs) * 2 / t.split
@@ -241,7 +256,7 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     return Prediction(seconds, rounds * one, rounds * fetch, number)
 
 
-def _shapes(work: Work, block: tuple[int, int]) -> list[tuple[int, int]]:
+def _shapes(work: Work, block: tuple[int, ...]) -> list[tuple[int, int]]:
     """(height, width) of tiles that a block's pixels are enough for: the best of each number of rows."""
     found = {}
     for rows in range(1, 33):
@@ -267,7 +282,7 @@ def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Fo
     chunks = [16] if work.kind == "stem" else sorted({min(c, deepest) for c in (32, 64, 128, 256, 512)})
     for block in forms.by_block[work.kind]:
         widest = max(16, 1 << (work.outputs - 1).bit_length())
-        if block[1] > widest and block[1] != min(c for _, c in forms.by_block[work.kind]):
+        if block[1] > widest and block[1] != min(b[1] for b in forms.by_block[work.kind]):
             continue
         for height, width in _shapes(work, block):
             for chunk in chunks:
