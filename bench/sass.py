@@ -152,9 +152,9 @@ def count(code: Iterable[Instruction], base: str) -> int:
 
 
 def main_loops(code: Sequence[Instruction]) -> list[Loop]:
-    """Loops with products, but for those around another: one for each size of a convolution's kernel."""
+    """The outermost loops with products: one for each size of a convolution's kernel."""
     found = [p for p in loops(code) if count(code[p.first : p.last + 1], "HMMA")]
-    return [p for p in found if not any(q != p and p.holds(q.first) and p.holds(q.last) for q in found)]
+    return [p for p in found if not any(q != p and q.holds(p.first) and q.holds(p.last) for q in found)]
 
 
 def usual_path(code: Sequence[Instruction], loop: Loop) -> list[Instruction]:
@@ -286,7 +286,7 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1, slices: int
 
     ``unit`` is the number of products, instructions of a warp, of 16 input channels of one tap. Steps are by
     their number of units: 4 of convolutions 1x1 and 2x2, of which the slower counts, and 9 of 3x3; twice as
-    many where ``slices`` of warps share them, of which the one that has the most counts.
+    many, or four times, where ``slices`` of warps share them. "rest" is one unit of a last, shorter step.
     """
     wait = next((i for i, one in enumerate(code) if one.base == "ACQBULK"), None)
     loads = [i for i, one in enumerate(code) if one.base in ("LDG", "LDGSTS")]
@@ -320,7 +320,11 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1, slices: int
             "products": round(BUSY["HMMA"] * count(path, "HMMA") * own),
             "cycles": {str(blocks): round(simulate(path, blocks, own)) for blocks in (1, 2)},
         }
-        units = str(max((n for n in (4, 8, 9, 18) if n <= step["hmma"] // unit * slices), default=1))
+        units = str(step["hmma"] // unit * slices)
+        rest = [p for p in loops(code) if loop.holds(p.first) and p.last < loop.last]
+        rest = [code[p.first : p.last + 1] for p in rest if count(code[p.first : p.last + 1], "HMMA")]
+        if rest:
+            step["rest"] = round(simulate(rest[0], 1, own))
         if units not in steps or step["cycles"]["1"] > steps[units]["cycles"]["1"]:
             steps[units] = step
     if steps:
@@ -364,6 +368,7 @@ def cycles(rows: Iterable[dict]) -> dict[str, object]:
         for units, step in row.get("steps", {}).items():
             form_ = found[row["base"]].setdefault(row["block"], {})
             form_[units] = max(form_.get(units, 0), step["cycles"]["1"])
+            form_["rest"] = max(form_.get("rest", 0), step.get("rest", 0))
         if row["base"] == "conv":
             copy = max(copy, row["copy"]["stalls"])
     return found | {"copy": copy}

@@ -94,15 +94,24 @@ struct Cursor {
     slot = 0;
   }
   STDC_DEVICE bool fresh() const { return left == width; }
-  // To the next step, of so many units of input channels.
+  // To the next step, of so many units of input channels. Where each ends a chunk's or is one unit, without a branch, so
+  // that it goes among the products.
   STDC_DEVICE void advance(const Source& s, int depth, uint32_t first_pixels) {
-    left -= depth;
-    pixels += depth * 32;
-    if (left > 0) return;
-    enter(s, chunk + 1);
-    const bool wraps = ++slot == s.buffers;
-    if (wraps) slot = 0;
-    pixels = first_pixels + slot * s.buffer;
+    if (depth > 1 && left > depth) {
+      left -= depth;
+      pixels += depth * 32;
+      return;
+    }
+    Cursor next;
+    next.enter(s, chunk + 1);
+    next.slot = slot + 1 == s.buffers ? 0 : slot + 1;
+    next.pixels = first_pixels + next.slot * s.buffer;
+    const bool ends = left <= depth;
+    chunk = ends ? next.chunk : chunk;
+    width = ends ? next.width : width;
+    left = ends ? next.left : left - depth;
+    pixels = ends ? next.pixels : pixels + depth * 32;
+    slot = ends ? next.slot : slot;
   }
 };
 

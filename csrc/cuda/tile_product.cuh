@@ -43,7 +43,10 @@ STDC_DEVICE int warp_n() {
 }
 
 // Input channels of a step, in 16s. Slices share it: it is longer for them, so that barriers are fewer.
-constexpr int step_depth(int kernel, int slices) { return (kernel == 1 ? 4 : 1) * (slices > 1 ? 2 : 1); }
+constexpr int step_depth(int kernel, int slices) {
+  if (slices == 1) return kernel == 1 ? 4 : 1;
+  return kernel == 1 ? 8 : kernel == 2 ? 2 : 4;
+}
 
 // The pipeline of a form for a kernel of K x K: units of a step, of 16 input channels of one tap, and stages of weights.
 template <class F, int K>
@@ -51,11 +54,12 @@ struct Loop {
   static constexpr int kTaps = K * K;
   static constexpr int kDepth = step_depth(K, F::kSlices);  // times 16 input channels
   static constexpr int kUnits = kDepth * kTaps;
-  static constexpr int kMine = (kUnits + F::kSlices - 1) / F::kSlices;  // of a slice, the most
-  static constexpr int kWide = F::kChannels * (F::kSlices > 1 ? 2 : 1);
+  static constexpr int kMine = kUnits / F::kSlices;  // of a slice
+  static constexpr int kWide = F::kChannels * kDepth;
   static constexpr int kStages = K == 3 ? (kWide >= 128 ? 2 : kWide >= 64 ? 3 : 4) : F::kSlices > 1 ? 3 : 4;
   static constexpr int kStageBytes = kUnits * F::kChannels * 32;
   static constexpr int kBytes = kStages * kStageBytes;
+  static_assert(kUnits % F::kSlices == 0, "slices have the same number of units");
 };
 // Calls f with the Loop of a kernel.
 template <class F, class Call>
@@ -241,17 +245,15 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
   const int slice = slice_of_warp<F>();
   const uint32_t lane = lane_weights<F>() + slice * F::kChannels * 32;
   const uint32_t row = s.halo.by * s.pixel;
-  // The units of the warp's slice: each kSlices-th of a step.
+  // Where the pixels of a unit are. The warp's slice has every kSlices-th unit of a step.
+  const auto of = [&](int unit) {
+    const int tap = unit % L::kTaps;
+    return static_cast<uint32_t>(unit / L::kTaps * 32 + tap / K * row + tap % K * s.pixel);
+  };
+  constexpr uint32_t kSlice = F::kSlices * F::kChannels * 32;  // bytes of weights from one to the next
   uint32_t tap[L::kMine];
   STDC_UNROLL
-  for (int i = 0; i < L::kMine; ++i) {
-    const int unit = i * F::kSlices + slice, of_tap = unit % L::kTaps;
-    tap[i] = unit / L::kTaps * 32 + of_tap / K * row + of_tap % K * s.pixel;
-  }
-  const auto mine = [&](int i, int units) {
-    const int unit = i * F::kSlices + slice;
-    return (L::kDepth == 1 || unit < units) && ((i + 1) * F::kSlices <= L::kUnits || unit < L::kUnits);
-  };
+  for (int i = 0; i < L::kMine; ++i) tap[i] = of(i * F::kSlices + slice);
   Cursor now = start;
   uint32_t stage = 0, free = (L::kStages - 1) * L::kStageBytes;
   STDC_ROLLED
@@ -266,18 +268,29 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
     }
     block_sync();  // all see what the others fetched; nobody reads the stage before any more
     const bool more = ahead.chunk < w.last;
-    if (more && ahead.fresh()) fetch_pixels<T, F>(s, w, ahead, Share<F>(s, w, ahead));
-    Fragments<F> f[2];  // one is read while the other is multiplied
-    const int units = now.left * L::kTaps;  // of this step, if they are fewer than usual
-    STDC_UNROLL
-    for (int i = 0; i <= L::kMine; ++i) {
-      if (i < L::kMine && mine(i, units))
-        read(f[i % 2], pixel, now.pixels + tap[i], stage + lane + i * F::kSlices * F::kChannels * 32);
-      // Among the products, whose time hides what the copies take.
+    const auto fetch = [&](int i) {  // among reads and products, whose time hides what it takes
+      if (i == 0 && more && ahead.fresh()) fetch_pixels<T, F>(s, w, ahead, Share<F>(s, w, ahead));
       STDC_UNROLL
       for (int pass = i; pass < stream.kPasses; pass += L::kMine + 1)
         if (more) stream.fetch(pass, free);
-      if (i > 0 && mine(i - 1, units)) multiply<T>(sums, f[(i - 1) % 2]);
+    };
+    if (L::kDepth == 1 || now.left >= L::kDepth) {
+      Fragments<F> f[2];  // one is read while the other is multiplied
+      STDC_UNROLL
+      for (int i = 0; i <= L::kMine; ++i) {
+        if (i < L::kMine) read(f[i % 2], pixel, now.pixels + tap[i], stage + lane + i * kSlice);
+        fetch(i);
+        if (i > 0) multiply<T>(sums, f[(i - 1) % 2]);
+      }
+    } else {  // the last step of a chunk that has no more units
+      STDC_UNROLL
+      for (int i = 0; i <= L::kMine; ++i) fetch(i);
+      STDC_ROLLED
+      for (int unit = slice; unit < now.left * L::kTaps; unit += F::kSlices) {
+        Fragments<F> f;
+        read(f, pixel, now.pixels + of(unit), stage + lane + (unit - slice) * F::kChannels * 32);
+        multiply<T>(sums, f);
+      }
     }
     cp_async_commit();
     if (more) {

@@ -15,7 +15,7 @@ from stdc_fast.precision import Precision
 
 #: Input channels of the longest step of a convolution 1x1 and of others, in 16s: ``step_depth`` of
 #: ``csrc/cuda/tile_product.cuh``.
-DEPTH, DEPTH_OF_TAPS = 8, 2
+DEPTH, DEPTH_OF_TAPS = 8, 4
 
 
 def pack(plan: Plan, precision: Precision, device: torch.device) -> dict[str, SimpleNamespace]:

@@ -112,7 +112,8 @@ class Form:
 
     def depth(self, kernel: int) -> int:
         """Input channels of a step, in 16s: ``step_depth`` of ``csrc/cuda/tile_product.cuh``."""
-        return (4 if kernel == 1 else 1) * (2 if self.slices > 1 else 1)
+        sliced = self.slices > 1
+        return {1: (4, 8), 2: (1, 2), 3: (1, 4)}[kernel][sliced]
 
 
 class CompiledForms:
@@ -173,12 +174,12 @@ def _units(work: Work) -> int:
     return work.kernel**2 * sum(-(-c // UNIT) for c in work.inputs)
 
 
-def _steps(work: Work, t: CudaTiles, form: Form) -> int:
-    """Steps of the pipeline, which start anew with each chunk."""
-    if work.kind == "stem":
-        return 1
+def _steps(work: Work, t: CudaTiles, form: Form) -> tuple[int, int]:
+    """Whole steps of the pipeline, which start anew with each chunk, and units of shorter ones."""
+    depth = form.depth(work.kernel)
     parts = [min(t.chunk, c - start) for c in work.inputs for start in range(0, c, t.chunk)]
-    return sum(-(-c // (UNIT * form.depth(work.kernel))) for c in parts)
+    units = [-(-c // UNIT) for c in parts]
+    return sum(n // depth for n in units), sum(n % depth for n in units) * work.kernel**2
 
 
 def blocks(work: Work, t: CudaTiles) -> int:
@@ -221,21 +222,22 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     room = device.shared // (form.shared + 1024), REGISTERS // (warps * 32 * THREAD[work.kind][t.block])
     together = max(1, min(rounds, *room))
     units = -(-_units(work) // t.split)
-    steps = -(-_steps(work, t, form) // t.split)
-    step_units = form.depth(work.kernel) * work.kernel**2
     # mma.sync has 0.62 of what wgmma gives on Hopper; fewer than eight warps do not fill the units.
     rate = device.products * (0.62 if device.wgmma else 0.85) / device.processors
     rate *= min(1, (warps * together + 1) / 8)
-    taken = _units(work) if work.kind == "stem" else steps * step_units
-    multiplied = 2 * pixels * channels * UNIT * taken / rate
+    multiplied = 2 * pixels * channels * UNIT * units / rate
     height, width, step = _fetched(work, t)
     crowded = conflicts(*tile_of_input(work, t), width, step)
-    loaded = form.warps_m * form.warps_n * (form.m * 512 * crowded + form.n * 256) * taken / (128 * CLOCK)
+    loaded = form.warps_m * form.warps_n * (form.m * 512 * crowded + form.n * 256) * units / (128 * CLOCK)
     # Of one block alone: its steps, and before and among them its threads' copies of pixels.
     alone = 0.0
     if work.kind != "stem":  # which has neither
         vectors = height * width * sum(-(-c // 8) for c in work.inputs) * (1 + work.mapped) / t.split
-        alone = steps * CYCLES[work.kind].get(name(t.block), {}).get(str(step_units), 0)
+        steps, rest = _steps(work, t, form)
+        cycles = CYCLES[work.kind].get(name(t.block), {})
+        alone = steps * cycles.get(str(form.depth(work.kernel) * work.kernel**2), 0)
+        alone += rest / form.slices * cycles.get("rest", 0)
+        alone /= t.split
         alone += vectors / (warps * 32) * CYCLES["copy"]
     one = max(multiplied, loaded, alone / CLOCK / together)
     pixel = 3 if work.kind == "stem" else sum(work.inputs) * 2 / t.split
