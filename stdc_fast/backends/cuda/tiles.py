@@ -222,9 +222,8 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     room = device.shared // (form.shared + 1024), REGISTERS // (warps * 32 * THREAD[work.kind][t.block])
     together = max(1, min(rounds, *room))
     units = -(-_units(work) // t.split)
-    # mma.sync has 0.62 of what wgmma gives on Hopper; fewer than eight warps do not fill the units.
+    # mma.sync has 0.62 of what wgmma gives on Hopper.
     rate = device.products * (0.62 if device.wgmma else 0.85) / device.processors
-    rate *= min(1, (warps * together + 1) / 8)
     multiplied = 2 * pixels * channels * UNIT * units / rate
     height, width, step = _fetched(work, t)
     crowded = conflicts(*tile_of_input(work, t), width, step)
