@@ -53,8 +53,9 @@ def unwritten(s, x):
 
 
 CASES = {
-    "3x3": (plain(64, 40, 3, 1), {}),
-    "1x1": (plain(160, 40, 1, 1), {}),
+    "3x3": (plain(160, 40, 3, 1), {"chunk": 64}),  # steps of 64 channels, and one of less
+    "1x1": (plain(400, 40, 1, 1), {"chunk": 128}),
+    "short": (plain(160, 40, 1, 1), {}),  # no step is full
     "views": (between(10, 19, 3, 1), {}),
     "unwritten": (unwritten, {}),
     "prologue": (prologue(32, 3, scale=True, add="vector"), {}),
@@ -74,7 +75,7 @@ def outcomes(case):
     """What each schedule finds in a case, with races watched for and without: a message, or nothing."""
     make, tiles = CASES[case]
     plan = make()
-    choose = None if tiles is None else forced((64, 64), **tiles)
+    choose = None if tiles is None else forced((64, 64, 4), **tiles)
     known = answers(plan, HALF, SHAPES)
     found = {"watched": {}, "unwatched": {}}
     for schedule in SCHEDULES:
@@ -195,6 +196,16 @@ BUGS = {
         PRODUCT, "left < L::kDepth ? left * L::kTaps", "false ? left * L::kTaps", "1x1", f"{WRONG}|{OUTSIDE}",
         unwatched=6,
     ),
+    "slices that read sums before they are there": conv(
+        PRODUCT, "  block_sync();\n  if (leads<F>())\n", "  if (leads<F>())\n", "3x3", RACE, unwatched=1
+    ),
+    "the first slice's weights for all": conv(
+        PRODUCT, "lane_weights<F>() + slice * F::kChannels * 32", "lane_weights<F>()", "3x3", WRONG, unwatched=6
+    ),
+    "a step without its last units": conv(
+        PRODUCT, "unit < now.left * L::kTaps; unit", "unit < now.left * L::kTaps - 1; unit", "short", WRONG,
+        unwatched=6,
+    ),
     "weights that go where they are still read": conv(
         PRODUCT, "free = (L::kStages - 1) * L::kStageBytes", "free = 0", "3x3", f"{WRONG}|{EARLY}",
         unwatched=1
@@ -250,7 +261,7 @@ def plant(bug, folder):
     # One core is enough, and one type.
     forms = (sources / "forms.h").read_text()
     one = re.compile(
-        r"(#define STDC_CONV_FORMS\(X\)) \\\n(?:.*\n)*?(  X\(.*/\* 64 x 64 \*/) \\\n(?:  X.*\n)*"
+        r"(#define STDC_CONV_FORMS\(X\)) \\\n(?:.*\n)*?(  X\(.*/\* 64 x 64, 4 slices \*/) \\\n(?:  X.*\n)*"
     )
     assert one.search(forms)
     (sources / "forms.h").write_text(one.sub(r"\1 \\\n\2\n", forms))

@@ -19,7 +19,7 @@ from paths import ROOT
 
 from stdc_fast.backends import cuda
 from stdc_fast.backends.cuda.launches import CudaLowered
-from stdc_fast.backends.cuda.tiles import CudaModel
+from stdc_fast.backends.cuda.tiles import CudaModel, block_of
 from stdc_fast.backends.cuda.tiles import CudaTiles as Tiles
 from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.placed import weights
@@ -200,19 +200,22 @@ def written_cores():
     for line in path.read_text().splitlines() if path.is_file() else ():
         if match := re.match(r"#define STDC_(\w+)_FORMS", line):
             kind = match[1].lower()
-        elif match := re.match(r"  X\(\d+, (\d+), (\d+), (\d+), (\d+), \d+\)", line):
-            wm, wn, m, n = map(int, match.groups())
-            found[kind].append((wm * m * 16, wn * n * 8))
+        elif match := re.match(r"  X\(\d+, (\d+), (\d+), (\d+), (\d+), (\d+)\)", line):
+            found[kind].append(_core(*map(int, match.groups())))
     return found
 
 
-#: The compiled cores, (pixels, channels); a test compares.
+def _core(wm, wn, m, n, slices):
+    return block_of(wm * m * 16, wn * n * 8, slices)
+
+
+#: The compiled cores, (pixels, channels) or with slices; a test compares.
 CORES = written_cores()
 
 
 def cores(kind):
-    """(pixels, channels) of the compiled forms of an op."""
-    return [(wm * m * 16, wn * n * 8) for wm, wn, m, n, _ in module().forms()[kind]]
+    """The blocks of the compiled forms of an op: (pixels, channels), and slices where there are several."""
+    return [_core(*form) for form in module().forms()[kind]]
 
 
 def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=None):

@@ -65,9 +65,9 @@ def test_control_bits():
 
 def test_a_slower_loop_fails():
     (key, most), *_ = sass.BUDGETS.items()
-    base, pixels, channels, units = key
-    row = {"kernel": "k", "base": base, "object": "o", "arch": "sm_80", "pixels": pixels}
-    row |= {"channels": channels, "steps": {units: {"stalls": most}}}
+    base, block, units = key
+    row = {"kernel": "k", "base": base, "object": "o", "arch": "sm_80", "block": block}
+    row |= {"steps": {units: {"stalls": most}}}
     assert sass.problems([row]) == []
     row["steps"][units]["stalls"] += 1
     assert sass.problems([row]) == [f"o: k for sm_80: a step of {units} units stalls for {most + 1} cycles, "
@@ -82,7 +82,8 @@ def test_the_kernels_of_this_tree():
         pytest.skip(str(error))
     assert sass.problems(rows) == []
     convs = [row for row in rows if row["base"] == "conv"]
-    assert convs and all(set(row["steps"]) == {"4", "9"} and not row["local"] for row in convs)
+    steps = {1: {"4", "9"}, 4: {"8", "36"}}  # by slices
+    assert convs and all(set(row["steps"]) == steps[sass.form(row["kernel"])[4]] and not row["local"] for row in convs)
     assert all(row["loads_before_wait"] > 0 for row in convs if row["arch"] == "sm_90a")  # weights
     assert json.loads(sass.SHIPPED.read_text()) == sass.cycles(rows), "run python -m bench.sass --ship"
     # ptxas' report and the code agree on what is there.

@@ -127,7 +127,7 @@ def test_cores_of_down(core, dtype):
 
 def test_tiles_that_no_kernel_has_are_refused():
     with pytest.raises((ValueError, RuntimeError), match=r"64|tiles|kernel"):
-        agrees(plain(6, 10, 3, 1), HALF, GPU.few, forced("conv", (64, 64), 9, 9))
+        agrees(plain(6, 10, 3, 1), HALF, GPU.few, forced("conv", (64, 64, 4), 9, 9))
 
 
 # Memory that is used by others in between.

@@ -121,16 +121,20 @@ def test_tiles_that_do_not_fill_a_core(shape):
 # Chunks.
 
 
+@pytest.mark.parametrize("core", [(64, 16), (64, 16, 4)], ids=str)
 @pytest.mark.parametrize("chunk", [16, 32, 48, 80, 128, 512])
-def test_chunks_of_channels(chunk):
-    """Less and more than there are, all of a multiple and not; many more than there are buffers for them."""
-    choose = forced((64, 64), 4, 8, chunk)
+def test_chunks_of_channels(chunk, core):
+    """Less and more than there are, all of a multiple and not; many more than there are buffers for them.
+
+    A core with slices has longer steps, which most of these chunks do not fill.
+    """
+    choose = forced(core, 4, 8, chunk)
     agrees(plain(150, 19, 1, 1), HALF, [(2, 3, 5)], choose)
     agrees(between(70, 40, 3, 1), LOW, [(1, 5, 11)], choose)
     agrees(plain(34, 40, 3, 2), HALF, [(1, 5, 11)], choose)
     agrees(subpixel(70, 19), LOW, [(1, 3, 5)], choose)
     agrees(prologue(70, 3, scale=True, add="vector"), HALF, [(1, 5, 11)], choose)
-    agrees(down(70, 34, True), LOW, [(1, 5, 11)], forced((96, 32), 3, 6, chunk, kind="down"))
+    agrees(down(70, 34, True), LOW, [(1, 5, 11)], forced((96, 32, 2), 3, 6, chunk, kind="down"))
 
 
 def test_many_chunks():
@@ -233,7 +237,7 @@ def test_every_order_gives_the_same_bits(schedule):
     for name, (make, choose) in ORDERS.items():
         plan = make()
         inputs = given(plan, LOW, 2, 5, 11)
-        executable = Hosted(plan, LOW, choose and choose((64, 64), 4, 8))
+        executable = Hosted(plan, LOW, choose and choose((64, 64, 4), 4, 8))
         expected = executable(*inputs)
         with scheduled(schedule, block_races=True):
             assert torch.equal(executable(*inputs), expected), name
@@ -256,7 +260,7 @@ def test_other_tiles_fill_one_average():
 
     def choose(work):
         shape = {6: (8, 8), 38: (2, 8), 34: (4, 4)}.get(work.inputs[0], (1, 3))
-        return Tiles((64, 32), *shape, 16, 2 if work.inputs[0] == 38 else 1)
+        return Tiles((64, 32, 4), *shape, 16, 2 if work.inputs[0] == 38 else 1)
 
     for dtype in DTYPES:
         agrees(GATES["parts"], dtype, [(2, 5, 6), (1, 9, 6), (2, 5, 6)], choose)

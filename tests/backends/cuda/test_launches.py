@@ -150,7 +150,7 @@ LAUNCHES += [(kind, name) for kind in ("StemArgs", "DownArgs") for name in WRONG
 def test_wrong_launches_are_errors(kind, name):
     core, height, width, chunk, split = WRONG[name]
     if core is None:
-        usual = {"ConvArgs": (64, 64), "StemArgs": (128, 16), "DownArgs": (96, 64)}[kind]
+        usual = {"ConvArgs": (64, 64, 4), "StemArgs": (128, 16), "DownArgs": (96, 64)}[kind]
         core = cores(kind.removesuffix("Args").lower()).index(usual)
         if kind != "ConvArgs":  # odd, as down wants it
             height, width = (n and (13 if n == 9 else n + 1 - n % 2) for n in (height, width))

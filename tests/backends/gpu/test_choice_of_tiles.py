@@ -190,18 +190,18 @@ def test_a_choice_that_does_not_fit_is_passed_over():
     shape = 1, 64, 128, "float16"
     work = Work("conv", 3, 1, (256,), 256, *shape)
     modelled = chooser(())(work)
-    good = CudaTiles((64, 64), 8, 8, 32)
+    good = CudaTiles((64, 64, 4), 8, 8, 32)
     assert good != modelled and chooser(({work.key: good},))(work) == good
     for bad in (
-        CudaTiles((96, 64), 8, 8, 32), CudaTiles((128, 128), 1, 128, 256), CudaTiles((64, 64), 9, 8, 32),
-        CudaTiles((64, 64), 8, 8, 24), CudaTiles((64, 64), 8, 8, 8), CudaTiles((64, 64), 8, 8, 4096),
-        CudaTiles((64, 64), 8, 8, 32, 16),
+        CudaTiles((96, 64), 8, 8, 32), CudaTiles((128, 128), 1, 128, 256), CudaTiles((64, 64, 4), 9, 8, 32),
+        CudaTiles((64, 64, 4), 8, 8, 24), CudaTiles((64, 64, 4), 8, 8, 8), CudaTiles((64, 64, 4), 8, 8, 4096),
+        CudaTiles((64, 64, 4), 8, 8, 32, 16),
     ):  # fmt: skip
         assert chooser(({work.key: bad}, {work.key: good}))(work) == good, bad
         assert chooser(({work.key: bad},))(work) == modelled, bad
     stem, down = Work("stem", 3, 2, (3,), 32, *shape), Work("down", 1, 2, (64,), 64, *shape)
     for work, bad in (
-        (stem, CudaTiles((128, 16), 40, 40)), (stem, CudaTiles((64, 64), 8, 8)),
+        (stem, CudaTiles((128, 16), 40, 40)), (stem, CudaTiles((64, 64, 4), 8, 8)),
         (down, CudaTiles((96, 64), 5, 5)), (down, CudaTiles((96, 64), 4, 4, 16, 2)),
     ):  # fmt: skip
         assert chooser(({work.key: bad},))(work) != bad

@@ -83,7 +83,7 @@ def test_split_sums_are_deterministic(backend, split, dtype):
             return t
         if backend is triton:
             return dataclasses.replace(t, split=split)
-        return CudaTiles((64, 64), 8, 8, 16, min(split, -(-work.inputs[0] // 16)))
+        return CudaTiles((64, 64, 4), 8, 8, 16, min(split, -(-work.inputs[0] // 16)))
 
     executable, frames = small(backend, dtype, tiles=shared), frames_of(3, *SMALL)
     executable(frames)

@@ -129,7 +129,7 @@ def test_tiles_beyond_all_measure_are_passed_over(h100):
 
 CUDA_ABOUT = ABOUT | {"backend": "cuda"}
 CUDA_BEST = CudaTiles((128, 64), 8, 16, 64, 2)
-CUDA_OTHER = CudaTiles((64, 64), 4, 16, 32)
+CUDA_OTHER = CudaTiles((64, 64, 4), 4, 16, 32)
 
 
 def test_tiles_of_the_cuda_backend_are_apart(cache):
