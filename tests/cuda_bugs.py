@@ -193,14 +193,15 @@ BUGS = {
         "prologue", EARLY, unwatched=1
     ),
     "weights of a step that begin where the next one's do": conv(
-        PRODUCT, "left < L::kDepth ? left * L::kTaps", "false ? left * L::kTaps", "1x1", f"{WRONG}|{OUTSIDE}",
-        unwatched=6,
+        PRODUCT, "left < L::kDepth ? left * L::kTaps", "false ? left * L::kTaps", "short",
+        f"{WRONG}|{OUTSIDE}", unwatched=6,
     ),
     "slices that read sums before they are there": conv(
         PRODUCT, "  block_sync();\n  if (leads<F>())\n", "  if (leads<F>())\n", "3x3", RACE, unwatched=1
     ),
     "the first slice's weights for all": conv(
-        PRODUCT, "lane_weights<F>() + slice * F::kChannels * 32", "lane_weights<F>()", "3x3", WRONG, unwatched=6
+        PRODUCT, "lane_weights<F>() + slice * F::kChannels * 32", "lane_weights<F>()", "3x3", WRONG,
+        unwatched=6,
     ),
     "a step without its last units": conv(
         PRODUCT, "unit < now.left * L::kTaps; unit", "unit < now.left * L::kTaps - 1; unit", "short", WRONG,

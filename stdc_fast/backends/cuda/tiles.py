@@ -43,8 +43,8 @@ class CudaTiles:
     """How one kernel is launched.
 
     Attributes:
-        block: (pixels, channels) of a block of threads, or (pixels, channels, slices) where slices of its warps
-            share input channels and taps.
+        block: (pixels, channels) of a block of threads, or (pixels, channels, slices) where slices of its
+            warps share input channels and taps.
         height, width: pixels of its tile, of the output; in the sub-pixel form of the small map.
         chunk: input channels whose pixels are in shared memory at once.
         split: blocks that share a tile, each with some of the chunks.
@@ -79,7 +79,8 @@ class CudaTiles:
 
     def __str__(self) -> str:
         split = f"/{self.split}" if self.split > 1 else ""
-        return f"{self.height}x{self.width}x{self.block[1]}{split} in {name(self.block)}, chunks of {self.chunk}"
+        tile = f"{self.height}x{self.width}x{self.block[1]}{split}"
+        return f"{tile} in {name(self.block)}, chunks of {self.chunk}"
 
 
 def block_of(pixels: int, channels: int, slices: int = 1) -> tuple[int, ...]:
@@ -94,8 +95,8 @@ def name(block: tuple[int, ...]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Of a kernel: warps along pixels and channels, blocks of 16 pixels and of 8 channels that each has, slices
-    of as many warps that share input channels and taps, and the bytes of shared memory that a block takes.
+    """Of a kernel: warps along pixels and channels, blocks of 16 pixels and of 8 channels that each has,
+    slices of as many warps that share input channels and taps, and the bytes of shared memory of a block.
     """
 
     warps_m: int
