@@ -5,7 +5,8 @@
 Nothing runs and no GPU is needed. Each instruction of SASS carries its stall count and the scoreboards that
 it sets and waits for. The sum of stalls over the usual path of a step is the least time of one warp. A
 simulation of several warps on one scheduler, in order and with the latencies below, estimates the time that
-they take together. Exit status 1: a step takes longer than its budget, and a line says so.
+they take together. Exit status 1: a step takes longer than its budget, or a kernel loads nothing before it
+waits for the kernel before it, and a line says so.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ BUDGETS = {
     ("conv", 144, 128, "4"): 555, ("conv", 144, 128, "9"): 1075, ("down", 96, 32, "4"): 470,
     ("down", 96, 64, "4"): 475, ("down", 160, 64, "4"): 775, ("down", 160, 128, "4"): 760,
 }  # fmt: skip
+#: Loads that a kernel has in front of its wait for the kernel before it, at least: of weights and tables.
+EARLY = {"conv": 9, "down": 12, "stem": 1, "gate": 4, "upsample": 20}
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)$", re.M)
 _INSTRUCTION = re.compile(
@@ -364,9 +367,15 @@ def cycles(rows: Iterable[dict]) -> dict[str, object]:
 
 
 def problems(rows: Iterable[dict]) -> list[str]:
-    """Steps beyond their budgets, a line each."""
+    """Steps beyond their budgets, and kernels that load too little before they wait, a line each."""
     found = []
     for row in rows:
+        early, least = row.get("loads_before_wait"), EARLY.get(row["base"], 0)
+        if early is not None and early < least:
+            found.append(
+                f"{row['object']}: {row['kernel']} for {row['arch']}: {early} loads before the wait for the "
+                f"kernel before it, {least} are expected"
+            )
         for units, step in row.get("steps", {}).items():
             most = BUDGETS.get((row["base"], row.get("pixels"), row.get("channels"), units))
             if most is not None and step["stalls"] > most:

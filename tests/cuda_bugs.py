@@ -133,6 +133,7 @@ FENCE = (
     "  block_sync();\n  if (thread_id() == 0) {\n"
     "    fence();  // for the whole block, whose writes came before the barrier\n"
 )
+GATE = "  cp_async_wait<0>();  // before the barriers of add_rows\n  add_rows<kThreads>(p.g, image);\n"
 OUTSIDE = "outside of all tensors"
 RACE, EARLY = "race in shared memory", "in flight|race in shared memory"
 conv = functools.partial(Bug, source="conv.cu")
@@ -225,15 +226,22 @@ BUGS = {
         "down.cu", "if (!inside) ", "if (false && !inside) ", "down", WRONG, unwatched=6
     ),
     "a barrier of the gate is missing": Bug(
-        "gate.cu", "* 4, sum[k]);\n  }\n  block_sync();", "* 4, sum[k]);\n  }\n", "gate", RACE, unwatched=1
+        "gate.cuh", "i * 16, all);\n  }\n  block_sync();", "i * 16, all);\n  }\n", "gate", RACE,
+        unwatched=1, source="gate.cu",
+    ),
+    "no wait for the weights of the gate": Bug(
+        "gate.cu", "  cp_async_wait<0>();", "", "gate", "in flight", unwatched=6
+    ),
+    "weights of the gate waited for after the barriers": Bug(
+        "gate.cu", GATE, "".join(reversed(GATE.splitlines(keepends=True))), "gate", EARLY, unwatched=1,
     ),
     "only the first rows of averages": Bug(
-        "gate.cu", "row < a.rows; row += p.groups", "row < p.groups; row += p.groups", "wide gate", WRONG,
-        unwatched=6,
+        "gate.cuh", "first < g.rows; first +=", "first < g.groups; first +=", "wide gate", WRONG,
+        unwatched=6, source="gate.cu",
     ),
     "only the first outputs of a hidden layer": Bug(
-        "gate.cu", "start < last; start += kTogether * kWarps", "start == first + warp_id(); ++start",
-        "wide gate", WRONG, unwatched=6,
+        "gate.cuh", "/ kLanes < end; n += kThreads /", "/ kLanes < kThreads / kLanes; n += kThreads /",
+        "wide gate", WRONG, unwatched=6, source="gate.cu",
     ),
     "the last of equal classes": Bug("upsample.cu", "value > best[c]", "value >= best[c]", "labels", WRONG),
 }  # fmt: skip

@@ -97,7 +97,8 @@ struct Tiling {
 #define STDC_GATE_FIELDS(FIELD, POINTER, TRIPLE)                             \
   FIELD(Type, type)             /* of the weights */                         \
   POINTER(const float, x)       /* [images, rows, channels of pitch] */      \
-  POINTER(const void, weight)   /* [hidden or outputs, channels] */          \
+  POINTER(const void, weight)   /* [hidden or outputs, channels]; rows of */ \
+                                /* both are rounded up to 8 with zeros */    \
   POINTER(const float, bias)                                                 \
   POINTER(const void, weight2)  /* [outputs, hidden] */                      \
   POINTER(const float, bias2)                                                \

@@ -201,11 +201,12 @@ class CudaLowered(Lowered):
         two = len(op.layers) == 2
         outputs, images = op.output.channels, self.request.batch
         blocks = images * -(-outputs // GATE_OUTPUTS)
-        # The last layer once, all else by each block.
+        # The last layer once, all else by each block. Weights and averages are fetched at once.
         *all_of_it, shared = [w.numel() * w.itemsize for w in packed.weights]
-        moved = images * shared + blocks * (rows * op.input.channels * 4 + sum(all_of_it))
+        early = images * shared + blocks * sum(all_of_it)
+        about = {"blocks": blocks, "moved": early + blocks * rows * op.input.channels * 4}
         self._emit(
-            op, "GateArgs", {"blocks": blocks, "moved": moved}, type=self._type, x=x,
+            op, "GateArgs", about | {"early": early, "waits": 1}, type=self._type, x=x,
             weight=packed.weights[0], bias=packed.biases[0], weight2=packed.weights[-1],
             bias2=packed.biases[-1], y=self._view(op.output), images=images, rows=rows,
             channels=op.input.channels, pitch=pitch, hidden=len(packed.weights[0]) if two else 0,
@@ -230,8 +231,10 @@ class CudaLowered(Lowered):
         pieces = -(-labelling.widest // COLUMNS) * COLUMNS
         lanes = n * out_height * -(-width // 32) * 32 * pieces * classes * (labelling.taps + 2)
         blocks = n * -(-out_height // ROWS) * -(-width // 32)
+        tables = sum(table.numel() * table.itemsize for table in labelling.tables.values())
+        about = {"blocks": blocks, "moved": labelling.labels.numel() + tables, "lanes": lanes}
         self._emit(
-            op, "UpsampleArgs", {"blocks": blocks, "moved": labelling.labels.numel(), "lanes": lanes},
+            op, "UpsampleArgs", about | {"early": tables},
             logits=labelling.logits, **labelling.tables, labels=labelling.labels, images=n, classes=classes,
             height=height, width=width, out_height=out_height, out_width=out_width, taps=labelling.taps,
         )  # fmt: skip

@@ -80,6 +80,7 @@ class Launch:
         op: what it computes.
         work, tiles: of kernels that multiply matrices.
         moved, lanes: of the others the bytes that they move and the operations of all lanes, each a guess.
+        waits, early: as of :func:`stdc_fast.backends.gpu.model.predict_rest`.
     """
 
     op: Op
@@ -87,6 +88,8 @@ class Launch:
     tiles: Tiles | None = None
     moved: int = 0
     lanes: float = 0
+    waits: int = 2
+    early: float = 0
 
     @property
     def programs(self) -> int:
@@ -96,7 +99,7 @@ class Launch:
     def predicted(self, device: Device) -> Prediction:
         """Its time in a graph on such a device, by the model."""
         if self.work is None:
-            return predict_rest(self.programs, self.moved, self.lanes, device)
+            return predict_rest(self.programs, self.moved, self.lanes, device, self.waits, self.early)
         return self._predicted(device)
 
     def _predicted(self, device: Device) -> Prediction:
