@@ -56,7 +56,7 @@ BUDGETS = {
     ("down", 96, 64, "4"): 475, ("down", 160, 64, "4"): 775, ("down", 160, 128, "4"): 760,
 }  # fmt: skip
 #: Loads that a kernel has in front of its wait for the kernel before it, at least: of weights and tables.
-EARLY = {"conv": 9, "down": 12, "stem": 1, "gate": 4, "upsample": 20}
+EARLY = {"conv": 9, "down": 12, "stem": 1, "stem_conv": 14, "gate": 4, "upsample": 20}
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)$", re.M)
 _INSTRUCTION = re.compile(
@@ -358,7 +358,7 @@ def cycles(rows: Iterable[dict]) -> dict[str, object]:
     found: dict[str, dict] = {"conv": {}, "down": {}, "stem": {}}
     copy = 0
     for row in rows:
-        for units, step in row.get("steps", {}).items():
+        for units, step in row.get("steps", {}).items() if row["base"] in found else ():
             form_ = found[row["base"]].setdefault(f"{row['pixels']}x{row['channels']}", {})
             form_[units] = max(form_.get(units, 0), step["cycles"]["1"])
         if row["base"] == "conv":

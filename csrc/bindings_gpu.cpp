@@ -54,10 +54,12 @@ void bind_gpu(py::module_& m) {
   };
   m.def("forms", [forms] {
     return std::map<std::string, std::vector<std::array<int, 4>>>{
-        {"conv", forms(conv_forms())}, {"stem", forms(stem_forms())}, {"down", forms(down_forms())}};
+        {"conv", forms(conv_forms())}, {"stem", forms(stem_forms())}, {"stem_conv", forms(stem_conv_forms())},
+        {"down", forms(down_forms())}};
   });
   m.def("shared_bytes", [](const ConvArgs& a) { return shared_bytes(a); });
   m.def("shared_bytes", [](const StemArgs& a) { return shared_bytes(a); });
+  m.def("shared_bytes", [](const StemConvArgs& a) { return shared_bytes(a); });
   m.def("shared_bytes", [](const DownArgs& a) { return shared_bytes(a); });
   m.def(
       "run",

@@ -28,7 +28,7 @@ struct Form {
 
 // How one kernel is cut: tile_h * tile_w is at most the form's pixels. Fields are sizes in pixels and channels.
 struct Tiling {
-  int form;    // index into conv_forms(), stem_forms() or down_forms()
+  int form;    // index into conv_forms(), stem_forms(), stem_conv_forms() or down_forms()
   int height, width;
   int chunk;   // input channels whose pixels are in shared memory at once; a multiple of 16
   int split;   // blocks that share a tile, each with some of the chunks
@@ -77,6 +77,25 @@ struct Tiling {
   FIELD(int, images) FIELD(int, frame_height) FIELD(int, frame_width) FIELD(int, height) FIELD(int, width)         \
   FIELD(int, out_height) FIELD(int, out_width) FIELD(int, outputs) FIELD(int, out_pitch) FIELD(int, act)           \
   FIELD(float, scale_y) FIELD(float, scale_x)  /* (source - 1) / (seen - 1) */
+
+// The first convolution and one of 3x3 stride 2 after it, y = act2(conv(act(conv(image - offset) + bias)) + bias2). The
+// map between is no buffer.
+#define STDC_STEM_CONV_FIELDS(FIELD, POINTER, TRIPLE)                                                       \
+  FIELD(Type, type)                                                                                         \
+  FIELD(Tiling, tiling)         /* of y; of chunk and split only the least values are checked */            \
+  POINTER(const void, image)    /* this, is_float, weight, bias, offset, outside and scales as of a stem */ \
+  FIELD(int, is_float)                                                                                      \
+  POINTER(const void, weight)                                                                               \
+  POINTER(const float, bias)                                                                                \
+  TRIPLE(offset)                                                                                            \
+  TRIPLE(outside)                                                                                           \
+  POINTER(const void, weight2)  /* fragments, as of a convolution */                                        \
+  POINTER(const float, bias2)                                                                               \
+  POINTER(void, y)                                                                                          \
+  FIELD(int, images) FIELD(int, frame_height) FIELD(int, frame_width) FIELD(int, height) FIELD(int, width)  \
+  FIELD(int, channels)          /* of the map between, at most 32 */                                        \
+  FIELD(int, out_height) FIELD(int, out_width) FIELD(int, outputs) FIELD(int, out_pitch)                    \
+  FIELD(int, act) FIELD(int, act2) FIELD(float, scale_y) FIELD(float, scale_x)
 
 // 1x1 convolution and ReLU, then depthwise 3x3 stride 2 to y and average pool 3x3 stride 2 to pooled.
 #define STDC_DOWN_FIELDS(FIELD, POINTER, TRIPLE)                                                              \
@@ -130,12 +149,13 @@ struct Tiling {
   FIELD(int, out_height) FIELD(int, out_width) FIELD(int, taps)
 
 // All structs, with their fields.
-#define STDC_ARGS(ARGS)                    \
-  ARGS(ConvArgs, STDC_CONV_FIELDS)         \
-  ARGS(StemArgs, STDC_STEM_FIELDS)         \
-  ARGS(DownArgs, STDC_DOWN_FIELDS)         \
-  ARGS(GateArgs, STDC_GATE_FIELDS)         \
-  ARGS(PrologueArgs, STDC_PROLOGUE_FIELDS) \
+#define STDC_ARGS(ARGS)                     \
+  ARGS(ConvArgs, STDC_CONV_FIELDS)          \
+  ARGS(StemArgs, STDC_STEM_FIELDS)          \
+  ARGS(StemConvArgs, STDC_STEM_CONV_FIELDS) \
+  ARGS(DownArgs, STDC_DOWN_FIELDS)          \
+  ARGS(GateArgs, STDC_GATE_FIELDS)          \
+  ARGS(PrologueArgs, STDC_PROLOGUE_FIELDS)  \
   ARGS(UpsampleArgs, STDC_UPSAMPLE_FIELDS)
 
 #define STDC_FIELD(type, name) type name;
@@ -153,13 +173,14 @@ STDC_ARGS(STDC_STRUCT)
 
 void conv(const ConvArgs&, const Stream&);
 void stem(const StemArgs&, const Stream&);
+void stem_conv(const StemConvArgs&, const Stream&);
 void down(const DownArgs&, const Stream&);
 void gate(const GateArgs&, const Stream&);
 void prologue(const PrologueArgs&, const Stream&);
 void upsample(const UpsampleArgs&, const Stream&);
 
 // Any of these; and all of them in order, with a device (or -1: the current one) made current meanwhile.
-using Step = std::variant<ConvArgs, StemArgs, DownArgs, GateArgs, PrologueArgs, UpsampleArgs>;
+using Step = std::variant<ConvArgs, StemArgs, StemConvArgs, DownArgs, GateArgs, PrologueArgs, UpsampleArgs>;
 void run(const std::vector<Step>& steps, const Stream& stream, int device);
 
 // As 1000 * major + 10 * minor: of CUDA that the driver has, 0 if there is none, and that this was built with.
@@ -168,10 +189,12 @@ int runtime_version();
 
 std::vector<Form> conv_forms();
 std::vector<Form> stem_forms();
+std::vector<Form> stem_conv_forms();
 std::vector<Form> down_forms();
 // Bytes of shared memory that a launch needs.
 int shared_bytes(const ConvArgs&);
 int shared_bytes(const StemArgs&);
+int shared_bytes(const StemConvArgs&);
 int shared_bytes(const DownArgs&);
 
 }  // namespace gpu

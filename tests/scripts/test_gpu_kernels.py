@@ -63,7 +63,7 @@ def test_every_kernel_alone_and_all_together(case):
     for launch, row in zip(together, record["rows"], strict=True):
         expected = launch.predicted(DEVICE)
         assert row["programs"] == (math.prod(launch.grid) if case[0] == "triton" else expected.programs)
-        assert (row["op"], row["kind"]) == (launch.op.name, launch.op.kind)
+        assert (row["op"], row["kind"]) == (launch.name, launch.kind)
         assert row["measured_us"] == pytest.approx(1 + row["programs"])
         assert row["predicted_us"] == pytest.approx(expected.seconds * 1e6)
         assert (row["work"] is None) == (launch.work is None) == (row["tiles"] is None)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stdc_fast.backends.cuda import fusion
+from stdc_fast.backends.cuda.fusion import Fusion
 from stdc_fast.backends.cuda.tiles import ADDS, CompiledForms, CudaTiles, Form, predict
 from stdc_fast.backends.gpu.model import Device, Prediction, Work
 from stdc_fast.backends.gpu.placed import Labelling, Launch, Lowered, Request
@@ -49,9 +51,12 @@ class CudaLowered(Lowered):
     Args:
         native: the module with the kernels, ``stdc_fast._C.gpu`` or what stands for it in tests.
         dependent: whether kernels start before the one before them is done; sm_90 and later.
+        fused: ops whose kernels are left out since others compute them; or the class of GPUs for which the
+            model chooses them.
 
     Attributes:
         launches: in the plan's order.
+        fused: as above, chosen.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class CudaLowered(Lowered):
         native: ModuleType,
         dependent: bool = False,
         apart: bool = False,
+        fused: Sequence[Fusion] | Device = (),
     ):
         super().__init__(plan, packed, request, precision, device, choose, apart=apart, branches=True)
         self.native, self.dependent = native, dependent
@@ -72,6 +78,10 @@ class CudaLowered(Lowered):
         self.launches: list[CudaLaunch] = []
         self._type = getattr(native.Type, precision.name)
         self._lower()
+        if isinstance(fused, Device):
+            fused = fusion.chosen(self, lambda launches: self._time(launches, fused))
+        self.fused = tuple(fused)
+        self.launches = fusion.fuse(self, self.fused)
 
     def launch(self, first: bool = False, side: torch.cuda.Stream | None = None) -> None:
         if side is None or self.branch is None:
@@ -90,22 +100,25 @@ class CudaLowered(Lowered):
 
     def parts(self) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         """Arguments of the kernels before the branch, of the branch, beside it, and after both."""
-        return tuple([launch.arguments for launch in part] for part in self._parts())
+        return tuple([launch.arguments for launch in part] for part in self._parts(self.launches))
 
-    def _parts(self) -> tuple[list[CudaLaunch], ...]:
+    def _parts(self, launches: list[CudaLaunch]) -> tuple[list[CudaLaunch], ...]:
         if self.branch is None:
-            return [], [], [], self.launches
+            return [], [], [], launches
         fork, first, last = self.branch.fork, self.branch.first, self.branch.last
         found: tuple[list[CudaLaunch], ...] = [], [], [], []
-        for launch in self.launches:
+        for launch in launches:
             i = self.plan.ops.index(launch.op)
             found[0 if i < fork else 2 if i < first else 1 if i <= last else 3].append(launch)
         return found
 
     def predicted(self, device: Device) -> float:
         """Seconds of a replay by the model, in which branches do not slow each other."""
+        return self._time(self.launches, device)
+
+    def _time(self, launches: list[CudaLaunch], device: Device) -> float:
         before, branch, others, after = (
-            sum(launch.predicted(device).seconds for launch in part) for part in self._parts()
+            sum(launch.predicted(device).seconds for launch in part) for part in self._parts(launches)
         )
         return before + max(branch, others) + after
 
@@ -131,8 +144,10 @@ class CudaLowered(Lowered):
         return self.plan.buffers[view.buffer].channels
 
     def _products(self, op: Stem | Conv | Down) -> tuple[dict[str, Any], dict[str, Any], CudaTiles]:
-        """(what is known of the launch, fields that sizes and tiles decide, tiles)."""
-        work = self._work(op)
+        return self.cut(op, self._work(op))
+
+    def cut(self, op: Op, work: Work) -> tuple[dict[str, Any], dict[str, Any], CudaTiles]:
+        """(what is known of a launch, fields that sizes and tiles decide, tiles)."""
         t = self.choose(work)
         form = self._forms.form(work, t)
         if form is None:

@@ -34,6 +34,7 @@ THREAD = {
         (64, 32): 128, (64, 16): 112, (144, 128): 168, (144, 64): 184, (144, 32): 128,
     },
     "stem": {(256, 32): 128, (128, 16): 64},
+    "stem_conv": {(128, 64): 96, (64, 64): 80},
     "down": {(160, 64): 168, (96, 64): 136, (96, 32): 128, (160, 128): 168},
 }  # fmt: skip
 
@@ -112,7 +113,7 @@ class CompiledForms:
         chunks = sum(-(-c // t.chunk) for c in work.inputs) if work.kind == "conv" else 1
         if t.block not in self.by_block[work.kind] or t.split > chunks:
             return None
-        made = getattr(self.native, f"{work.kind.capitalize()}Args")()
+        made = getattr(self.native, f"{work.kind.title().replace('_', '')}Args")()
         for name, value in self.sized(work, t).items():
             setattr(made, name, value)
         try:
@@ -172,6 +173,8 @@ def blocks(work: Work, t: CudaTiles) -> int:
 def _fetched(work: Work, t: CudaTiles) -> tuple[int, int, int]:
     """(height, width) of the pixels that a block fetches, and the step between those of one tap."""
     height, width = tile_of_input(work, t)
+    if work.kind == "stem_conv":  # of the image; columns that are two apart lie side by side between
+        return 4 * height + 3, 4 * width + 2, 1
     if work.kind != "conv":
         return height, width, 1
     return (height - 1) * work.stride + work.kernel, (width - 1) * work.stride + work.kernel, work.stride
@@ -212,14 +215,19 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     height, width, step = _fetched(work, t)
     crowded = conflicts(*tile_of_input(work, t), width, step)
     loaded = warps * (form.m * 512 * crowded + form.n * 256) * taken / (128 * CLOCK)
+    if work.kind == "stem_conv":
+        # The map between with its halo: three units to 32 channels; written by all warps, then read by them.
+        between = 16 * -(-(2 * t.height + 1) * (2 * t.width + 1) // 16)
+        multiplied += 2 * between * 32 * 3 * UNIT / rate
+        loaded += between * (3 * 32 + 2 * work.inputs[0]) / (128 * CLOCK)
     # Of one block alone: its steps, and before and among them its threads' copies of pixels.
     alone = 0.0
-    if work.kind != "stem":  # which has neither
+    if work.kind in ("conv", "down"):  # the others have neither
         vectors = height * width * sum(-(-c // 8) for c in work.inputs) * (1 + work.mapped) / t.split
         alone = steps * CYCLES[work.kind].get(f"{pixels}x{channels}", {}).get(str(_step(work)), 0)
         alone += vectors / (warps * 32) * CYCLES["copy"]
     one = max(multiplied, loaded, alone / CLOCK / together)
-    pixel = 3 if work.kind == "stem" else sum(work.inputs) * 2 / t.split
+    pixel = 3 if work.kind in ("stem", "stem_conv") else sum(work.inputs) * 2 / t.split
     pixel *= 1 + work.mapped
     fetched = height * width * pixel + units * channels * 32
     fetch = fetched / min(device.cache / busy, device.port)
@@ -231,7 +239,7 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     seconds += starts * share * height * width * pixel / min(device.cache / busy, device.port)
     written = work.images * work.sets * work.height * work.width * work.outputs * work.itemsize
     seconds += written * (2 if work.kind == "down" else 1) / device.cache
-    seconds += EXTRA * starts * (work.prologue + (work.kind == "down"))
+    seconds += EXTRA * starts * (work.prologue + (work.kind in ("down", "stem_conv")))
     if t.split > 1:
         seconds += 2 * number * pixels * channels * 4 / device.cache + LATENCY
     return Prediction(seconds, rounds * one, rounds * fetch, number)
@@ -260,7 +268,9 @@ def _shapes(work: Work, block: tuple[int, int]) -> list[tuple[int, int]]:
 def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Form]]:
     """All choices that fit."""
     deepest = -(-max(work.inputs) // UNIT) * UNIT
-    chunks = [16] if work.kind == "stem" else sorted({min(c, deepest) for c in (32, 64, 128, 256, 512)})
+    chunks = sorted({min(c, deepest) for c in (32, 64, 128, 256, 512)})
+    if work.kind in ("stem", "stem_conv"):
+        chunks = [16]
     for block in forms.by_block[work.kind]:
         widest = max(16, 1 << (work.outputs - 1).bit_length())
         if block[1] > widest and block[1] != min(c for _, c in forms.by_block[work.kind]):

@@ -77,19 +77,29 @@ class Launch:
     """One kernel with all of its arguments. A backend adds what starts it, and its model.
 
     Attributes:
-        op: what it computes.
+        op: what it computes, and ``also``: ops that it computes on the way.
         work, tiles: of kernels that multiply matrices.
         moved, lanes: of the others the bytes that they move and the operations of all lanes, each a guess.
         waits, early: as of :func:`stdc_fast.backends.gpu.model.predict_rest`.
     """
 
     op: Op
+    also: tuple[Op, ...] = ()
     work: Work | None = None
     tiles: Tiles | None = None
     moved: int = 0
     lanes: float = 0
     waits: int = 2
     early: float = 0
+
+    @property
+    def name(self) -> str:
+        """Of all ops that it computes."""
+        return " + ".join(op.name for op in (*self.also, self.op))
+
+    @property
+    def kind(self) -> str:
+        return " + ".join(op.kind for op in (*self.also, self.op))
 
     @property
     def programs(self) -> int:

@@ -1,0 +1,162 @@
+"""Kernels that compute several ops: bit by bit what a kernel for each gives, as exact as the reference."""
+
+import pytest
+import torch
+from cases import OFFSET
+from hosted import CORES, Hosted, every_schedule, forced, scheduled
+from oracle import HALF, LOW, answers, check, given, street, trained_plan
+from plans import random_frames
+from sketch import sketched
+
+from stdc_fast.backends.cuda import fusion
+from stdc_fast.plan.ops import View
+
+DTYPES = (HALF, LOW)
+
+
+# Cases.
+
+
+def opening(between, outputs, frames=True, **how):
+    """The first two convolutions."""
+
+    @sketched(3, store="uint8" if frames else "float32")
+    def make(s, x):
+        return s.conv(s.stem(x, between, OFFSET if frames else None), outputs, 3, 2, **how)
+
+    return make
+
+
+@sketched(3, store="uint8")
+def opening_to_a_view(s, x):
+    both = s.buffer(30, 4)
+    return s.conv(s.stem(x, 20, OFFSET, bias=False), View(both.buffer, 10, 13), 3, 2, bias=False)
+
+
+OPENINGS = {
+    "32 to 64": opening(32, 64),
+    "32 to 64 of images": opening(32, 64, frames=False, act="none"),
+    "20 to 70": opening(20, 70),
+    "6 to 10 of images": opening(6, 10, frames=False),
+    "a view": opening_to_a_view,
+}
+# Even and odd, less than a tile, and several tiles.
+SHAPES = [(2, 33, 70), (1, 64, 96), (3, 5, 3), (1, 1, 1), (1, 18, 131)]
+
+
+def agrees(make, dtype, shapes, choose=None, kinds=()):
+    """All fusions that there are, against none, and against the reference; returns what ran."""
+    plan = make()
+    fused, apart = (Hosted(plan, dtype, choose, fused=how) for how in (fusion.possible, False))
+    for inputs, expected in answers(plan, dtype, shapes):
+        got = fused(*inputs)
+        check(got, expected, dtype)
+        assert torch.equal(got, apart(*inputs))
+    assert {one.kind for one in fused.last.fused} == set(kinds) and not apart.last.fused
+    assert len(fused.last.launches) == len(plan.ops) - len(kinds)
+    return fused
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", OPENINGS)
+def test_the_first_two_convolutions(name, dtype):
+    agrees(OPENINGS[name], dtype, SHAPES, kinds=["stem"])
+
+
+SPLITS = {128: [(8, 16), (16, 8), (9, 14), (3, 5)], 64: [(8, 8), (4, 16), (1, 64), (1, 1)]}
+
+
+@pytest.mark.parametrize("core, shape", [(c, s) for c in CORES["stem_conv"] for s in SPLITS[c[0]]], ids=str)
+def test_every_core_of_the_first_two(core, shape):
+    choose = forced(core, *shape, kind="stem_conv")
+    for dtype, make in zip(DTYPES, (opening(32, core[1] + 6), opening(20, 10, frames=False)), strict=True):
+        agrees(make, dtype, [(2, 37, 75), (1, 3, 5)], choose, ["stem"])
+
+
+# The network.
+
+
+def test_resized_frames():
+    """The resizing is the stem's, so it is the fused kernel's too."""
+    frames = street((50, 71))
+    fused, apart = (Hosted(trained_plan(), HALF, fused=how) for how in (fusion.possible, False))
+    got, expected = (one.labels(frames, (47, 81), seen=(64, 96)) for one in (fused, apart))
+    assert torch.equal(got, expected)
+    assert fused.last.fused and not apart.last.fused
+
+
+@every_schedule
+def test_every_order_gives_the_same_bits(schedule):
+    """With races of threads and of blocks watched for; and without, in memory that starts as zeros."""
+    for name, make in [("opening", OPENINGS["20 to 70"])]:
+        plan = make()
+        inputs = given(plan, LOW, 2, 21, 38)
+        executable = Hosted(plan, LOW, fused=fusion.possible)
+        expected = executable(*inputs)
+        with scheduled(schedule, block_races=True):
+            assert torch.equal(executable(*inputs), expected), name
+        with scheduled(schedule, races=False, poison=False):
+            assert torch.equal(executable(*inputs), expected), name
+
+
+# What is fused, and what is not.
+
+
+def kinds(draw, *channels, **how):
+    return [one.kind for one in fusion.possible(sketched(*channels, **how)(draw)())]
+
+
+def seen_twice(s, x):
+    y = s.stem(x, 32, OFFSET)
+    return s.conv([s.conv(y, 16, 3, 2), s.conv(y, 16, 3, 2)], 8, 1)
+
+
+OTHERS = {
+    "a stem that two read": seen_twice,
+    "a stem that is the output": lambda s, x: s.stem(x, 32, OFFSET),
+    "more than 32 channels": lambda s, x: s.conv(s.stem(x, 34, OFFSET), 64, 3, 2),
+    "stride 1": lambda s, x: s.conv(s.stem(x, 32, OFFSET), 64, 3, 1),
+    "1x1": lambda s, x: s.conv(s.stem(x, 32, OFFSET), 64, 1, 2),
+    "logits": lambda s, x: s.conv(s.stem(x, 32, OFFSET), 19, 3, 2, store="float32"),
+    "an average": lambda s, x: s.conv(s.stem(x, 32, OFFSET), 19, 3, 2, mean=s.vector(19)),
+    "a part of a stem": lambda s, x: s.conv(View(s.stem(x, 32, OFFSET).buffer, 0, 16), 64, 3, 2),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_there_is_no_kernel_for(name):
+    assert kinds(OTHERS[name], 3, store="uint8") == []
+
+
+def test_the_model_chooses():
+    """As it says for the device; the same launches whatever tiles are tried, and none where it is off."""
+    plan, size = trained_plan(), (64, 96)
+    usual, never = Hosted(plan, HALF), Hosted(plan, HALF, fused=False)
+    usual.labels(random_frames(1, *size))
+    never.labels(random_frames(1, *size))
+    assert usual.last.fused and not never.last.fused
+    device = usual._tiles.model.device
+    assert usual.last.predicted(device) < never.last.predicted(device)
+    (request,) = usual._fused
+    names = [launch.name for launch in usual.last.launches]
+    slow = forced((64, 16), 1, 1)
+    assert [one.name for one in usual.lower(request, tiles=slow).launches] == names
+    # Without a model nothing is left out.
+    tiles = usual._tiles
+    assert Hosted(plan, HALF, lambda work: tiles(work)).lower(request).fused == ()
+
+
+def test_reports_name_all_ops_of_a_launch():
+    executable = Hosted(OPENINGS["32 to 64"](), HALF, fused=fusion.possible)
+    executable(random_frames(1, 8, 8))
+    (launch,) = executable.last.launches
+    assert (launch.name, launch.kind) == ("op 0 + op 1", "stem + conv")
+
+
+def test_more_channels_between_than_a_kernel_has():
+    executable = Hosted(OPENINGS["32 to 64"](), HALF, fused=fusion.possible)
+    executable(random_frames(1, 8, 8))
+    arguments = executable.last.launches[0].arguments
+    arguments.channels = 33
+    with pytest.raises(RuntimeError, match="stem_conv: 33 channels between, at most 32"):
+        executable.last.native.run([arguments], 0, False)
