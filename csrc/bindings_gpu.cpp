@@ -40,6 +40,7 @@ void pointer(py::class_<Args>& c, const char* name, Pointer Args::*field) {
     using Args = name;                                     \
     py::class_<Args> fields(m, #name, py::module_local()); \
     fields.def(py::init([] { return Args{}; }));           \
+    fields.def(py::init([](const Args& a) { return a; })); \
     list(STDC_FIELD, STDC_POINTER, STDC_TRIPLE)            \
   }
 

@@ -15,14 +15,38 @@ struct Params {
   int tiles_x, tiles, sets_x, sets;  // tiles of one set; sets of one image
   int aligned;                       // y, to 16 bytes
   float share;                       // of a pixel in an average
+  int gate_columns, gate_blocks;     // columns of the grid that have a gate's blocks, and the number of these
+  Gate gate;
 };
+
+// A block of a gate that runs beside the convolution.
+template <class T, class F>
+STDC_DEVICE void compute_gate(const Params& p, int block) {
+  const GateArgs& a = p.a.beside;
+  const int of_image = p.gate_blocks / a.images, image = block / of_image;
+  const int begin = (block - image * of_image) * kGateOutputs;
+  const int end = begin + kGateOutputs < a.outputs ? begin + kGateOutputs : a.outputs;
+  const bool exists = block < p.gate_blocks;
+  if (exists) fetch_gate<F::kThreads, kSimple>(p.gate, begin, end);
+  cp_async_commit();
+  grid_wait();
+  if (!exists) return;
+  cp_async_wait<0>();  // before the barriers of add_rows
+  add_rows<F::kThreads, kSimple>(p.gate, image);
+  run_gate<T, F::kThreads, kGateLanes, kSimple>(p.gate, begin, end, 0, a.y + image * a.out_pitch);
+}
 
 template <class T, class F>
 STDC_KERNEL(F::kThreads, 1)
 conv_kernel(const STDC_CONSTANT Params p) {
   launch_dependents();
   const ConvArgs& a = p.a;
-  const Index block = block_id();
+  Index block = block_id();
+  block.x -= p.gate_columns;
+  if (block.x < 0) {
+    compute_gate<T, F>(p, ((block.x + p.gate_columns) * grid_size().y + block.y) * grid_size().z + block.z);
+    return;
+  }
 
   // Where the tile lies. Sub-pixel: on the small map, for one of its sets of rows and columns.
   const int of_image = p.tiles * p.sets;
@@ -123,9 +147,14 @@ Params params(const ConvArgs& a) {
   s.add = a.add;
   s.scale_pitch = a.scale_pitch;
   s.add_kind = a.add_kind;
+  s.changes = a.prologue || a.add_kind != kNothing;
   s.add_pitch = a.add_pitch;
   s.add_aligned = aligned(a.add, a.add_pitch);
   complete<F>(s, t, a.stride);
+  if (a.gate.outputs > 0) {
+    s.gated = 1;
+    s.gate = lay_out_simple(a.gate, F::kThreads, a.channels, s.end);
+  }
   p.width = divisor(t.width);
   const bool subpixel = a.kernel == 2;
   p.tiles_x = rounded_up(subpixel ? a.width : a.out_width, t.width);
@@ -133,6 +162,13 @@ Params params(const ConvArgs& a) {
   p.sets_x = subpixel ? 2 + a.out_width % 2 : 1;
   p.sets = p.sets_x * (subpixel ? 2 + a.out_height % 2 : 1);
   p.aligned = aligned(a.y, a.out_pitch);
+  if (a.beside.outputs > 0) {
+    int end = 0;
+    p.gate = lay_out_simple(a.beside, F::kThreads, kGateOutputs, end);
+    p.gate_blocks = a.beside.images * rounded_up(a.beside.outputs, kGateOutputs);
+    p.gate_columns = rounded_up(p.gate_blocks, rounded_up(a.outputs, F::kChannels) * t.split);
+    s.end = std::max(s.end, end);
+  }
   p.share = 1.f / (static_cast<float>(a.out_height) * static_cast<float>(a.out_width));
   return p;
 }
@@ -140,14 +176,17 @@ Params params(const ConvArgs& a) {
 template <class T, class F>
 void launch_form(const ConvArgs& a, const Stream& stream) {
   check<F>("conv", a.tiling);
-  if (a.other_channels && (a.scale != nullptr || a.add_kind != kNothing || a.kernel == 2))
+  if (a.other_channels && (a.prologue || a.add_kind != kNothing || a.kernel == 2))
     throw std::runtime_error("conv: two inputs with a prologue or up-sampling");
+  if (a.gate.outputs > 0 && (a.kernel == 1 || a.gate.outputs != a.channels || a.gate.images != a.images))
+    throw std::runtime_error("conv: a gate of " + std::to_string(a.gate.outputs) + " outputs for " +
+                             std::to_string(a.channels) + " channels of a kernel of " + std::to_string(a.kernel));
   const Params p = params<F>(a);
   const int split = a.tiling.split;
   if (split > p.s.chunks)
     throw std::runtime_error("conv: " + std::to_string(p.s.chunks) + " chunks do not split into " +
                              std::to_string(split));
-  const Index grid{a.images * p.tiles * p.sets, rounded_up(a.outputs, F::kChannels), split};
+  const Index grid{p.gate_columns + a.images * p.tiles * p.sets, rounded_up(a.outputs, F::kChannels), split};
   launch(conv_kernel<T, F>, "conv", grid, F::kThreads, bytes<F>(p.s), p, stream);
 }
 

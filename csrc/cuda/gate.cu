@@ -7,7 +7,7 @@ namespace gpu {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kOutputs = 16;  // of a block: one a warp
+constexpr int kOutputs = kGateOutputs;  // of a block: one a warp
 
 struct Params {
   Gate g;
@@ -21,12 +21,12 @@ gate_kernel(const STDC_CONSTANT Params p) {
   launch_dependents();
   const int64_t image = block_id().y;
   const int begin = block_id().x * kOutputs, end = begin + kOutputs < p.g.outputs ? begin + kOutputs : p.g.outputs;
-  fetch_gate<kThreads>(p.g, begin, end);
+  fetch_gate<kThreads, kAnyGate>(p.g, begin, end);
   cp_async_commit();
   grid_wait();
   cp_async_wait<0>();  // before the barriers of add_rows
-  add_rows<kThreads>(p.g, image);
-  run_gate<T, kThreads, 32>(p.g, begin, end, 0, p.y + image * p.pitch);
+  add_rows<kThreads, kAnyGate>(p.g, image);
+  run_gate<T, kThreads, 32, kAnyGate>(p.g, begin, end, 0, p.y + image * p.pitch);
 }
 
 }  // namespace

@@ -3,11 +3,17 @@
 #pragma once
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
-#include "tile_pixels.cuh"
+#include "gpu.h"
+#include "primitives.cuh"
 
 namespace stdc {
 namespace gpu {
+
+// Which gates code is for. kSimple: one layer, with rows of averages in whole vectors and weights in shared memory.
+enum GateKind : int { kAnyGate = 0, kSimple = 1 };
 
 constexpr int kMostResident = 64 << 10;  // bytes of weights that are worth their place in shared memory
 
@@ -45,15 +51,15 @@ STDC_DEVICE void fetch_layer(const Layer& l, int begin, int end) {
 }
 
 // Starts the copies of what outputs from `begin`, a multiple of four, to `end` need.
-template <int kThreads>
+template <int kThreads, GateKind kind>
 STDC_DEVICE void fetch_gate(const Gate& g, int begin, int end) {
-  if (g.hidden > 0) fetch_layer<kThreads>(g.first, 0, g.hidden);
+  if (kind == kAnyGate && g.hidden > 0) fetch_layer<kThreads>(g.first, 0, g.hidden);
   fetch_layer<kThreads>(g.last, begin, end);
 }
 
 // Averages to shared memory: groups of threads have every `groups`-th row, four channels a thread, then these are
 // added up. Ends with a barrier.
-template <int kThreads>
+template <int kThreads, GateKind kind>
 STDC_DEVICE void add_rows(const Gate& g, int64_t image) {
   constexpr int kTogether = 8;  // rows that are on their way at once
   const float* x = g.x + image * g.rows * g.pitch;
@@ -69,7 +75,7 @@ STDC_DEVICE void add_rows(const Gate& g, int64_t image) {
         const int row = first + k * g.groups;
         if (row >= g.rows) continue;
         const float* from = x + static_cast<int64_t>(row) * g.pitch + c;
-        if (g.aligned) {
+        if (kind == kSimple || g.aligned) {
           v[k] = load(reinterpret_cast<const Vec*>(from));
         } else {
           STDC_UNROLL
@@ -88,12 +94,13 @@ STDC_DEVICE void add_rows(const Gate& g, int64_t image) {
     shared_store(g.sums_at + i * 16, all);
   }
   block_sync();
-  const int padded = g.hidden > 0 ? g.first.vectors * 8 : g.last.vectors * 8;
+  const int padded = kind == kAnyGate && g.hidden > 0 ? g.first.vectors * 8 : g.last.vectors * 8;
   STDC_ROLLED
   for (int c = thread_id(); c < padded; c += kThreads) {
     float sum = 0;
     if (c < g.channels)
-      for (int group = 0; group < g.groups; ++group) sum += shared_load<float>(g.sums_at + (group * g.quads * 4 + c) * 4);
+      for (int group = 0; group < g.groups; ++group)
+        sum += shared_load<float>(g.sums_at + (group * g.quads * 4 + c) * 4);
     shared_store(g.at + c * 4, sum);
   }
   block_sync();
@@ -105,9 +112,9 @@ STDC_DEVICE float activate(float x, int act) {
   return (act == kSigmoidPlus1 ? 1 : 0) + 1 / (1 + exponential(-x));
 }
 
-// y[begin..end) = act(weight x + bias), each by kLanes lanes, in a fixed order. x is in shared memory; y too, and padded
-// with zeros to `padded` numbers, or it is `out`.
-template <class T, int kThreads, int kLanes>
+// y[begin..end) = act(weight x + bias), each by kLanes lanes, in a fixed order. x is in shared memory; y too, with zeros
+// up to `padded` numbers, or it is `out`.
+template <class T, int kThreads, int kLanes, GateKind kind>
 STDC_DEVICE void run_layer(const Layer& l, uint32_t x, int begin, int end, uint32_t y, int padded, float* out) {
   STDC_ROLLED
   for (int n = begin + static_cast<int>(thread_id()) / kLanes; n - lane_id() / kLanes < end; n += kThreads / kLanes) {
@@ -115,7 +122,7 @@ STDC_DEVICE void run_layer(const Layer& l, uint32_t x, int begin, int end, uint3
     const Vec* weight = static_cast<const Vec*>(l.weight) + static_cast<int64_t>(n) * l.vectors;
     STDC_UNROLL_4
     for (int v = lane_id() % kLanes; n < end && v < l.vectors; v += kLanes) {
-      const Vec w = l.row > 0 ? shared_load<Vec>(l.at + (n - begin) * l.row + v * 16) : load_weight(weight + v);
+      const Vec w = kind == kSimple || l.row > 0 ? shared_load<Vec>(l.at + (n - begin) * l.row + v * 16) : load_weight(weight + v);
       const Vec low = shared_load<Vec>(x + v * 32), high = shared_load<Vec>(x + v * 32 + 16);
       STDC_UNROLL
       for (int i = 0; i < 4; ++i) {
@@ -138,16 +145,20 @@ STDC_DEVICE void run_layer(const Layer& l, uint32_t x, int begin, int end, uint3
 }
 
 // Outputs from `begin` to `end`, to shared memory at `y` or to `out`. Averages and weights are there for all threads.
-template <class T, int kThreads, int kLanes>
+template <class T, int kThreads, int kLanes, GateKind kind>
 STDC_DEVICE void run_gate(const Gate& g, int begin, int end, uint32_t y, float* out) {
   uint32_t x = g.at;
-  if (g.hidden > 0) {
-    run_layer<T, kThreads, kLanes>(g.first, x, 0, g.hidden, g.hidden_at, g.last.vectors * 8, nullptr);
+  if (kind == kAnyGate && g.hidden > 0) {
+    run_layer<T, kThreads, kLanes, kind>(g.first, x, 0, g.hidden, g.hidden_at, g.last.vectors * 8, nullptr);
     block_sync();
     x = g.hidden_at;
   }
-  run_layer<T, kThreads, kLanes>(g.last, x, begin, end, y, 0, out);
+  run_layer<T, kThreads, kLanes, kind>(g.last, x, begin, end, y, 0, out);
 }
+
+// Of kernels that compute gates on the way.
+constexpr int kGateLanes = 4;     // for an output
+constexpr int kGateOutputs = 16;  // of a block that computes some outputs of a gate only
 
 inline int up_to(int n, int by) { return (n + by - 1) / by * by; }
 
@@ -180,6 +191,15 @@ inline Gate lay_out(const GateArgs& a, int threads, int each, int lanes, int& at
     g.last = layer(a.weight2, a.bias2, a.hidden, each, a.act2);
   else
     g.last = layer(a.weight, a.bias, a.channels, each, a.act);
+  return g;
+}
+
+// As lay_out, of a gate that a convolution computes on the way.
+inline Gate lay_out_simple(const GateArgs& a, int threads, int each, int& at) {
+  const Gate g = lay_out(a, threads, each, kGateLanes, at);
+  if (a.hidden > 0 || !g.aligned || g.last.row == 0)
+    throw std::runtime_error("conv: a gate of " + std::to_string(a.hidden) + " hidden and " +
+                             std::to_string(a.channels) + " channels has a kernel of its own");
   return g;
 }
 

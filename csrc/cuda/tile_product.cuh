@@ -167,6 +167,10 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
     stream.advance(ahead.left);
     ahead.advance(s, L::kDepth, kEnd);
   }
+  if (K > 1 && s.gated) {
+    fetch_gate<F::kThreads, kSimple>(s.gate, 0, s.first.channels);
+    cp_async_commit();
+  }
   ahead = start;
   Share<F> share(s, w, ahead);
   grid_wait();
@@ -180,16 +184,16 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
     cp_async_commit();  // NOTE: the first weights of all stages are in the first group
   }
 
-  const bool changes = s.scale != nullptr || s.add_kind != kNothing;
+  if (s.changes) gather_changes<T, F, K == 1 ? 0 : L::kStages - 1>(s, w);
   const uint32_t lane = lane_weights<F>();
   const uint32_t row = s.halo.by * s.pixel;
   Cursor now = start;
   uint32_t stage = 0, free = (L::kStages - 1) * L::kStageBytes;
   STDC_ROLLED
   while (now.chunk < w.last) {
-    if (changes && now.fresh()) {
+    if (s.changes && now.fresh()) {
       Change change;
-      load_change<F>(s, w, now, change);  // while the pixels are on their way
+      load_change<F>(s, w, now, change);
       cp_async_wait<L::kStages - 2>();
       change_pixels<T, F>(s, w, now, change);
     } else {
@@ -272,8 +276,12 @@ void complete(Source& s, const Tiling& t, int stride) {
   s.step = F::kThreads / (2 * s.chunk);
   s.pixel = s.chunk * 32 + 16;
   s.buffer = s.halo_height * s.halo.by * s.pixel;
-  with_loop<F>(s.kernel, [&](auto loop) { s.buffers = buffers_needed(s, loop.kDepth, loop.kStages); });
-  s.beside = s.add_kind == kMap ? s.buffers * s.buffer : 0;
+  with_loop<F>(s.kernel, [&](auto loop) {
+    s.buffers = buffers_needed(s, loop.kDepth, loop.kStages);
+    s.beside = s.add_kind == kMap ? s.buffers * s.buffer : 0;
+    s.change = loop.kBytes + s.buffers * s.buffer + s.beside;
+  });
+  s.end = s.change + (s.changes ? s.first.units * 128 : 0);
 }
 
 // Rows of a tile as they lie in shared memory after the products, each with kChannels numbers and 16 bytes between.
@@ -284,9 +292,7 @@ constexpr int kRowBytes = F::kChannels * 2 + 16;
 template <class F>
 int bytes(const Source& s) {
   const int tile = F::kPixels * kRowBytes<F>;
-  int loop = s.buffers * s.buffer + s.beside;
-  with_loop<F>(s.kernel, [&](auto l) { loop += l.kBytes; });
-  return loop > tile ? loop : tile;
+  return s.end > tile ? s.end : tile;
 }
 
 // Refuses tiles that no kernel has.

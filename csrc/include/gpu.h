@@ -37,6 +37,20 @@ struct Tiling {
 // The fields of each op's arguments, named once: FIELD(type, name), POINTER(what it points to, name), and TRIPLE(name)
 // of three floats. The structs below and their bindings to Python are made of these lists.
 
+// One or two dense layers on what `rows` rows of partial averages add up to.
+#define STDC_GATE_FIELDS(FIELD, POINTER, TRIPLE)                             \
+  FIELD(Type, type)             /* of the weights */                         \
+  POINTER(const float, x)       /* [images, rows, channels of pitch] */      \
+  POINTER(const void, weight)   /* [hidden or outputs, channels]; rows of */ \
+                                /* both are rounded up to 8 with zeros */    \
+  POINTER(const float, bias)                                                 \
+  POINTER(const void, weight2)  /* [outputs, hidden] */                      \
+  POINTER(const float, bias2)                                                \
+  POINTER(float, y)             /* [images, outputs of out_pitch] */         \
+  FIELD(int, images) FIELD(int, rows) FIELD(int, channels) FIELD(int, pitch) \
+  FIELD(int, hidden)            /* 0: one layer, with act */                 \
+  FIELD(int, outputs) FIELD(int, out_pitch) FIELD(int, act) FIELD(int, act2)
+
 // y = act(conv(x * scale + add) + bias), of one or two inputs as if concatenated.
 #define STDC_CONV_FIELDS(FIELD, POINTER, TRIPLE)                                                                    \
   FIELD(Type, type)                                                                                                 \
@@ -47,7 +61,10 @@ struct Tiling {
   POINTER(const float, bias)   /* [outputs] */                                                                      \
   POINTER(void, y)             /* [images, out_height, out_width, outputs of out_pitch]; if `planar`, float32 */    \
                                /* planes [images, out_pitch, out_height, out_width] */                              \
+  FIELD(int, prologue)         /* whether there is a scale, an addition or a gate */                                \
   POINTER(const float, scale)  /* [images, channels of scale_pitch], or null */                                     \
+  FIELD(GateArgs, gate)        /* outputs > 0: gives the scale, for a kernel of 2 or 3; its y is not written */     \
+  FIELD(GateArgs, beside)      /* outputs > 0: a gate of its own that further blocks compute */                     \
   POINTER(const void, add)     /* kVector: float32 [images, channels of add_pitch]; kMap: like x */                 \
   POINTER(float, sums)         /* [images, sums_rows, outputs of sums_pitch], what each tile adds to the image's */ \
                                /* average, or null */                                                               \
@@ -112,20 +129,6 @@ struct Tiling {
   FIELD(int, channels) FIELD(int, pitch) FIELD(int, outputs) FIELD(int, out_pitch) FIELD(int, pooled_pitch)   \
   FIELD(int, count_pad)                 /* the average divides by nine everywhere, else by the pixels inside */
 
-// One or two dense layers on what `rows` rows of partial averages add up to.
-#define STDC_GATE_FIELDS(FIELD, POINTER, TRIPLE)                             \
-  FIELD(Type, type)             /* of the weights */                         \
-  POINTER(const float, x)       /* [images, rows, channels of pitch] */      \
-  POINTER(const void, weight)   /* [hidden or outputs, channels]; rows of */ \
-                                /* both are rounded up to 8 with zeros */    \
-  POINTER(const float, bias)                                                 \
-  POINTER(const void, weight2)  /* [outputs, hidden] */                      \
-  POINTER(const float, bias2)                                                \
-  POINTER(float, y)             /* [images, outputs of out_pitch] */         \
-  FIELD(int, images) FIELD(int, rows) FIELD(int, channels) FIELD(int, pitch) \
-  FIELD(int, hidden)            /* 0: one layer, with act */                 \
-  FIELD(int, outputs) FIELD(int, out_pitch) FIELD(int, act) FIELD(int, act2)
-
 // y = x * scale + add, where no convolution reads the result.
 #define STDC_PROLOGUE_FIELDS(FIELD, POINTER, TRIPLE)                                               \
   FIELD(Type, type)                                                                                \
@@ -150,11 +153,11 @@ struct Tiling {
 
 // All structs, with their fields.
 #define STDC_ARGS(ARGS)                     \
+  ARGS(GateArgs, STDC_GATE_FIELDS)          \
   ARGS(ConvArgs, STDC_CONV_FIELDS)          \
   ARGS(StemArgs, STDC_STEM_FIELDS)          \
   ARGS(StemConvArgs, STDC_STEM_CONV_FIELDS) \
   ARGS(DownArgs, STDC_DOWN_FIELDS)          \
-  ARGS(GateArgs, STDC_GATE_FIELDS)          \
   ARGS(PrologueArgs, STDC_PROLOGUE_FIELDS)  \
   ARGS(UpsampleArgs, STDC_UPSAMPLE_FIELDS)
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from stdc_fast.plan.ops import Conv, Op, Stem
+from stdc_fast.backends.cuda.tiles import CLOCK, Form
+from stdc_fast.backends.gpu.model import LATENCY, Device, Prediction
+from stdc_fast.plan.ops import Conv, Gate, Op, Stem
 from stdc_fast.plan.plan import Plan
 
 if TYPE_CHECKING:
     from stdc_fast.backends.cuda.launches import CudaLaunch, CudaLowered
 
+#: What the model assumes of gates: cycles of a scheduler for eight products of each lane, and seconds from
+#: barrier to barrier. And as kTogether, kGateOutputs and kMostResident of csrc/cuda/gate.cuh.
+CYCLES_OF_8, STEPS = 28, 0.2e-6
+TOGETHER, OUTPUTS, RESIDENT = 8, 16, 64 << 10
 MIDDLE = 32  # channels between the first two convolutions, at most, as kMiddle in csrc/cuda/stem_conv.cu
 
 
@@ -21,7 +28,8 @@ class Fusion:
     """Op ``op`` of a plan is computed by the launch of op ``into``; both by name.
 
     Attributes:
-        kind: "stem".
+        kind: "stem": the first two convolutions. "scale": each block computes the gate that gives its scale.
+            "beside": further blocks compute a gate of which the convolution needs nothing.
     """
 
     kind: str
@@ -34,6 +42,9 @@ def possible(plan: Plan) -> Iterator[Fusion]:
     for op in plan.ops:
         if isinstance(op, Stem):
             yield from _of_stem(plan, op)
+    for op in plan.ops:
+        if isinstance(op, Gate):
+            yield from _of_gate(plan, op)
 
 
 def _readers(plan: Plan, op: Op) -> list[Op]:
@@ -54,7 +65,77 @@ def _of_stem(plan: Plan, op: Stem) -> Iterator[Fusion]:
         yield Fusion("stem", op.name, reader.name)
 
 
-def fuse(lowered: CudaLowered, fusions: Iterator[Fusion]) -> list[CudaLaunch]:
+def _of_gate(plan: Plan, op: Gate) -> Iterator[Fusion]:
+    """Of one layer, of averages, which stay as long as the plan's memory: the gate runs later than the plan
+    has it. Their rows are whole vectors of four.
+    """
+    averages = {other.mean.buffer for other in plan.ops if isinstance(other, Conv) and other.mean}
+    readers = _readers(plan, op)
+    aligned = plan.buffers[op.input.buffer].channels % 4 == op.input.offset % 4 == op.input.channels % 4 == 0
+    if op.input.buffer not in averages or not readers or len(op.layers) > 1 or not aligned:
+        return
+    (reader, *others) = readers
+    place = plan.ops.index(op)
+    if (
+        not others and isinstance(reader, Conv) and reader.scale == op.output and reader.kernel > 1
+        and _resident(op.input.channels, op.output.channels)
+    ):  # fmt: skip
+        yield Fusion("scale", op.name, reader.name)
+    # The next convolution, in front of all that reads the gate.
+    after = plan.ops[place + 1 : min(map(plan.ops.index, readers))]
+    if after and isinstance(after[0], Conv) and _resident(op.input.channels, OUTPUTS):
+        yield Fusion("beside", op.name, after[0].name)
+
+
+def _resident(channels: int, outputs: int) -> bool:
+    """Whether the weights fit into shared memory, as lay_out of csrc/cuda/gate.cuh has them."""
+    return (-(-channels // 64) * 128 + 64) * outputs <= RESIDENT
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedGate:
+    """What a gate costs a convolution that computes it on the way.
+
+    Attributes:
+        macs: multiply-adds of a block, and ``weights`` and ``averages``, the bytes that it reads.
+        rows: of averages that a thread adds up, one after the other.
+        blocks: that compute nothing else, or None: all blocks of the convolution compute it.
+    """
+
+    macs: int
+    weights: int
+    averages: int
+    rows: int
+    blocks: int | None
+
+    def seconds(self, alone: Prediction, form: Form, device: Device) -> float:
+        """More than the convolution takes ``alone``."""
+        # Eight products, with their loads and conversions, in each of the lanes of four schedulers.
+        one = self.macs / (8 * 32 * 4) * CYCLES_OF_8 / CLOCK
+        start = STEPS + LATENCY / 2 * (-(-self.rows // TOGETHER) - 1)
+        moved = self.averages + (0 if device.dependent else self.weights)
+        number = alone.programs if self.blocks is None else self.blocks
+        busy = min(alone.programs, device.processors)
+        fetch = moved / min(device.cache / busy, device.port)
+        rounds = -(-number // device.processors)
+        if self.blocks is None:
+            together = max(1, min(rounds, device.shared // (form.shared + 1024)))
+            return -(-rounds // together) * start + rounds * (one + fetch)
+        # Beside the others, and longer than these where it is long.
+        own = device.node + LATENCY + start + one + (self.averages + self.weights) / device.port
+        return max(number / device.processors * (one + fetch), own - alone.seconds)
+
+
+def together(fusions: Iterable[Fusion]) -> tuple[Fusion, ...]:
+    """Those that go with the ones before them: an op has one place, and a launch takes one op of a kind."""
+    found: list[Fusion] = []
+    for new in fusions:
+        if all(new.op != one.op and (new.kind, new.into) != (one.kind, one.into) for one in found):
+            found.append(new)
+    return tuple(found)
+
+
+def fuse(lowered: CudaLowered, fusions: Iterable[Fusion]) -> list[CudaLaunch]:
     """The launches of ``lowered``, unfused, with those of fused ops left out."""
     launches = {launch.op.name: launch for launch in lowered.launches}
     for fusion in fusions:
@@ -64,14 +145,14 @@ def fuse(lowered: CudaLowered, fusions: Iterator[Fusion]) -> list[CudaLaunch]:
 
 def chosen(lowered: CudaLowered, pays: Callable[[list[CudaLaunch]], float]) -> tuple[Fusion, ...]:
     """Those that lessen the time of all launches, one after the other."""
-    found: list[Fusion] = []
+    found: tuple[Fusion, ...] = ()
     best = pays(lowered.launches)
-    for fusion in possible(lowered.plan):
-        seconds = pays(fuse(lowered, [*found, fusion]))
+    for one in possible(lowered.plan):
+        trial = together([*found, one])
+        seconds = pays(fuse(lowered, trial))
         if seconds < best:
-            best = seconds
-            found.append(fusion)
-    return tuple(found)
+            best, found = seconds, trial
+    return found
 
 
 def _copied(native: ModuleType, kind: str, source: Any, names: str, **fields: Any) -> Any:
@@ -96,4 +177,24 @@ def _stem_conv(lowered: CudaLowered, stem: CudaLaunch, conv: CudaLaunch) -> Cuda
     return dataclasses.replace(conv, arguments=made, also=(stem.op,), **about)
 
 
-_FUSE = {"stem": _stem_conv}
+def _gated(lowered: CudaLowered, gate: CudaLaunch, conv: CudaLaunch, field: str) -> CudaLaunch:
+    native, g = lowered.native, gate.arguments
+    made = native.ConvArgs(conv.arguments)
+    setattr(made, field, g)
+    blocks = None if field == "gate" else g.images * -(-g.outputs // OUTPUTS)
+    outputs = g.outputs if blocks is None else OUTPUTS
+    macs = g.channels * outputs
+    quads = -(-g.channels // 4)
+    groups = max(1, min(g.rows, conv.form.warps_m * conv.form.warps_n * 32 // quads))
+    cost = FusedGate(macs, 2 * macs, 4 * g.rows * g.channels, -(-g.rows // groups), blocks)
+    form = dataclasses.replace(conv.form, shared=native.shared_bytes(made))
+    return dataclasses.replace(
+        conv, arguments=made, also=(*conv.also, gate.op), form=form, gates=(*conv.gates, cost)
+    )
+
+
+_FUSE = {
+    "stem": _stem_conv,
+    "scale": functools.partial(_gated, field="gate"),
+    "beside": functools.partial(_gated, field="beside"),
+}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stdc_fast.backends.cuda import fusion
-from stdc_fast.backends.cuda.fusion import Fusion
+from stdc_fast.backends.cuda.fusion import FusedGate, Fusion
 from stdc_fast.backends.cuda.tiles import ADDS, CompiledForms, CudaTiles, Form, predict
 from stdc_fast.backends.gpu.model import Device, Prediction, Work
 from stdc_fast.backends.gpu.placed import Labelling, Launch, Lowered, Request
@@ -30,19 +30,22 @@ ROWS, COLUMNS = 4, 9  # as kWarps and kColumns in csrc/cuda/upsample.cu
 class CudaLaunch(Launch):
     """One of the CUDA kernels with its struct of arguments.
 
-    ``form`` is of those that multiply matrices, ``blocks`` of the others.
+    ``form`` is of those that multiply matrices, ``blocks`` of the others; ``gates`` are computed on the way.
     """
 
     arguments: Any
     form: Form | None = None
     blocks: int = 1
+    gates: tuple[FusedGate, ...] = ()
 
     @property
     def programs(self) -> int:
         return self.blocks
 
     def _predicted(self, device: Device) -> Prediction:
-        return predict(self.work, self.tiles, device, self.form)
+        alone = predict(self.work, self.tiles, device, self.form)
+        added = sum(gate.seconds(alone, self.form, device) for gate in self.gates)
+        return dataclasses.replace(alone, seconds=alone.seconds + added)
 
 
 class CudaLowered(Lowered):
@@ -80,7 +83,7 @@ class CudaLowered(Lowered):
         self._lower()
         if isinstance(fused, Device):
             fused = fusion.chosen(self, lambda launches: self._time(launches, fused))
-        self.fused = tuple(fused)
+        self.fused = fusion.together(fused)
         self.launches = fusion.fuse(self, self.fused)
 
     def launch(self, first: bool = False, side: torch.cuda.Stream | None = None) -> None:

@@ -135,6 +135,7 @@ class CompiledForms:
         if work.kind == "conv":
             found |= {"kernel": work.kernel, "stride": work.stride, "other_channels": sum(work.inputs[1:])}
             found["add_kind"] = ADDS["map"] if work.mapped else ADDS["none"]
+            found["prologue"] = int(work.prologue)
         return found
 
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 from cases import OFFSET
 from hosted import CORES, Hosted, every_schedule, forced, scheduled
-from oracle import HALF, LOW, answers, check, given, street, trained_plan
+from oracle import HALF, LOW, answers, check, given, relative_error, street, trained_plan
 from plans import random_frames
 from sketch import sketched
 
 from stdc_fast.backends.cuda import fusion
+from stdc_fast.numerics import tolerance
 from stdc_fast.plan.ops import View
 
 DTYPES = (HALF, LOW)
@@ -44,15 +45,16 @@ OPENINGS = {
 SHAPES = [(2, 33, 70), (1, 64, 96), (3, 5, 3), (1, 1, 1), (1, 18, 131)]
 
 
-def agrees(make, dtype, shapes, choose=None, kinds=()):
+def agrees(make, dtype, shapes, choose=None, kinds=(), bits=True):
     """All fusions that there are, against none, and against the reference; returns what ran."""
     plan = make()
     fused, apart = (Hosted(plan, dtype, choose, fused=how) for how in (fusion.possible, False))
     for inputs, expected in answers(plan, dtype, shapes):
         got = fused(*inputs)
         check(got, expected, dtype)
-        assert torch.equal(got, apart(*inputs))
-    assert {one.kind for one in fused.last.fused} == set(kinds) and not apart.last.fused
+        assert not bits or torch.equal(got, apart(*inputs))
+        fused.last.poison()
+    assert sorted(one.kind for one in fused.last.fused) == sorted(kinds)
     assert len(fused.last.launches) == len(plan.ops) - len(kinds)
     return fused
 
@@ -73,7 +75,92 @@ def test_every_core_of_the_first_two(core, shape):
         agrees(make, dtype, [(2, 37, 75), (1, 3, 5)], choose, ["stem"])
 
 
+# Gates.
+
+
+def scaled(channels, outputs, kernel, stride=1, add=None, act="sigmoid+1"):
+    """A convolution that reads an average's gate as its scale, and adds nothing, a vector or a map."""
+
+    @sketched(6)
+    def make(s, x):
+        mean, fields = s.vector(channels), {}
+        x = s.conv(x, channels, 1, 2, mean=mean)
+        if add == "vector":
+            fields["add"] = s.gate(mean, (channels,), ("relu",))
+        if add == "map":
+            fields["add"] = s.conv(x, channels, 1)
+        gate = s.gate(mean, (channels,), (act,), bias=add != "map")
+        return s.conv(x, outputs, kernel, stride, scale=gate, **fields)
+
+    return make
+
+
+def beside(channels, outputs):
+    """A gate that the next convolution does not read."""
+
+    @sketched(6)
+    def make(s, x):
+        mean = s.vector(channels)
+        x = s.conv(x, channels, 1, mean=mean)
+        gate = s.gate(mean, (outputs,), ("sigmoid+1",))
+        return s.scale(s.conv(x, outputs, 3), gate)
+
+    return make
+
+
+@sketched(6)
+def both(s, x):
+    """A convolution that computes its scale, and has another gate beside it."""
+    mean, other = s.vector(36), s.vector(20)
+    x = s.conv(s.conv(x, 36, 1, mean=mean), 20, 1, 2, mean=other)
+    scale, later = s.gate(other, (20,), ("sigmoid",)), s.gate(mean, (36,), ("none",))
+    x = s.conv(x, 36, 2, scale=scale)
+    return s.scale(s.conv(x, 36, 3), later)
+
+
+GATED = {
+    "36 to 10, 3x3": (scaled(36, 10, 3), ["scale"]),
+    "20 to 70, 3x3 / 2, and a vector": (scaled(20, 70, 3, 2, "vector"), ["scale"]),
+    "64 to 40, sub-pixel, and a vector": (scaled(64, 40, 2, add="vector"), ["scale"]),
+    "36 to 19, sub-pixel, and a map": (scaled(36, 19, 2, add="map"), ["scale"]),
+    "100 to 10, 3x3, and a map": (scaled(100, 10, 3, add="map", act="sigmoid"), ["scale"]),
+    "36 beside": (beside(36, 36), ["beside"]),
+    "20 of 100 beside": (beside(100, 20), ["beside"]),
+    "both": (both, ["scale", "beside"]),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", GATED)
+def test_gates_on_the_way(name, dtype):
+    """Their sums have another order, so that they are as exact, and not the same bits."""
+    make, kinds = GATED[name]
+    agrees(make, dtype, [(2, 13, 29), (3, 5, 3), (1, 1, 1), (1, 40, 34)], kinds=kinds, bits=False)
+
+
+@pytest.mark.parametrize("core", CORES["conv"], ids=str)
+def test_gates_in_every_core(core):
+    """With several chunks and, where there is one, blocks that share a tile."""
+    for i, (name, dtype) in enumerate(
+        zip(("64 to 40, sub-pixel, and a vector", "both"), DTYPES, strict=True)
+    ):
+        make, kinds = GATED[name]
+        choose = forced(core, 4, 8, 16, split=1 if i == 0 else 2)
+        agrees(make, dtype, [(2, 13, 29)], choose, kinds, bits=False)
+
+
 # The network.
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_fused_network(dtype):
+    """All that can be fused, as exact as the network with a kernel for each op is to be."""
+    frames = street((64, 96))
+    fused, apart = (Hosted(trained_plan(), dtype, fused=how) for how in (fusion.possible, False))
+    error = relative_error(fused(frames), apart(frames))
+    assert error <= tolerance(dtype).logits
+    assert sorted(one.kind for one in fused.last.fused) == ["beside", "scale", "scale", "stem"]
+    assert len(fused.last.launches) == len(apart.last.launches) - 4
 
 
 def test_resized_frames():
@@ -88,7 +175,8 @@ def test_resized_frames():
 @every_schedule
 def test_every_order_gives_the_same_bits(schedule):
     """With races of threads and of blocks watched for; and without, in memory that starts as zeros."""
-    for name, make in [("opening", OPENINGS["20 to 70"])]:
+    cases = {"opening": OPENINGS["20 to 70"]}
+    for name, make in {**cases, **{name: make for name, (make, _) in GATED.items()}}.items():
         plan = make()
         inputs = given(plan, LOW, 2, 21, 38)
         executable = Hosted(plan, LOW, fused=fusion.possible)
@@ -111,6 +199,16 @@ def seen_twice(s, x):
     return s.conv([s.conv(y, 16, 3, 2), s.conv(y, 16, 3, 2)], 8, 1)
 
 
+def gated(s, x, channels=20, kernel=3, widths=(20,), wide=0, twice=False, again=False):
+    mean = s.vector(channels)
+    x = s.conv(s.conv(x, 8, 3, 2), channels, 3, mean=mean)
+    gate = s.gate(mean, (*widths[:-1], channels + wide), ["sigmoid"] * len(widths))
+    if again:
+        gate = s.gate(gate, (channels,), ("sigmoid",))
+    y = s.conv(x, channels, kernel, scale=View(gate.buffer, wide, channels))
+    return s.scale(y, gate) if twice else y
+
+
 OTHERS = {
     "a stem that two read": seen_twice,
     "a stem that is the output": lambda s, x: s.stem(x, 32, OFFSET),
@@ -119,6 +217,12 @@ OTHERS = {
     "1x1": lambda s, x: s.conv(s.stem(x, 32, OFFSET), 64, 1, 2),
     "logits": lambda s, x: s.conv(s.stem(x, 32, OFFSET), 19, 3, 2, store="float32"),
     "an average": lambda s, x: s.conv(s.stem(x, 32, OFFSET), 19, 3, 2, mean=s.vector(19)),
+    "a gate of two layers": lambda s, x: gated(s, x, widths=(8, 20)),
+    "rows of averages that are no whole vectors": lambda s, x: gated(s, x, channels=22),
+    "1x1 after a gate": lambda s, x: gated(s, x, kernel=1),
+    "a part of a gate": lambda s, x: gated(s, x, wide=8),
+    "a gate that two read": lambda s, x: gated(s, x, twice=True),
+    "a gate of a gate": lambda s, x: gated(s, x, again=True),
     "a part of a stem": lambda s, x: s.conv(View(s.stem(x, 32, OFFSET).buffer, 0, 16), 64, 3, 2),
 }
 
