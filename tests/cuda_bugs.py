@@ -58,6 +58,15 @@ def opening(s, x):
     return s.conv(s.stem(x, 20, OFFSET), 40, 3, 2)
 
 
+@sketched(6)
+def gated(s, x):
+    """A convolution that computes the gate that is its scale, and has another beside it."""
+    mean, other = s.vector(36), s.vector(20)
+    x = s.conv(s.conv(x, 36, 1, mean=mean), 20, 1, 2, mean=other)
+    scale, later = s.gate(other, (20,), ("sigmoid",)), s.gate(mean, (36,), ("none",))
+    return s.scale(s.conv(x, 36, 2, scale=scale), later)
+
+
 CASES = {
     "3x3": (plain(64, 40, 3, 1), {}),
     "1x1": (plain(160, 40, 1, 1), {}),
@@ -68,13 +77,14 @@ CASES = {
     "shared": (plain(64, 40, 3, 1), {"split": 4}),
     "stem": (STEMS["32 of frames"], None),
     "opening": (opening, None),
+    "gated": (gated, {}),
     "down": (down(34, 40, True), None),
     "gate": (GATES["two layers, relu and sigmoid"], None),
     "wide gate": (GATES["700 channels"], {}),
     "labels": (functools.partial(labelled, 11), None),
 }
 #: Cases in which ops have no kernels of their own where there is one for several.
-FUSED = {"opening"}
+FUSED = {"opening", "gated"}
 PRODUCT, PIXELS = "tile_product.cuh", "tile_pixels.cuh"
 SHAPES = [(2, 6, 19), (1, 3, 5)]
 
@@ -146,6 +156,7 @@ FENCE = (
     "    fence();  // for the whole block, whose writes came before the barrier\n"
 )
 GATE = "  cp_async_wait<0>();  // before the barriers of add_rows\n  add_rows<kThreads>(p.g, image);\n"
+GATHERED = "exists ? load(add + c) : 0.f);\n  }\n"
 BETWEEN = "  cp_async_wait<0>();\n  block_sync();\n\n"
 OUTSIDE = "outside of all tensors"
 RACE, EARLY = "race in shared memory", "in flight|race in shared memory"
@@ -214,7 +225,7 @@ BUGS = {
         unwatched=1
     ),
     "a scale read as if it were a weight": conv(
-        PIXELS, "? load(scale + i)", "? load_weight(scale + i)", "prologue", "load_weight of data",
+        PIXELS, "? load(scale + c)", "? load_weight(scale + c)", "prologue", "load_weight of data",
         unwatched=6,
     ),
     "a barrier of the average is missing": conv(
@@ -247,6 +258,20 @@ BUGS = {
     ),
     "no wait for the weights of the second convolution": Bug(
         "stem_conv.cu", BETWEEN, "  block_sync();\n\n", "opening", "in flight", unwatched=6
+    ),
+    "the barrier between a gate and the products is missing": conv(
+        PIXELS, GATHERED + "  block_sync();", GATHERED, "gated", RACE, unwatched=1,
+    ),
+    "weights of a fused gate waited for too late": conv(
+        PIXELS, "    cp_async_wait<pending>();", "", "gated", "in flight", unwatched=6,
+    ),
+    "averages before other kernels are waited for": conv(
+        "conv.cu", "  grid_wait();\n  if (!exists) return;\n", "  if (!exists) return;\n", "gated",
+        "before grid_wait", unwatched=6,
+    ),
+    "the last block of a gate beside is missing": conv(
+        "conv.cu", "a.beside.images * rounded_up(a.beside.outputs, kGateOutputs);",
+        "a.beside.images * (a.beside.outputs / kGateOutputs);", "gated", WRONG, unwatched=6,
     ),
     "the border of down is not zero": Bug(
         "down.cu", "if (!inside) ", "if (false && !inside) ", "down", WRONG, unwatched=6
