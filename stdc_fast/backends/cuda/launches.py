@@ -22,7 +22,6 @@ from stdc_fast.precision import Precision
 #: As in csrc/include/gpu.h.
 ACTS = {name: i for i, name in enumerate(ACTIVATIONS)}
 # What a block does, for predictions.
-GATE_OUTPUTS = 16  # as kOutputs in csrc/cuda/gate.cu
 ROWS, COLUMNS = 4, 9  # as kWarps and kColumns in csrc/cuda/upsample.cu
 
 
@@ -218,7 +217,7 @@ class CudaLowered(Lowered):
         x, rows, pitch = self._vector(op.input)
         two = len(op.layers) == 2
         outputs, images = op.output.channels, self.request.batch
-        blocks = images * -(-outputs // GATE_OUTPUTS)
+        blocks = images * -(-outputs // fusion.OUTPUTS)
         # The last layer once, all else by each block. Weights and averages are fetched at once.
         *all_of_it, shared = [w.numel() * w.itemsize for w in packed.weights]
         early = images * shared + blocks * sum(all_of_it)
