@@ -67,6 +67,11 @@ def gated(s, x):
     return s.scale(s.conv(x, 36, 2, scale=scale), later)
 
 
+@sketched(6)
+def head(s, x):
+    return s.conv(s.conv(x, 128, 3), 19, 1, act="none", bias=False, store="float32")
+
+
 CASES = {
     "3x3": (plain(64, 40, 3, 1), {}),
     "1x1": (plain(160, 40, 1, 1), {}),
@@ -78,13 +83,14 @@ CASES = {
     "stem": (STEMS["32 of frames"], None),
     "opening": (opening, None),
     "gated": (gated, {}),
+    "head": (head, {}),
     "down": (down(34, 40, True), None),
     "gate": (GATES["two layers, relu and sigmoid"], None),
     "wide gate": (GATES["700 channels"], {}),
     "labels": (functools.partial(labelled, 11), None),
 }
 #: Cases in which ops have no kernels of their own where there is one for several.
-FUSED = {"opening", "gated"}
+FUSED = {"opening", "gated", "head"}
 PRODUCT, PIXELS = "tile_product.cuh", "tile_pixels.cuh"
 SHAPES = [(2, 6, 19), (1, 3, 5)]
 
@@ -272,6 +278,15 @@ BUGS = {
     "the last block of a gate beside is missing": conv(
         "conv.cu", "a.beside.images * rounded_up(a.beside.outputs, kGateOutputs);",
         "a.beside.images * (a.beside.outputs / kGateOutputs);", "gated", WRONG, unwatched=6,
+    ),
+    "the tile is overwritten before it is classified": conv(
+        "classifier.cuh", "  block_sync();  // add_up writes", "  // add_up writes", "head", RACE, unwatched=1
+    ),
+    "partial logits of all blocks in one place": conv(
+        "classifier.cuh", "parts, block_id().y)", "parts, 0)", "head", "race between blocks", unwatched=1
+    ),
+    "weights of the first channels for all blocks": conv(
+        "classifier.cuh", "first / 16 * blocks", "0 * first / 16 * blocks", "head", WRONG, unwatched=6
     ),
     "the border of down is not zero": Bug(
         "down.cu", "if (!inside) ", "if (false && !inside) ", "down", WRONG, unwatched=6

@@ -1,5 +1,6 @@
 // Convolutions: 1x1, 3x3 with stride 1 and 2, and the sub-pixel form of a doubled map; with their prologues and
 // epilogues. Compiled once a type, STDC_TYPE.
+#include "classifier.cuh"
 #include "epilogue.cuh"
 #include "launch.cuh"
 #include "forms.h"
@@ -17,6 +18,7 @@ struct Params {
   float share;                       // of a pixel in an average
   int gate_columns, gate_blocks;     // columns of the grid that have a gate's blocks, and the number of these
   Gate gate;
+  uint32_t classifier_at;            // in shared memory
 };
 
 // A block of a gate that runs beside the convolution.
@@ -98,6 +100,9 @@ conv_kernel(const STDC_CONSTANT Params p) {
     return;
   }
 
+  const int first = block.y * F::kChannels;
+  if (a.classes > 0) fetch_classifier<F>(a, first, p.classifier_at);
+
   // Products.
   uint32_t pixel[F::kM];
   const int step = a.stride * p.s.pixel;
@@ -114,13 +119,16 @@ conv_kernel(const STDC_CONSTANT Params p) {
   if (a.tiling.split > 1 &&
       !add_up(sums, a.workspace, a.arrivals, block.x * grid_size().y + block.y, a.tiling.split, block.z))
     return;
-  const int first = block.y * F::kChannels;
   finish(sums, a.bias, first, a.outputs, a.act);
   if (a.sums != nullptr)
     average(sums, place, p.width, a.sums + (w.image * a.sums_rows + inner) * a.sums_pitch + first, a.outputs - first,
             p.share);
   const int64_t area = static_cast<int64_t>(a.out_height) * a.out_width;
-  if (a.planar) {
+  if (a.classes > 0) {
+    stage_tile<T>(sums);
+    block_sync();
+    classify<T, F>(a, place, p.width, block.x, p.classifier_at);
+  } else if (a.planar) {
     store_planes(sums, static_cast<float*>(a.y), place, p.width, area, a.out_width, a.out_pitch, first, a.outputs);
   } else {
     stage_tile<T>(sums);
@@ -169,6 +177,10 @@ Params params(const ConvArgs& a) {
     p.gate_columns = rounded_up(p.gate_blocks, rounded_up(a.outputs, F::kChannels) * t.split);
     s.end = std::max(s.end, end);
   }
+  if (a.classes > 0) {
+    p.classifier_at = std::max(s.end, F::kPixels * kRowBytes<F>);
+    s.end = p.classifier_at + kClassifierBytes<F>;
+  }
   p.share = 1.f / (static_cast<float>(a.out_height) * static_cast<float>(a.out_width));
   return p;
 }
@@ -181,6 +193,10 @@ void launch_form(const ConvArgs& a, const Stream& stream) {
   if (a.gate.outputs > 0 && (a.kernel == 1 || a.gate.outputs != a.channels || a.gate.images != a.images))
     throw std::runtime_error("conv: a gate of " + std::to_string(a.gate.outputs) + " outputs for " +
                              std::to_string(a.channels) + " channels of a kernel of " + std::to_string(a.kernel));
+  if (a.classes > 0 && (!kClassifies<F> || a.classes > kClasses || a.outputs % F::kChannels > 0 || a.planar ||
+                        a.kernel == 2 || a.sums != nullptr || a.tiling.split > 1))
+    throw std::runtime_error("conv: no classifier of " + std::to_string(a.classes) + " classes on " +
+                             std::to_string(a.outputs) + " channels in blocks of " + std::to_string(F::kChannels));
   const Params p = params<F>(a);
   const int split = a.tiling.split;
   if (split > p.s.chunks)

@@ -112,8 +112,8 @@ STDC_DEVICE float activate(float x, int act) {
   return (act == kSigmoidPlus1 ? 1 : 0) + 1 / (1 + exponential(-x));
 }
 
-// y[begin..end) = act(weight x + bias), each by kLanes lanes, in a fixed order. x is in shared memory; y too, with zeros
-// up to `padded` numbers, or it is `out`.
+// y[begin..end) = act(weight x + bias), each by kLanes lanes, in a fixed order. x is in shared memory; y too, with
+// zeros up to `padded` numbers, or it is `out`.
 template <class T, int kThreads, int kLanes, GateKind kind>
 STDC_DEVICE void run_layer(const Layer& l, uint32_t x, int begin, int end, uint32_t y, int padded, float* out) {
   STDC_ROLLED
@@ -122,7 +122,8 @@ STDC_DEVICE void run_layer(const Layer& l, uint32_t x, int begin, int end, uint3
     const Vec* weight = static_cast<const Vec*>(l.weight) + static_cast<int64_t>(n) * l.vectors;
     STDC_UNROLL_4
     for (int v = lane_id() % kLanes; n < end && v < l.vectors; v += kLanes) {
-      const Vec w = kind == kSimple || l.row > 0 ? shared_load<Vec>(l.at + (n - begin) * l.row + v * 16) : load_weight(weight + v);
+      const bool resident = kind == kSimple || l.row > 0;
+      const Vec w = resident ? shared_load<Vec>(l.at + (n - begin) * l.row + v * 16) : load_weight(weight + v);
       const Vec low = shared_load<Vec>(x + v * 32), high = shared_load<Vec>(x + v * 32 + 16);
       STDC_UNROLL
       for (int i = 0; i < 4; ++i) {

@@ -163,6 +163,20 @@ struct Share {
   }
 };
 
+// Starts the copies of the weights of `units` units, of some blocks of 16 output channels; those that do not exist are
+// zero.
+template <int kThreads, int kChannels>
+STDC_DEVICE void fetch_weights(const void* weight, int units, int blocks, int first_block, uint32_t at) {
+  constexpr int kVectors = kChannels * 2;  // of 16 bytes, a unit
+  STDC_ROLLED
+  for (int v = thread_id(); v < units * kVectors; v += kThreads) {
+    const int unit = v / kVectors, block = first_block + v % kVectors / 32;
+    const char* from = static_cast<const char*>(weight) + (unit * blocks + block) * 512 + v % 32 * 16;
+    const bool exists = block < blocks;
+    cp_async(at + v * 16, exists ? from : static_cast<const char*>(weight), exists ? 16 : 0);
+  }
+}
+
 // Starts the copy of eight channels, of which those from `count` on are zero.
 template <class T>
 STDC_DEVICE void fetch_vector(uint32_t to, const T* base, int offset, int count, bool aligned) {

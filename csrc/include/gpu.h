@@ -68,6 +68,12 @@ struct Tiling {
   POINTER(const void, add)     /* kVector: float32 [images, channels of add_pitch]; kMap: like x */                 \
   POINTER(float, sums)         /* [images, sums_rows, outputs of sums_pitch], what each tile adds to the image's */ \
                                /* average, or null */                                                               \
+  POINTER(const void, classifier)  /* classes > 0: fragments of a 1x1 convolution of y to at most 32 channels; y */ \
+                               /* is not written then, but `logits`, as planes; `workspace` is [tiles, blocks, */   \
+                               /* pixels, 32] and `arrivals` [tiles] */                                             \
+  POINTER(const float, classifier_bias)                                                                             \
+  POINTER(float, logits)                                                                                            \
+  FIELD(int, classes)                                                                                               \
   POINTER(float, workspace)    /* split > 1: [tiles, blocks, split, pixels, channels] of the form */                \
   POINTER(int, arrivals)       /* split > 1: [tiles, blocks], zero before and after */                              \
   FIELD(int, images) FIELD(int, height) FIELD(int, width) FIELD(int, out_height) FIELD(int, out_width)              \

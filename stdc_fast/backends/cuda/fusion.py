@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from stdc_fast.backends.cuda.tiles import CLOCK, Form
+from stdc_fast.backends.cuda.tiles import CLOCK, EXTRA, Form, blocks
 from stdc_fast.backends.gpu.model import LATENCY, Device, Prediction
 from stdc_fast.plan.ops import Conv, Gate, Op, Stem
 from stdc_fast.plan.plan import Plan
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: barrier to barrier. And as kTogether, kGateOutputs and kMostResident of csrc/cuda/gate.cuh.
 CYCLES_OF_8, STEPS = 28, 0.2e-6
 TOGETHER, OUTPUTS, RESIDENT = 8, 16, 64 << 10
+CLASSES = 32  # at most, as kClasses in csrc/cuda/classifier.cuh
 MIDDLE = 32  # channels between the first two convolutions, at most, as kMiddle in csrc/cuda/stem_conv.cu
 
 
@@ -29,7 +30,8 @@ class Fusion:
 
     Attributes:
         kind: "stem": the first two convolutions. "scale": each block computes the gate that gives its scale.
-            "beside": further blocks compute a gate of which the convolution needs nothing.
+            "beside": further blocks compute a gate of which the convolution needs nothing. "logits": the
+            classifier on the head's map, which is not written.
     """
 
     kind: str
@@ -45,6 +47,30 @@ def possible(plan: Plan) -> Iterator[Fusion]:
     for op in plan.ops:
         if isinstance(op, Gate):
             yield from _of_gate(plan, op)
+        if isinstance(op, Conv) and op.kernel == 1:
+            yield from _of_classifier(plan, op)
+
+
+def _of_classifier(plan: Plan, op: Conv) -> Iterator[Fusion]:
+    """Of a convolution whose output nothing else reads."""
+    plain = Conv(name="", inputs=op.inputs, output=op.output, weight=op.weight, bias=op.bias, kernel=1)
+    logits = plan.buffers[op.output.buffer].store == "float32" and op.output.channels <= CLASSES
+    for head in plan.ops:
+        if (
+            logits and dataclasses.replace(op, name="") == plain and isinstance(head, Conv)
+            and op.inputs == (head.output,) and head.kernel != 2 and head.mean is None
+            and plan.buffers[head.output.buffer].store == "act" and _readers(plan, head) == [op]
+        ):  # fmt: skip
+            yield Fusion("logits", op.name, head.name)
+
+
+def prolong(plan: Plan, lives: dict[str, tuple[int, int]]) -> None:
+    """Logits may be written as early as the head is computed."""
+    index = {op.name: i for i, op in enumerate(plan.ops)}
+    for one in possible(plan):
+        name = plan.ops[index[one.op]].output.buffer
+        if one.kind == "logits" and name in lives:
+            lives[name] = index[one.into], lives[name][1]
 
 
 def _readers(plan: Plan, op: Op) -> list[Op]:
@@ -92,8 +118,31 @@ def _resident(channels: int, outputs: int) -> bool:
     return (-(-channels // 64) * 128 + 64) * outputs <= RESIDENT
 
 
+class Part:
+    """What a launch computes besides its convolution, for the model."""
+
+    def seconds(self, alone: Prediction, form: Form, device: Device) -> float:
+        """More than the convolution takes ``alone``."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
-class FusedGate:
+class Classifier(Part):
+    """The head's map is not written.
+
+    ``written``: bytes of partial logits; ``saved``: those of the map, less those of the logits.
+    """
+
+    written: int
+    saved: int
+
+    def seconds(self, alone: Prediction, form: Form, device: Device) -> float:
+        wait = LATENCY if self.written else 0
+        return EXTRA + wait + (2 * self.written - self.saved) / device.cache
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedGate(Part):
     """What a gate costs a convolution that computes it on the way.
 
     Attributes:
@@ -109,7 +158,6 @@ class FusedGate:
     blocks: int | None
 
     def seconds(self, alone: Prediction, form: Form, device: Device) -> float:
-        """More than the convolution takes ``alone``."""
         # Eight products, with their loads and conversions, in each of the lanes of four schedulers.
         one = self.macs / (8 * 32 * 4) * CYCLES_OF_8 / CLOCK
         start = STEPS + LATENCY / 2 * (-(-self.rows // TOGETHER) - 1)
@@ -136,10 +184,13 @@ def together(fusions: Iterable[Fusion]) -> tuple[Fusion, ...]:
 
 
 def fuse(lowered: CudaLowered, fusions: Iterable[Fusion]) -> list[CudaLaunch]:
-    """The launches of ``lowered``, unfused, with those of fused ops left out."""
+    """The launches of ``lowered``, unfused, with those of fused ops left out where tiles allow it."""
     launches = {launch.op.name: launch for launch in lowered.launches}
     for fusion in fusions:
-        launches[fusion.into] = _FUSE[fusion.kind](lowered, launches.pop(fusion.op), launches[fusion.into])
+        made = _FUSE[fusion.kind](lowered, launches[fusion.op], launches[fusion.into])
+        if made is not None:
+            launches[fusion.into] = made
+            del launches[fusion.op]
     return list(launches.values())
 
 
@@ -189,11 +240,37 @@ def _gated(lowered: CudaLowered, gate: CudaLaunch, conv: CudaLaunch, field: str)
     cost = FusedGate(macs, 2 * macs, 4 * g.rows * g.channels, -(-g.rows // groups), blocks)
     form = dataclasses.replace(conv.form, shared=native.shared_bytes(made))
     return dataclasses.replace(
-        conv, arguments=made, also=(*conv.also, gate.op), form=form, gates=(*conv.gates, cost)
+        conv, arguments=made, also=(*conv.also, gate.op), form=form, parts=(*conv.parts, cost)
     )
 
 
+def _classified(lowered: CudaLowered, classifier: CudaLaunch, head: CudaLaunch) -> CudaLaunch | None:
+    native, form, tiles = lowered.native, head.form, head.tiles
+    pixels, channels = tiles.block
+    outputs, classes = head.op.output.channels, classifier.op.output.channels
+    # As kClassifies of csrc/cuda/classifier.cuh: whole blocks of 16 pixels for each warp.
+    planar = classifier.arguments.planar
+    if not planar or outputs % channels or tiles.split > 1 or pixels // 16 % (form.warps_m * form.warps_n):
+        return None
+    made = native.ConvArgs(head.arguments)
+    second, parts = classifier.arguments, outputs // channels
+    made.classifier, made.classifier_bias, made.classes = second.weight, second.bias, classes
+    made.logits = second.y
+    number = blocks(head.work, tiles) // parts
+    written = number * outputs // channels * pixels * 4 * CLASSES if parts > 1 else 0
+    if parts > 1:
+        made.workspace, made.arrivals = lowered.shared_tiles(number, written // 4)
+    form = dataclasses.replace(form, shared=native.shared_bytes(made))
+    w = head.work
+    saved = w.images * w.height * w.width * (outputs * w.itemsize - classes * 4)
+    return dataclasses.replace(
+        head, arguments=made, also=(*head.also, classifier.op), form=form,
+        parts=(*head.parts, Classifier(written, saved)),
+    )  # fmt: skip
+
+
 _FUSE = {
+    "logits": _classified,
     "stem": _stem_conv,
     "scale": functools.partial(_gated, field="gate"),
     "beside": functools.partial(_gated, field="beside"),

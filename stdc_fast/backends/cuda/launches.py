@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stdc_fast.backends.cuda import fusion
-from stdc_fast.backends.cuda.fusion import FusedGate, Fusion
+from stdc_fast.backends.cuda.fusion import Fusion, Part
 from stdc_fast.backends.cuda.tiles import ADDS, CompiledForms, CudaTiles, Form, predict
 from stdc_fast.backends.gpu.model import Device, Prediction, Work
 from stdc_fast.backends.gpu.placed import Labelling, Launch, Lowered, Request
@@ -29,13 +29,13 @@ ROWS, COLUMNS = 4, 9  # as kWarps and kColumns in csrc/cuda/upsample.cu
 class CudaLaunch(Launch):
     """One of the CUDA kernels with its struct of arguments.
 
-    ``form`` is of those that multiply matrices, ``blocks`` of the others; ``gates`` are computed on the way.
+    ``form`` is of those that multiply matrices, ``blocks`` of the others; ``parts`` are computed on the way.
     """
 
     arguments: Any
     form: Form | None = None
     blocks: int = 1
-    gates: tuple[FusedGate, ...] = ()
+    parts: tuple[Part, ...] = ()
 
     @property
     def programs(self) -> int:
@@ -43,7 +43,7 @@ class CudaLaunch(Launch):
 
     def _predicted(self, device: Device) -> Prediction:
         alone = predict(self.work, self.tiles, device, self.form)
-        added = sum(gate.seconds(alone, self.form, device) for gate in self.gates)
+        added = sum(part.seconds(alone, self.form, device) for part in self.parts)
         return dataclasses.replace(alone, seconds=alone.seconds + added)
 
 
@@ -74,6 +74,7 @@ class CudaLowered(Lowered):
         apart: bool = False,
         fused: Sequence[Fusion] | Device = (),
     ):
+        self._wanted = fused
         super().__init__(plan, packed, request, precision, device, choose, apart=apart, branches=True)
         self.native, self.dependent = native, dependent
         self._forms = CompiledForms(native)
@@ -84,6 +85,10 @@ class CudaLowered(Lowered):
             fused = fusion.chosen(self, lambda launches: self._time(launches, fused))
         self.fused = fusion.together(fused)
         self.launches = fusion.fuse(self, self.fused)
+
+    def _prolong(self, lives: dict[str, tuple[int, int]]) -> None:
+        if self._wanted != ():
+            fusion.prolong(self.plan, lives)
 
     def launch(self, first: bool = False, side: torch.cuda.Stream | None = None) -> None:
         if side is None or self.branch is None:
@@ -145,6 +150,11 @@ class CudaLowered(Lowered):
     def _pitch(self, view: View) -> int:
         return self.plan.buffers[view.buffer].channels
 
+    def shared_tiles(self, tiles: int, numbers: int) -> tuple[int, int]:
+        """Addresses of memory for what blocks that share tiles have, and of the tiles' counters."""
+        made = self._extra(numbers), self._extra(tiles, dtype=torch.int32, zero=True)
+        return made[0].data_ptr(), made[1].data_ptr()
+
     def _products(self, op: Stem | Conv | Down) -> tuple[dict[str, Any], dict[str, Any], CudaTiles]:
         return self.cut(op, self._work(op))
 
@@ -183,8 +193,7 @@ class CudaLowered(Lowered):
         workspace = arrivals = self._none
         if t.split > 1:
             shared = self.request.batch * self._tiles_of_image(op) * -(-op.output.channels // t.block[1])
-            workspace = self._extra(shared * t.split * t.block[0] * t.block[1])
-            arrivals = self._extra(shared, dtype=torch.int32, zero=True)
+            workspace, arrivals = self.shared_tiles(shared, shared * t.split * t.block[0] * t.block[1])
         sums, rows, pitch = self._sums(op.mean)
         self._emit(
             op, "ConvArgs", about, type=self._type, x=self._view(first),

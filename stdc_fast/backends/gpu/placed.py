@@ -13,7 +13,7 @@ from stdc_fast.backends.gpu.interpolation import cells
 from stdc_fast.backends.gpu.model import Device, Prediction, Work, predict_rest
 from stdc_fast.backends.gpu.tables import Tiles
 from stdc_fast.plan import branch
-from stdc_fast.plan.arena import layout
+from stdc_fast.plan.arena import layout, lifetimes
 from stdc_fast.plan.ops import Add, Conv, Down, Op, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import Precision
@@ -155,7 +155,8 @@ class Lowered:
         self.precision, self.device, self.choose = precision, device, choose
         self.products = products or precision.name
         self.branch = branch.find(plan) if branches else None
-        lives = branch.beside(plan, self.branch) if self.branch else None
+        lives = branch.beside(plan, self.branch) if self.branch else lifetimes(plan)
+        self._prolong(lives)
         arena = layout(plan, request.batch, *request.seen, precision.maps.itemsize, lives=lives)
         self.arena = torch.empty(0 if apart else arena.size, dtype=torch.uint8, device=device)
         self.buffers: dict[str, Tensor] = {}
@@ -202,6 +203,9 @@ class Lowered:
         Raises :class:`Refused` for tiles that do not fit.
         """
         raise NotImplementedError
+
+    def _prolong(self, lives: dict[str, tuple[int, int]]) -> None:
+        """Lengthen the lifetimes of buffers that are used by other ops than the plan says."""
 
     # What the executable asks for.
 

@@ -1,9 +1,11 @@
 """Kernels that compute several ops: bit by bit what a kernel for each gives, as exact as the reference."""
 
+import dataclasses
+
 import pytest
 import torch
 from cases import OFFSET
-from hosted import CORES, Hosted, every_schedule, forced, scheduled
+from hosted import CORES, Hosted, chooser, counters, every_schedule, forced, scheduled
 from oracle import HALF, LOW, answers, check, given, relative_error, street, trained_plan
 from plans import random_frames
 from sketch import sketched
@@ -45,6 +47,11 @@ OPENINGS = {
 SHAPES = [(2, 33, 70), (1, 18, 132), (3, 5, 3), (1, 1, 1)]
 
 
+def _left_out(lowered):
+    """Ops that have no launch of their own."""
+    return {op.name for launch in lowered.launches for op in launch.also}
+
+
 def agrees(make, dtype, shapes, choose=None, kinds=(), bits=True):
     """All fusions that there are, against none, and against the reference; returns what ran."""
     plan = make()
@@ -54,7 +61,8 @@ def agrees(make, dtype, shapes, choose=None, kinds=(), bits=True):
         check(got, expected, dtype)
         assert not bits or torch.equal(got, apart(*inputs))
         fused.last.poison()
-    assert sorted(one.kind for one in fused.last.fused) == sorted(kinds)
+    left_out = [kind for one in fused.last.fused for kind in [one.kind] if one.op in _left_out(fused.last)]
+    assert sorted(left_out) == sorted(kinds)
     assert len(fused.last.launches) == len(plan.ops) - len(kinds)
     return fused
 
@@ -146,18 +154,54 @@ def test_gates_in_every_core(core):
     )
 
 
+# Classifiers.
+
+
+def headed(channels, classes, kernel=3, **how):
+    """A head, as logits."""
+
+    @sketched(6)
+    def make(s, x):
+        x = s.conv(x, channels, kernel, **how)
+        return s.conv(x, classes, 1, act="none", bias=classes != 19, store="float32")
+
+    return make
+
+
+HEADS = {
+    "128, 19 classes": headed(128, 19),
+    "64, 2 classes, stride 2": headed(64, 2, stride=2),
+    "256, 32 classes, 1x1": headed(256, 32, 1),
+}
+
+
+@pytest.mark.parametrize("core", [c for c in CORES["conv"] if c[0] != 144], ids=str)
+def test_classifiers(core):
+    """By one block a tile and by several, whose partial logits are added up in one order."""
+    for i, make in enumerate(HEADS.values()):
+        choose = forced(core, *SPLITS.get(core[0], SPLITS[64])[i], 32)
+        blocks = make().ops[0].output.channels / core[1]
+        kinds = ["logits"] if blocks >= 1 else []
+        fused = agrees(make, DTYPES[i % 2], [(2, 13, 21), (1, 3, 5)], choose, kinds, bits=False)
+        assert all(not x.any() for x in counters(fused)) and len(counters(fused)) == (blocks > 1)
+
+
 # The network.
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_fused_network(dtype):
     """All that can be fused, as exact as the network with a kernel for each op is to be."""
-    frames = street((64, 96))
-    fused, apart = (Hosted(trained_plan(), dtype, fused=how) for how in (fusion.possible, False))
+    frames, usual = street((64, 96)), chooser()
+
+    def choose(work):  # a classifier takes no tiles that blocks share
+        return dataclasses.replace(usual(work), split=1)
+
+    fused, apart = (Hosted(trained_plan(), dtype, choose, fused=how) for how in (fusion.possible, False))
     error = relative_error(fused(frames), apart(frames))
     assert error <= tolerance(dtype).logits
-    assert sorted(one.kind for one in fused.last.fused) == ["beside", "scale", "scale", "stem"]
-    assert len(fused.last.launches) == len(apart.last.launches) - 4
+    assert len(fused.last.launches) == len(apart.last.launches) - 5
+    assert sum(len(one.also) for one in fused.last.launches) == 5
 
 
 def test_resized_frames():
@@ -172,7 +216,8 @@ def test_resized_frames():
 @every_schedule
 def test_every_order_gives_the_same_bits(schedule):
     """With races of threads and of blocks watched for; and without, in memory that starts as zeros."""
-    for name, make in {"opening": OPENINGS["20 to 70"], "both": both}.items():
+    cases = {"opening": OPENINGS["20 to 70"], "both": both, "head": HEADS["256, 32 classes, 1x1"]}
+    for name, make in cases.items():
         plan = make()
         inputs = given(plan, LOW, 2, 13, 30)
         executable = Hosted(plan, LOW, fused=fusion.possible)
@@ -205,6 +250,11 @@ def gated(s, x, channels=20, kernel=3, widths=(20,), wide=0, twice=False, again=
     return s.scale(y, gate) if twice else y
 
 
+def headed_otherwise(s, x, classes=19, act="none", **head):
+    x = s.conv(s.conv(x, 8, 3, 2), 32, 3, **head)
+    return s.conv(x, classes, 1, act=act, store="float32")
+
+
 OTHERS = {
     "a stem that two read": seen_twice,
     "a stem that is the output": lambda s, x: s.stem(x, 32, OFFSET),
@@ -219,6 +269,9 @@ OTHERS = {
     "a part of a gate": lambda s, x: gated(s, x, wide=8),
     "a gate that two read": lambda s, x: gated(s, x, twice=True),
     "a gate of a gate": lambda s, x: gated(s, x, again=True),
+    "a head with an average": lambda s, x: headed_otherwise(s, x, mean=s.vector(32)),
+    "a classifier with an activation": lambda s, x: headed_otherwise(s, x, act="relu"),
+    "33 classes": lambda s, x: headed_otherwise(s, x, classes=33),
     "a part of a stem": lambda s, x: s.conv(View(s.stem(x, 32, OFFSET).buffer, 0, 16), 64, 3, 2),
 }
 
