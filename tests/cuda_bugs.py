@@ -279,9 +279,6 @@ BUGS = {
         "conv.cu", "a.beside.images * rounded_up(a.beside.outputs, kGateOutputs);",
         "a.beside.images * (a.beside.outputs / kGateOutputs);", "gated", WRONG, unwatched=6,
     ),
-    "the tile is overwritten before it is classified": conv(
-        "classifier.cuh", "  block_sync();  // add_up writes", "  // add_up writes", "head", RACE, unwatched=1
-    ),
     "partial logits of all blocks in one place": conv(
         "classifier.cuh", "parts, block_id().y)", "parts, 0)", "head", "race between blocks", unwatched=1
     ),

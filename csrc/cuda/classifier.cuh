@@ -40,8 +40,8 @@ STDC_DEVICE void classify(const ConvArgs& a, const TilePlace& place, const Divis
       read(f, pixel, unit * 32, at + unit * kClasses * 32 + lane_weights<C>());
       multiply<T>(logits, f);
     }
-    block_sync();  // add_up writes where the tile is
     const int parts = grid_size().y;
+    // NOTE: add_up has a barrier before it writes where the tile is.
     if (parts > 1 && !add_up(logits, a.workspace, a.arrivals, tile, parts, block_id().y)) return;
     finish(logits, a.classifier_bias, 0, a.classes, kNone);
     store_planes(logits, a.logits, place, width, static_cast<int64_t>(a.out_height) * a.out_width, a.out_width,
