@@ -81,7 +81,7 @@ def by_kernel(records: list[dict]) -> Iterator[str]:
         if t is not None:
             tile = f"{t.height}x{t.width}x{t.channels}" + (f"/{t.split}" if t.split > 1 else "")
         yield (
-            f"| {launch.op.kind} {launch.op.name} | {tile} | {p.programs} | {record['instruction'] or '-'} | "
+            f"| {launch.kind} {launch.name} | {tile} | {p.programs} | {record['instruction'] or '-'} | "
             f"{record['shared'] / 1024:.0f} | {record['registers']} | {p.products * 1e6:.1f} | "
             f"{p.fetch * 1e6:.1f} | {p.seconds * 1e6:.1f} |"
         )

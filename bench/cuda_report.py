@@ -90,7 +90,7 @@ def by_kernel() -> Iterator[str]:
         p = launch.predicted(device)
         shared = f"{launch.form.shared / 1024:.0f}" if launch.form else "-"
         yield (
-            f"| {launch.op.kind} {launch.op.name} | {launch.tiles or '-'} | {p.programs} | {shared} | "
+            f"| {launch.kind} {launch.name} | {launch.tiles or '-'} | {p.programs} | {shared} | "
             f"{p.products * 1e6:.1f} | {p.fetch * 1e6:.1f} | {p.seconds * 1e6:.1f} | not measured |"
         )
 

@@ -60,8 +60,8 @@ def measure(
         expected = launch.predicted(device)
         rows.append(
             {
-                "op": launch.op.name,
-                "kind": launch.op.kind,
+                "op": launch.name,
+                "kind": launch.kind,
                 "work": launch.work.key if launch.work else None,
                 "tiles": str(launch.tiles) if launch.tiles else None,
                 "programs": expected.programs,

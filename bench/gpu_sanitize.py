@@ -23,6 +23,7 @@ import torch
 
 from bench import gpu_constants
 from stdc_fast.backends import cuda
+from stdc_fast.backends.cuda.fusion import possible
 from stdc_fast.backends.cuda.tiles import CudaTiles
 from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.errors import UserError
@@ -95,8 +96,8 @@ def device() -> torch.device:
 def run_all() -> int:
     """The number of launches."""
     count = 0
-    for (plan, requests), precision in itertools.product(plans(), cuda.PRECISIONS):
-        executable = cuda.compile(plan, precision, device(), graphs=False)
+    for (plan, requests), precision, fused in itertools.product(plans(), cuda.PRECISIONS, (False, possible)):
+        executable = cuda.compile(plan, precision, device(), graphs=False, fused=fused)
         for j, choose in enumerate(choices(executable)):
             for request in requests if j == 0 else requests[:1]:
                 lowered = executable.lower(request, tiles=choose, apart=True)

@@ -5,7 +5,8 @@
 Nothing runs and no GPU is needed. Each instruction of SASS carries its stall count and the scoreboards that
 it sets and waits for. The sum of stalls over the usual path of a step is the least time of one warp. A
 simulation of several warps on one scheduler, in order and with the latencies below, estimates the time that
-they take together. Exit status 1: a step takes longer than its budget, and a line says so.
+they take together. Exit status 1: a step takes longer than its budget, or a kernel loads nothing before it
+waits for the kernel before it, and a line says so.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ BUDGETS = {
     ("conv", "64x64/4", "36"): 1410, ("down", "160x128", "4"): 870, ("down", "160x64", "4"): 870,
     ("down", "96x32/2", "8"): 570, ("down", "96x64", "4"): 555,
 }  # fmt: skip
+#: Loads that a kernel has in front of its wait for the kernel before it, at least: of weights and tables.
+EARLY = {"conv": 9, "down": 12, "stem": 1, "stem_conv": 14, "gate": 4, "upsample": 20}
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)$", re.M)
 _INSTRUCTION = re.compile(
@@ -366,7 +369,7 @@ def cycles(rows: Iterable[dict]) -> dict[str, object]:
     found: dict[str, dict] = {"conv": {}, "down": {}, "stem": {}}
     copy = 0
     for row in rows:
-        for units, step in row.get("steps", {}).items():
+        for units, step in row.get("steps", {}).items() if row["base"] in found else ():
             form_ = found[row["base"]].setdefault(row["block"], {})
             form_[units] = max(form_.get(units, 0), step["cycles"]["1"])
             form_["rest"] = max(form_.get("rest", 0), step.get("rest", 0))
@@ -376,9 +379,15 @@ def cycles(rows: Iterable[dict]) -> dict[str, object]:
 
 
 def problems(rows: Iterable[dict]) -> list[str]:
-    """Steps beyond their budgets, a line each."""
+    """Steps beyond their budgets, and kernels that load too little before they wait, a line each."""
     found = []
     for row in rows:
+        early, least = row.get("loads_before_wait"), EARLY.get(row["base"], 0)
+        if early is not None and early < least:
+            found.append(
+                f"{row['object']}: {row['kernel']} for {row['arch']}: {early} loads before the wait for the "
+                f"kernel before it, {least} are expected"
+            )
         for units, step in row.get("steps", {}).items():
             most = BUDGETS.get((row["base"], row.get("block"), units))
             if most is not None and step["stalls"] > most:

@@ -40,6 +40,7 @@ void pointer(py::class_<Args>& c, const char* name, Pointer Args::*field) {
     using Args = name;                                     \
     py::class_<Args> fields(m, #name, py::module_local()); \
     fields.def(py::init([] { return Args{}; }));           \
+    fields.def(py::init([](const Args& a) { return a; })); \
     list(STDC_FIELD, STDC_POINTER, STDC_TRIPLE)            \
   }
 
@@ -54,10 +55,12 @@ void bind_gpu(py::module_& m) {
   };
   m.def("forms", [forms] {
     return std::map<std::string, std::vector<std::array<int, 5>>>{
-        {"conv", forms(conv_forms())}, {"stem", forms(stem_forms())}, {"down", forms(down_forms())}};
+        {"conv", forms(conv_forms())}, {"stem", forms(stem_forms())}, {"stem_conv", forms(stem_conv_forms())},
+        {"down", forms(down_forms())}};
   });
   m.def("shared_bytes", [](const ConvArgs& a) { return shared_bytes(a); });
   m.def("shared_bytes", [](const StemArgs& a) { return shared_bytes(a); });
+  m.def("shared_bytes", [](const StemConvArgs& a) { return shared_bytes(a); });
   m.def("shared_bytes", [](const DownArgs& a) { return shared_bytes(a); });
   m.def(
       "run",

@@ -22,12 +22,13 @@ if __name__ == "__main__":
     os.environ.setdefault("TRITON_INTERPRET", "1")  # as conftest.py has it
 
 import torch
-from cases import GATES, STEMS, down, labelled, prologue
+from cases import GATES, OFFSET, STEMS, down, labelled, prologue
 from hosted import READY, ROOT, SCHEDULES, Hosted, build, forced, scheduled, spared
 from oracle import HALF, answers, check, wrong_labels
 from plans import random_frames
 from sketch import between, plain, sketched
 
+from stdc_fast.backends.cuda.fusion import possible
 from stdc_fast.files import write_atomic
 from stdc_fast.plan.ops import View
 
@@ -52,6 +53,25 @@ def unwritten(s, x):
     return s.conv(y, 40, 3)
 
 
+@sketched(3, store="uint8")
+def opening(s, x):
+    return s.conv(s.stem(x, 20, OFFSET), 40, 3, 2)
+
+
+@sketched(6)
+def gated(s, x):
+    """A convolution that computes the gate that is its scale, and has another beside it."""
+    mean, other = s.vector(36), s.vector(20)
+    x = s.conv(s.conv(x, 36, 1, mean=mean), 20, 1, 2, mean=other)
+    scale, later = s.gate(other, (20,), ("sigmoid",)), s.gate(mean, (36,), ("none",))
+    return s.scale(s.conv(x, 36, 2, scale=scale), later)
+
+
+@sketched(6)
+def head(s, x):
+    return s.conv(s.conv(x, 128, 3), 19, 1, act="none", bias=False, store="float32")
+
+
 CASES = {
     "3x3": (plain(160, 40, 3, 1), {"chunk": 64}),  # steps of 64 channels, and one of less
     "1x1": (plain(400, 40, 1, 1), {"chunk": 128}),
@@ -62,11 +82,16 @@ CASES = {
     "average": (average, {}),
     "shared": (plain(64, 40, 3, 1), {"split": 4}),
     "stem": (STEMS["32 of frames"], None),
+    "opening": (opening, None),
+    "gated": (gated, {}),
+    "head": (head, {}),
     "down": (down(34, 40, True), None),
     "gate": (GATES["two layers, relu and sigmoid"], None),
     "wide gate": (GATES["700 channels"], {}),
     "labels": (functools.partial(labelled, 11), None),
 }
+#: Cases in which ops have no kernels of their own where there is one for several.
+FUSED = {"opening", "gated", "head"}
 PRODUCT, PIXELS = "tile_product.cuh", "tile_pixels.cuh"
 SHAPES = [(2, 6, 19), (1, 3, 5)]
 
@@ -76,12 +101,15 @@ def outcomes(case):
     make, tiles = CASES[case]
     plan = make()
     choose = None if tiles is None else forced((64, 64, 4), **tiles)
+    fused = possible if case in FUSED else False
     known = answers(plan, HALF, SHAPES)
     found = {"watched": {}, "unwatched": {}}
     for schedule in SCHEDULES:
         for how, options in (("watched", {"block_races": True}), ("unwatched", {"races": False})):
             with scheduled(schedule, **options):
-                found[how][schedule] = outcome(Hosted(plan, HALF, choose), known, case == "labels")
+                found[how][schedule] = outcome(
+                    Hosted(plan, HALF, choose, fused=fused), known, case == "labels"
+                )
     return found
 
 
@@ -134,6 +162,9 @@ FENCE = (
     "  block_sync();\n  if (thread_id() == 0) {\n"
     "    fence();  // for the whole block, whose writes came before the barrier\n"
 )
+GATE = "  cp_async_wait<0>();  // before the barriers of add_rows\n  add_rows<kThreads>(p.g, image);\n"
+GATHERED = "exists ? load(add + c) : 0.f);\n  }\n"
+BETWEEN = "  cp_async_wait<0>();\n  block_sync();\n\n"
 OUTSIDE = "outside of all tensors"
 RACE, EARLY = "race in shared memory", "in flight|race in shared memory"
 conv = functools.partial(Bug, source="conv.cu")
@@ -212,7 +243,7 @@ BUGS = {
         unwatched=1
     ),
     "a scale read as if it were a weight": conv(
-        PIXELS, "? load(scale + i)", "? load_weight(scale + i)", "prologue", "load_weight of data",
+        PIXELS, "? load(scale + c)", "? load_weight(scale + c)", "prologue", "load_weight of data",
         unwatched=6,
     ),
     "a barrier of the average is missing": conv(
@@ -233,19 +264,59 @@ BUGS = {
     "no wait for the weights of the stem": Bug(
         "stem.cu", "  cp_async_wait<0>();\n", "", "stem", "in flight", unwatched=6
     ),
+    "the halo of the map between is one row short": Bug(
+        "stem_conv.cu", "(2 * p.a.tiling.height + 1) * p.between.by;",
+        "2 * p.a.tiling.height * p.between.by;", "opening", WRONG, unwatched=6,
+    ),
+    "the border of the map between is not zero": Bug(
+        "stem_conv.cu", "inside ? pack", "true || inside ? pack", "opening", WRONG, unwatched=6
+    ),
+    "the barrier after the map between is missing": Bug(
+        "stem_conv.cu", BETWEEN, BETWEEN.replace("  block_sync();\n", ""), "opening", EARLY, unwatched=1
+    ),
+    "no wait for the weights of the second convolution": Bug(
+        "stem_conv.cu", BETWEEN, "  block_sync();\n\n", "opening", "in flight", unwatched=6
+    ),
+    "the barrier between a gate and the products is missing": conv(
+        PIXELS, GATHERED + "  block_sync();", GATHERED, "gated", RACE, unwatched=1,
+    ),
+    "weights of a fused gate waited for too late": conv(
+        PIXELS, "    cp_async_wait<pending>();", "", "gated", "in flight", unwatched=6,
+    ),
+    "averages before other kernels are waited for": conv(
+        "conv.cu", "  grid_wait();\n  if (!exists) return;\n", "  if (!exists) return;\n", "gated",
+        "before grid_wait", unwatched=6,
+    ),
+    "the last block of a gate beside is missing": conv(
+        "conv.cu", "a.beside.images * rounded_up(a.beside.outputs, kGateOutputs);",
+        "a.beside.images * (a.beside.outputs / kGateOutputs);", "gated", WRONG, unwatched=6,
+    ),
+    "partial logits of all blocks in one place": conv(
+        "classifier.cuh", "parts, block_id().y)", "parts, 0)", "head", "race between blocks", unwatched=1
+    ),
+    "weights of the first channels for all blocks": conv(
+        "classifier.cuh", "first / 16 * blocks", "0 * first / 16 * blocks", "head", WRONG, unwatched=6
+    ),
     "the border of down is not zero": Bug(
         "down.cu", "if (!inside) ", "if (false && !inside) ", "down", WRONG, unwatched=6
     ),
     "a barrier of the gate is missing": Bug(
-        "gate.cu", "* 4, sum[k]);\n  }\n  block_sync();", "* 4, sum[k]);\n  }\n", "gate", RACE, unwatched=1
+        "gate.cuh", "i * 16, all);\n  }\n  block_sync();", "i * 16, all);\n  }\n", "gate", RACE,
+        unwatched=1, source="gate.cu",
+    ),
+    "no wait for the weights of the gate": Bug(
+        "gate.cu", "  cp_async_wait<0>();", "", "gate", "in flight", unwatched=6
+    ),
+    "weights of the gate waited for after the barriers": Bug(
+        "gate.cu", GATE, "".join(reversed(GATE.splitlines(keepends=True))), "gate", EARLY, unwatched=1,
     ),
     "only the first rows of averages": Bug(
-        "gate.cu", "row < a.rows; row += p.groups", "row < p.groups; row += p.groups", "wide gate", WRONG,
-        unwatched=6,
+        "gate.cuh", "if (row >= g.rows) continue;", "if (row >= g.groups) continue;", "wide gate", WRONG,
+        unwatched=6, source="gate.cu",
     ),
     "only the first outputs of a hidden layer": Bug(
-        "gate.cu", "start < last; start += kTogether * kWarps", "start == first + warp_id(); ++start",
-        "wide gate", WRONG, unwatched=6,
+        "gate.cuh", "/ kLanes < end; n += kThreads /", "/ kLanes < kThreads / kLanes; n += kThreads /",
+        "wide gate", WRONG, unwatched=6, source="gate.cu",
     ),
     "the last of equal classes": Bug("upsample.cu", "value > best[c]", "value >= best[c]", "labels", WRONG),
 }  # fmt: skip

@@ -142,18 +142,18 @@ class Watched(CudaLowered):
 class Hosted(cuda.CudaExecutable):
     """The backend on the emulator."""
 
-    def __init__(self, plan, dtype, tiles=None, apart=True):
+    lowered = Watched
+
+    def __init__(self, plan, dtype, tiles=None, apart=True, fused=True):
         native = module()
         precision = precision_of(dtype)
-        super().__init__(plan, precision, CPU, native, tiles or chooser(), poisoned=True, graphs=False)
+        tiles = tiles or chooser()
+        super().__init__(plan, precision, CPU, native, tiles, poisoned=True, graphs=False, fused=fused)
         self._dependent = True
         self.apart = apart
 
     def lower(self, request, variant=None, tiles=None, apart=None):
-        return Watched(
-            self.plan, self._packed, request, self.precision, self.device, tiles or self._tiles, self._native,
-            self._dependent, self.apart if apart is None else apart,
-        )  # fmt: skip
+        return super().lower(request, variant, tiles, self.apart if apart is None else apart)
 
     @property
     def last(self) -> Watched:
@@ -195,7 +195,7 @@ def counters(executable):
 
 def written_cores():
     """As csrc/cuda/forms.h has them: tests are listed without the module."""
-    found, path = {"conv": [], "stem": [], "down": []}, ROOT / "csrc/cuda/forms.h"
+    found, path = {"conv": [], "stem": [], "stem_conv": [], "down": []}, ROOT / "csrc/cuda/forms.h"
     kind = ""
     for line in path.read_text().splitlines() if path.is_file() else ():
         if match := re.match(r"#define STDC_(\w+)_FORMS", line):

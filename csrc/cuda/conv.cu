@@ -1,5 +1,6 @@
 // Convolutions: 1x1, 3x3 with stride 1 and 2, and the sub-pixel form of a doubled map; with their prologues and
 // epilogues. Compiled once a type, STDC_TYPE.
+#include "classifier.cuh"
 #include "epilogue.cuh"
 #include "launch.cuh"
 #include "forms.h"
@@ -15,14 +16,39 @@ struct Params {
   int tiles_x, tiles, sets_x, sets;  // tiles of one set; sets of one image
   int aligned;                       // y, to 16 bytes
   float share;                       // of a pixel in an average
+  int gate_columns, gate_blocks;     // columns of the grid that have a gate's blocks, and the number of these
+  Gate gate;
+  uint32_t classifier_at;            // in shared memory
 };
+
+// A block of a gate that runs beside the convolution.
+template <class T, class F>
+STDC_DEVICE void compute_gate(const Params& p, int block) {
+  const GateArgs& a = p.a.beside;
+  const int of_image = p.gate_blocks / a.images, image = block / of_image;
+  const int begin = (block - image * of_image) * kGateOutputs;
+  const int end = begin + kGateOutputs < a.outputs ? begin + kGateOutputs : a.outputs;
+  const bool exists = block < p.gate_blocks;
+  if (exists) fetch_gate<F::kThreads, kSimple>(p.gate, begin, end);
+  cp_async_commit();
+  grid_wait();
+  if (!exists) return;
+  cp_async_wait<0>();  // before the barriers of add_rows
+  add_rows<F::kThreads, kSimple>(p.gate, image);
+  run_gate<T, F::kThreads, kGateLanes, kSimple>(p.gate, begin, end, 0, a.y + image * a.out_pitch);
+}
 
 template <class T, class F>
 STDC_KERNEL(F::kThreads, 1)
 conv_kernel(const STDC_CONSTANT Params p) {
   launch_dependents();
   const ConvArgs& a = p.a;
-  const Index block = block_id();
+  Index block = block_id();
+  block.x -= p.gate_columns;
+  if (block.x < 0) {
+    compute_gate<T, F>(p, ((block.x + p.gate_columns) * grid_size().y + block.y) * grid_size().z + block.z);
+    return;
+  }
 
   // Where the tile lies. Sub-pixel: on the small map, for one of its sets of rows and columns.
   const int of_image = p.tiles * p.sets;
@@ -74,6 +100,9 @@ conv_kernel(const STDC_CONSTANT Params p) {
     return;
   }
 
+  const int first = block.y * F::kChannels;
+  if (a.classes > 0) fetch_classifier<F>(a, first, p.classifier_at);
+
   // Products.
   uint32_t pixel[F::kM];
   const int step = a.stride * p.s.pixel;
@@ -90,13 +119,16 @@ conv_kernel(const STDC_CONSTANT Params p) {
   if (a.tiling.split > 1 &&
       !add_up(sums, a.workspace, a.arrivals, block.x * grid_size().y + block.y, a.tiling.split, block.z))
     return;
-  const int first = block.y * F::kChannels;
   finish(sums, a.bias, first, a.outputs, a.act);
   if (a.sums != nullptr)
     average(sums, place, p.width, a.sums + (w.image * a.sums_rows + inner) * a.sums_pitch + first, a.outputs - first,
             p.share);
   const int64_t area = static_cast<int64_t>(a.out_height) * a.out_width;
-  if (a.planar) {
+  if (a.classes > 0) {
+    stage_tile<T>(sums);
+    block_sync();
+    classify<T, F>(a, place, p.width, block.x, p.classifier_at);
+  } else if (a.planar) {
     store_planes(sums, static_cast<float*>(a.y), place, p.width, area, a.out_width, a.out_pitch, first, a.outputs);
   } else {
     stage_tile<T>(sums);
@@ -123,9 +155,14 @@ Params params(const ConvArgs& a) {
   s.add = a.add;
   s.scale_pitch = a.scale_pitch;
   s.add_kind = a.add_kind;
+  s.changes = a.prologue || a.add_kind != kNothing;
   s.add_pitch = a.add_pitch;
   s.add_aligned = aligned(a.add, a.add_pitch);
   complete<F>(s, t, a.stride);
+  if (a.gate.outputs > 0) {
+    s.gated = 1;
+    s.gate = lay_out_simple(a.gate, F::kThreads, a.channels, s.end);
+  }
   p.width = divisor(t.width);
   const bool subpixel = a.kernel == 2;
   p.tiles_x = rounded_up(subpixel ? a.width : a.out_width, t.width);
@@ -133,6 +170,17 @@ Params params(const ConvArgs& a) {
   p.sets_x = subpixel ? 2 + a.out_width % 2 : 1;
   p.sets = p.sets_x * (subpixel ? 2 + a.out_height % 2 : 1);
   p.aligned = aligned(a.y, a.out_pitch);
+  if (a.beside.outputs > 0) {
+    int end = 0;
+    p.gate = lay_out_simple(a.beside, F::kThreads, kGateOutputs, end);
+    p.gate_blocks = a.beside.images * rounded_up(a.beside.outputs, kGateOutputs);
+    p.gate_columns = rounded_up(p.gate_blocks, rounded_up(a.outputs, F::kChannels) * t.split);
+    s.end = std::max(s.end, end);
+  }
+  if (a.classes > 0) {
+    p.classifier_at = std::max(s.end, F::kPixels * kRowBytes<F>);
+    s.end = p.classifier_at + kClassifierBytes<F>;
+  }
   p.share = 1.f / (static_cast<float>(a.out_height) * static_cast<float>(a.out_width));
   return p;
 }
@@ -140,14 +188,21 @@ Params params(const ConvArgs& a) {
 template <class T, class F>
 void launch_form(const ConvArgs& a, const Stream& stream) {
   check<F>("conv", a.tiling);
-  if (a.other_channels && (a.scale != nullptr || a.add_kind != kNothing || a.kernel == 2))
+  if (a.other_channels && (a.prologue || a.add_kind != kNothing || a.kernel == 2))
     throw std::runtime_error("conv: two inputs with a prologue or up-sampling");
+  if (a.gate.outputs > 0 && (a.kernel == 1 || a.gate.outputs != a.channels || a.gate.images != a.images))
+    throw std::runtime_error("conv: a gate of " + std::to_string(a.gate.outputs) + " outputs for " +
+                             std::to_string(a.channels) + " channels of a kernel of " + std::to_string(a.kernel));
+  if (a.classes > 0 && (!kClassifies<F> || a.classes > kClasses || a.outputs % F::kChannels > 0 || a.planar ||
+                        a.kernel == 2 || a.sums != nullptr || a.tiling.split > 1))
+    throw std::runtime_error("conv: no classifier of " + std::to_string(a.classes) + " classes on " +
+                             std::to_string(a.outputs) + " channels in blocks of " + std::to_string(F::kChannels));
   const Params p = params<F>(a);
   const int split = a.tiling.split;
   if (split > p.s.chunks)
     throw std::runtime_error("conv: " + std::to_string(p.s.chunks) + " chunks do not split into " +
                              std::to_string(split));
-  const Index grid{a.images * p.tiles * p.sets, rounded_up(a.outputs, F::kChannels), split};
+  const Index grid{p.gate_columns + a.images * p.tiles * p.sets, rounded_up(a.outputs, F::kChannels), split};
   launch(conv_kernel<T, F>, "conv", grid, F::kThreads, bytes<F>(p.s), p, stream);
 }
 

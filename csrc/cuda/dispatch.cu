@@ -17,6 +17,10 @@ void stem(const StemArgs& a, const Stream& s) {
   static constexpr Launchers<StemArgs> of = {stem_of<half_t>, stem_of<bf16_t>};
   of[a.type](a, s);
 }
+void stem_conv(const StemConvArgs& a, const Stream& s) {
+  static constexpr Launchers<StemConvArgs> of = {stem_conv_of<half_t>, stem_conv_of<bf16_t>};
+  of[a.type](a, s);
+}
 void down(const DownArgs& a, const Stream& s) {
   static constexpr Launchers<DownArgs> of = {down_of<half_t>, down_of<bf16_t>};
   of[a.type](a, s);
@@ -28,6 +32,7 @@ void run(const std::vector<Step>& steps, const Stream& stream, int device) {
     const Stream& s;
     void operator()(const ConvArgs& a) { conv(a, s); }
     void operator()(const StemArgs& a) { stem(a, s); }
+    void operator()(const StemConvArgs& a) { stem_conv(a, s); }
     void operator()(const DownArgs& a) { down(a, s); }
     void operator()(const GateArgs& a) { gate(a, s); }
     void operator()(const PrologueArgs& a) { prologue(a, s); }
@@ -50,11 +55,13 @@ int runtime_version() { return 0; }
 // NOTE: both types need the same.
 int shared_bytes(const ConvArgs& a) { return conv_bytes_of<half_t>(a); }
 int shared_bytes(const StemArgs& a) { return stem_bytes_of<half_t>(a); }
+int shared_bytes(const StemConvArgs& a) { return stem_conv_bytes_of<half_t>(a); }
 int shared_bytes(const DownArgs& a) { return down_bytes_of<half_t>(a); }
 
 #define STDC_FORM(index, wm, wn, mi, ni, slices) {wm, wn, mi, ni, slices},
 std::vector<Form> conv_forms() { return {STDC_CONV_FORMS(STDC_FORM)}; }
 std::vector<Form> stem_forms() { return {STDC_STEM_FORMS(STDC_FORM)}; }
+std::vector<Form> stem_conv_forms() { return {STDC_STEM_CONV_FORMS(STDC_FORM)}; }
 std::vector<Form> down_forms() { return {STDC_DOWN_FORMS(STDC_FORM)}; }
 
 }  // namespace gpu

@@ -24,6 +24,11 @@ namespace gpu {
   X(0, 4, 1, 4, 4, 1)  /* 256 x 32 */ \
   X(1, 4, 1, 2, 2, 1)  /* 128 x 16 */
 
+// Of the second convolution.
+#define STDC_STEM_CONV_FORMS(X) \
+  X(0, 4, 2, 2, 4, 1)  /* 128 x 64 */ \
+  X(1, 4, 2, 1, 4, 1)  /* 64 x 64 */
+
 // Pixels at the input's resolution: 9 x 17 of 160, 9 x 9 of 96.
 #define STDC_DOWN_FORMS(X) \
   X(0, 2, 2, 5, 4, 1)  /* 160 x 64 */ \
@@ -42,6 +47,10 @@ template <class T>
 void stem_of(const StemArgs&, const Stream&);
 template <class T>
 int stem_bytes_of(const StemArgs&);
+template <class T>
+void stem_conv_of(const StemConvArgs&, const Stream&);
+template <class T>
+int stem_conv_bytes_of(const StemConvArgs&);
 template <class T>
 void down_of(const DownArgs&, const Stream&);
 template <class T>

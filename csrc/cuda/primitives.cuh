@@ -153,6 +153,17 @@ STDC_DEVICE V load_weight(const V* p) {
   return *p;
 }
 STDC_DEVICE float load_weight(const float* p) { return __ldg(p); }  // scalars stay in the cache for constants
+// Weights that are to be on their way before grid_wait. NOTE: ptxas moves weak loads behind it, and no strong ones.
+STDC_DEVICE int load_early(const int* p) {
+  int v;
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+STDC_DEVICE float load_early(const float* p) {
+  float v;
+  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+  return v;
+}
 template <class V>
 STDC_DEVICE void store(V* p, V v) {
   *p = v;

@@ -1,7 +1,8 @@
-// Pixels of a convolution in shared memory: what a block needs to know of its inputs, where it is among them, the copies
-// of a chunk's pixels, and what a prologue does to them there.
+// Pixels of a convolution in shared memory: what a block needs to know of its inputs, where it is among them, the
+// copies of a chunk's pixels, and what a prologue does to them there.
 #pragma once
 
+#include "gate.cuh"
 #include "gpu.h"
 #include "primitives.cuh"
 
@@ -41,6 +42,11 @@ struct Source {
   const void* add;
   int scale_pitch, add_kind, add_pitch, add_aligned;
   int beside;          // bytes from a pixel to that of the map that is added
+  int changes;         // whether there is a prologue
+  uint32_t change;     // where all scales are in shared memory, then all vectors that are added
+  int end;             // of shared memory that the products need
+  int gated;           // whether scales are what the gate gives
+  Gate gate;
 };
 
 // Eight channels from memory, of which those from `count` on are zero; and to memory.
@@ -166,6 +172,20 @@ struct Share {
   }
 };
 
+// Starts the copies of the weights of `units` units, of some blocks of 16 output channels; those that do not exist are
+// zero.
+template <int kThreads, int kChannels>
+STDC_DEVICE void fetch_weights(const void* weight, int units, int blocks, int first_block, uint32_t at) {
+  constexpr int kVectors = kChannels * 2;  // of 16 bytes, a unit
+  STDC_ROLLED
+  for (int v = thread_id(); v < units * kVectors; v += kThreads) {
+    const int unit = v / kVectors, block = first_block + v % kVectors / 32;
+    const char* from = static_cast<const char*>(weight) + (unit * blocks + block) * 512 + v % 32 * 16;
+    const bool exists = block < blocks;
+    cp_async(at + v * 16, exists ? from : static_cast<const char*>(weight), exists ? 16 : 0);
+  }
+}
+
 // Starts the copy of eight channels, of which those from `count` on are zero.
 template <class T>
 STDC_DEVICE void fetch_vector(uint32_t to, const T* base, int offset, int count, bool aligned) {
@@ -210,15 +230,38 @@ STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c, 
 struct Change {
   float scale[8], add[8];
 };
+// Brings all scales and added vectors to shared memory, while the first pixels are on their way. `pending` groups of
+// copies are later than the gate's weights; 0: there is no gate. Ends with a barrier.
+template <class T, class F, int pending>
+STDC_DEVICE void gather_changes(const Source& s, const Where& w) {
+  const int channels = s.first.units * 16;
+  const bool gated = pending > 0 && s.gated;
+  if (gated) {
+    cp_async_wait<pending>();  // before the barriers of add_rows
+    add_rows<F::kThreads, kSimple>(s.gate, w.image);
+    run_gate<T, F::kThreads, kGateLanes, kSimple>(s.gate, 0, s.first.channels, s.change, nullptr);
+  }
+  const float* scale = s.scale + w.image * s.scale_pitch;
+  const float* add = static_cast<const float*>(s.add) + w.image * s.add_pitch;
+  STDC_ROLLED
+  for (int c = thread_id(); c < channels; c += F::kThreads) {
+    const bool exists = c < s.first.channels;
+    if (!gated || !exists) shared_store(s.change + c * 4, s.scale != nullptr && exists ? load(scale + c) : 1.f);
+    shared_store(s.change + (channels + c) * 4, s.add_kind == kVector && exists ? load(add + c) : 0.f);
+  }
+  block_sync();
+}
 template <class F>
 STDC_DEVICE void load_change(const Source& s, const Where& w, const Cursor& c, Change& change) {
-  const Share<F> share(s, w, c);
-  const float* scale = s.scale + w.image * s.scale_pitch + share.channel;
-  const float* add = static_cast<const float*>(s.add) + w.image * s.add_pitch + share.channel;
+  const uint32_t scale = s.change + Share<F>(s, w, c).channel * 4, add = scale + s.first.units * 64;
   STDC_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    change.scale[i] = s.scale != nullptr && i < share.count ? load(scale + i) : 1;
-    change.add[i] = s.add_kind == kVector && i < share.count ? load(add + i) : 0;
+  for (int i = 0; i < 8; i += 4) {
+    const Vec a = shared_load<Vec>(scale + i * 4), b = shared_load<Vec>(add + i * 4);
+    STDC_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      change.scale[i + k] = as_float(a.word[k]);
+      change.add[i + k] = as_float(b.word[k]);
+    }
   }
 }
 

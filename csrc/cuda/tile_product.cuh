@@ -25,7 +25,7 @@ template <int WM, int WN, int MI, int NI, int WK>
 struct CompiledForm {
   static constexpr int kWarpsM = WM, kWarpsN = WN, kM = MI, kN = NI, kSlices = WK;
   static constexpr int kPixels = WM * MI * 16, kChannels = WN * NI * 8;
-  static constexpr int kOfSlice = WM * WN, kThreads = 32 * kOfSlice * WK;
+  static constexpr int kOfSlice = WM * WN, kWarps = kOfSlice * WK, kThreads = 32 * kWarps;
   static_assert(NI % 2 == 0 && kChannels % 16 == 0, "weights come in blocks of 16 channels");
 };
 // A warp's slice, and its place along pixels and along channels.
@@ -228,6 +228,10 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
     stream.advance(ahead.left);
     ahead.advance(s, L::kDepth, kEnd);
   }
+  if (K > 1 && s.gated) {
+    fetch_gate<F::kThreads, kSimple>(s.gate, 0, s.first.channels);
+    cp_async_commit();
+  }
   ahead = start;
   Share<F> share(s, w, ahead);
   grid_wait();
@@ -241,7 +245,7 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
     cp_async_commit();  // NOTE: the first weights of all stages are in the first group
   }
 
-  const bool changes = s.scale != nullptr || s.add_kind != kNothing;
+  if (s.changes) gather_changes<T, F, K == 1 ? 0 : L::kStages - 1>(s, w);
   const int slice = slice_of_warp<F>();
   const uint32_t lane = lane_weights<F>() + slice * F::kChannels * 32;
   const uint32_t row = s.halo.by * s.pixel;
@@ -258,9 +262,9 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
   uint32_t stage = 0, free = (L::kStages - 1) * L::kStageBytes;
   STDC_ROLLED
   while (now.chunk < w.last) {
-    if (changes && now.fresh()) {
+    if (s.changes && now.fresh()) {
       Change change;
-      load_change<F>(s, w, now, change);  // while the pixels are on their way
+      load_change<F>(s, w, now, change);
       cp_async_wait<L::kStages - 2>();
       change_pixels<T, F>(s, w, now, change);
     } else {
@@ -355,8 +359,14 @@ void complete(Source& s, const Tiling& t, int stride) {
   s.step = F::kThreads / (2 * s.chunk);
   s.pixel = s.chunk * 32 + 16;
   s.buffer = s.halo_height * s.halo.by * s.pixel;
-  with_loop<F>(s.kernel, [&](auto loop) { s.buffers = buffers_needed(s, loop.kDepth, loop.kStages); });
-  s.beside = s.add_kind == kMap ? s.buffers * s.buffer : 0;
+  with_loop<F>(s.kernel, [&](auto loop) {
+    s.buffers = buffers_needed(s, loop.kDepth, loop.kStages);
+    s.beside = s.add_kind == kMap ? s.buffers * s.buffer : 0;
+    s.change = loop.kBytes + s.buffers * s.buffer + s.beside;
+  });
+  const int loop = s.change + (s.changes ? s.first.units * 128 : 0);
+  const int slices = (F::kSlices - 1) * F::kPixels * F::kChannels * 4;  // add_slices
+  s.end = loop > slices ? loop : slices;
 }
 
 // Rows of a tile as they lie in shared memory after the products, each with kChannels numbers and 16 bytes between.
@@ -367,11 +377,7 @@ constexpr int kRowBytes = F::kChannels * 2 + 16;
 template <class F>
 int bytes(const Source& s) {
   const int tile = F::kPixels * kRowBytes<F>;
-  int loop = s.buffers * s.buffer + s.beside;
-  with_loop<F>(s.kernel, [&](auto l) { loop += l.kBytes; });
-  const int slices = (F::kSlices - 1) * F::kPixels * F::kChannels * 4;
-  const int after = slices > tile ? slices : tile;
-  return loop > after ? loop : after;
+  return s.end > tile ? s.end : tile;
 }
 
 // Refuses tiles that no kernel has.

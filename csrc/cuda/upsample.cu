@@ -24,31 +24,39 @@ upsample_kernel(const STDC_CONSTANT UpsampleArgs a) {
   const int64_t image = block_id().z;
   const int area = a.height * a.width;
 
-  const int base = load_weight(a.row_base + row), begin = load_weight(a.column_start + cell);
-  const int end = load_weight(a.column_start + cell + 1);
+  const int base = load_early(a.row_base + row), begin = load_early(a.column_start + cell);
+  const int end = load_early(a.column_start + cell + 1);
   int places[taps][taps];
   float down[taps];
   STDC_UNROLL
   for (int i = 0; i < taps; ++i) {
-    down[i] = load_weight(a.row_weight + row * taps + i);
+    down[i] = load_early(a.row_weight + row * taps + i);
     const int y = base + i < a.height ? base + i : a.height - 1;
     STDC_UNROLL
     for (int j = 0; j < taps; ++j) places[i][j] = y * a.width + (cell + j < a.width ? cell + j : a.width - 1);
   }
+  // Weights of the columns from `first` on.
+  float across[kColumns][taps];
+  const auto load_across = [&](int first) {
+    STDC_UNROLL
+    for (int c = 0; c < kColumns; ++c)
+      STDC_UNROLL
+      for (int j = 0; j < taps; ++j)
+        across[c][j] = first + c < end ? load_early(a.column_weight + (first + c) * taps + j) : 0;
+  };
+  load_across(begin);
   grid_wait();  // the tables are from no kernel
   const float* logits = a.logits + image * a.classes * area;
   uint8_t* labels = a.labels + (image * a.out_height + row) * a.out_width;
   STDC_ROLLED
   for (int first = begin; first < end; first += kColumns) {
-    float across[kColumns][taps], best[kColumns];
+    if (first > begin) load_across(first);
+    float best[kColumns];
     int label[kColumns];
     STDC_UNROLL
     for (int c = 0; c < kColumns; ++c) {
       best[c] = as_float(0xff800000u);  // minus infinity
       label[c] = 0;
-      STDC_UNROLL
-      for (int j = 0; j < taps; ++j)
-        across[c][j] = first + c < end ? load_weight(a.column_weight + (first + c) * taps + j) : 0;
     }
     const float* plane = logits;
     STDC_UNROLL_4  // so that the next classes' logits are on their way

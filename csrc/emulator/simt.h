@@ -213,6 +213,10 @@ inline V load_weight(const V* p, STDC_HERE) {
 }
 inline float load_weight(const float* p, STDC_HERE) { return load_weight<float>(p, file, line); }
 template <class V>
+inline V load_early(const V* p, STDC_HERE) {
+  return load_weight(p, file, line);
+}
+template <class V>
 inline void store(V* p, V v, STDC_HERE) {
   emulator::touch_global(p, sizeof(V), alignof(V), emulator::Access::store, {file, line});
   *p = v;

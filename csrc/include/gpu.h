@@ -29,7 +29,7 @@ struct Form {
 
 // How one kernel is cut: tile_h * tile_w is at most the form's pixels. Fields are sizes in pixels and channels.
 struct Tiling {
-  int form;    // index into conv_forms(), stem_forms() or down_forms()
+  int form;    // index into conv_forms(), stem_forms(), stem_conv_forms() or down_forms()
   int height, width;
   int chunk;   // input channels whose pixels are in shared memory at once; a multiple of 16
   int split;   // blocks that share a tile, each with some of the chunks
@@ -37,6 +37,20 @@ struct Tiling {
 
 // The fields of each op's arguments, named once: FIELD(type, name), POINTER(what it points to, name), and TRIPLE(name)
 // of three floats. The structs below and their bindings to Python are made of these lists.
+
+// One or two dense layers on what `rows` rows of partial averages add up to.
+#define STDC_GATE_FIELDS(FIELD, POINTER, TRIPLE)                             \
+  FIELD(Type, type)             /* of the weights */                         \
+  POINTER(const float, x)       /* [images, rows, channels of pitch] */      \
+  POINTER(const void, weight)   /* [hidden or outputs, channels]; rows of */ \
+                                /* both are rounded up to 8 with zeros */    \
+  POINTER(const float, bias)                                                 \
+  POINTER(const void, weight2)  /* [outputs, hidden] */                      \
+  POINTER(const float, bias2)                                                \
+  POINTER(float, y)             /* [images, outputs of out_pitch] */         \
+  FIELD(int, images) FIELD(int, rows) FIELD(int, channels) FIELD(int, pitch) \
+  FIELD(int, hidden)            /* 0: one layer, with act */                 \
+  FIELD(int, outputs) FIELD(int, out_pitch) FIELD(int, act) FIELD(int, act2)
 
 // y = act(conv(x * scale + add) + bias), of one or two inputs as if concatenated.
 #define STDC_CONV_FIELDS(FIELD, POINTER, TRIPLE)                                                                    \
@@ -48,10 +62,19 @@ struct Tiling {
   POINTER(const float, bias)   /* [outputs] */                                                                      \
   POINTER(void, y)             /* [images, out_height, out_width, outputs of out_pitch]; if `planar`, float32 */    \
                                /* planes [images, out_pitch, out_height, out_width] */                              \
+  FIELD(int, prologue)         /* whether there is a scale, an addition or a gate */                                \
   POINTER(const float, scale)  /* [images, channels of scale_pitch], or null */                                     \
+  FIELD(GateArgs, gate)        /* outputs > 0: gives the scale, for a kernel of 2 or 3; its y is not written */     \
+  FIELD(GateArgs, beside)      /* outputs > 0: a gate of its own that further blocks compute */                     \
   POINTER(const void, add)     /* kVector: float32 [images, channels of add_pitch]; kMap: like x */                 \
   POINTER(float, sums)         /* [images, sums_rows, outputs of sums_pitch], what each tile adds to the image's */ \
                                /* average, or null */                                                               \
+  POINTER(const void, classifier)  /* classes > 0: fragments of a 1x1 convolution of y to at most 32 channels; y */ \
+                               /* is not written then, but `logits`, as planes; `workspace` is [tiles, blocks, */   \
+                               /* pixels, 32] and `arrivals` [tiles] */                                             \
+  POINTER(const float, classifier_bias)                                                                             \
+  POINTER(float, logits)                                                                                            \
+  FIELD(int, classes)                                                                                               \
   POINTER(float, workspace)    /* split > 1: [tiles, blocks, split, pixels, channels] of the form */                \
   POINTER(int, arrivals)       /* split > 1: [tiles, blocks], zero before and after */                              \
   FIELD(int, images) FIELD(int, height) FIELD(int, width) FIELD(int, out_height) FIELD(int, out_width)              \
@@ -79,6 +102,25 @@ struct Tiling {
   FIELD(int, out_height) FIELD(int, out_width) FIELD(int, outputs) FIELD(int, out_pitch) FIELD(int, act)           \
   FIELD(float, scale_y) FIELD(float, scale_x)  /* (source - 1) / (seen - 1) */
 
+// The first convolution and one of 3x3 stride 2 after it, y = act2(conv(act(conv(image - offset) + bias)) + bias2). The
+// map between is no buffer.
+#define STDC_STEM_CONV_FIELDS(FIELD, POINTER, TRIPLE)                                                       \
+  FIELD(Type, type)                                                                                         \
+  FIELD(Tiling, tiling)         /* of y; of chunk and split only the least values are checked */            \
+  POINTER(const void, image)    /* this, is_float, weight, bias, offset, outside and scales as of a stem */ \
+  FIELD(int, is_float)                                                                                      \
+  POINTER(const void, weight)                                                                               \
+  POINTER(const float, bias)                                                                                \
+  TRIPLE(offset)                                                                                            \
+  TRIPLE(outside)                                                                                           \
+  POINTER(const void, weight2)  /* fragments, as of a convolution */                                        \
+  POINTER(const float, bias2)                                                                               \
+  POINTER(void, y)                                                                                          \
+  FIELD(int, images) FIELD(int, frame_height) FIELD(int, frame_width) FIELD(int, height) FIELD(int, width)  \
+  FIELD(int, channels)          /* of the map between, at most 32 */                                        \
+  FIELD(int, out_height) FIELD(int, out_width) FIELD(int, outputs) FIELD(int, out_pitch)                    \
+  FIELD(int, act) FIELD(int, act2) FIELD(float, scale_y) FIELD(float, scale_x)
+
 // 1x1 convolution and ReLU, then depthwise 3x3 stride 2 to y and average pool 3x3 stride 2 to pooled.
 #define STDC_DOWN_FIELDS(FIELD, POINTER, TRIPLE)                                                              \
   FIELD(Type, type)                                                                                           \
@@ -93,19 +135,6 @@ struct Tiling {
   FIELD(int, images) FIELD(int, height) FIELD(int, width) FIELD(int, out_height) FIELD(int, out_width)        \
   FIELD(int, channels) FIELD(int, pitch) FIELD(int, outputs) FIELD(int, out_pitch) FIELD(int, pooled_pitch)   \
   FIELD(int, count_pad)                 /* the average divides by nine everywhere, else by the pixels inside */
-
-// One or two dense layers on what `rows` rows of partial averages add up to.
-#define STDC_GATE_FIELDS(FIELD, POINTER, TRIPLE)                             \
-  FIELD(Type, type)             /* of the weights */                         \
-  POINTER(const float, x)       /* [images, rows, channels of pitch] */      \
-  POINTER(const void, weight)   /* [hidden or outputs, channels] */          \
-  POINTER(const float, bias)                                                 \
-  POINTER(const void, weight2)  /* [outputs, hidden] */                      \
-  POINTER(const float, bias2)                                                \
-  POINTER(float, y)             /* [images, outputs of out_pitch] */         \
-  FIELD(int, images) FIELD(int, rows) FIELD(int, channels) FIELD(int, pitch) \
-  FIELD(int, hidden)            /* 0: one layer, with act */                 \
-  FIELD(int, outputs) FIELD(int, out_pitch) FIELD(int, act) FIELD(int, act2)
 
 // y = x * scale + add, where no convolution reads the result.
 #define STDC_PROLOGUE_FIELDS(FIELD, POINTER, TRIPLE)                                               \
@@ -130,12 +159,13 @@ struct Tiling {
   FIELD(int, out_height) FIELD(int, out_width) FIELD(int, taps)
 
 // All structs, with their fields.
-#define STDC_ARGS(ARGS)                    \
-  ARGS(ConvArgs, STDC_CONV_FIELDS)         \
-  ARGS(StemArgs, STDC_STEM_FIELDS)         \
-  ARGS(DownArgs, STDC_DOWN_FIELDS)         \
-  ARGS(GateArgs, STDC_GATE_FIELDS)         \
-  ARGS(PrologueArgs, STDC_PROLOGUE_FIELDS) \
+#define STDC_ARGS(ARGS)                     \
+  ARGS(GateArgs, STDC_GATE_FIELDS)          \
+  ARGS(ConvArgs, STDC_CONV_FIELDS)          \
+  ARGS(StemArgs, STDC_STEM_FIELDS)          \
+  ARGS(StemConvArgs, STDC_STEM_CONV_FIELDS) \
+  ARGS(DownArgs, STDC_DOWN_FIELDS)          \
+  ARGS(PrologueArgs, STDC_PROLOGUE_FIELDS)  \
   ARGS(UpsampleArgs, STDC_UPSAMPLE_FIELDS)
 
 #define STDC_FIELD(type, name) type name;
@@ -153,13 +183,14 @@ STDC_ARGS(STDC_STRUCT)
 
 void conv(const ConvArgs&, const Stream&);
 void stem(const StemArgs&, const Stream&);
+void stem_conv(const StemConvArgs&, const Stream&);
 void down(const DownArgs&, const Stream&);
 void gate(const GateArgs&, const Stream&);
 void prologue(const PrologueArgs&, const Stream&);
 void upsample(const UpsampleArgs&, const Stream&);
 
 // Any of these; and all of them in order, with a device (or -1: the current one) made current meanwhile.
-using Step = std::variant<ConvArgs, StemArgs, DownArgs, GateArgs, PrologueArgs, UpsampleArgs>;
+using Step = std::variant<ConvArgs, StemArgs, StemConvArgs, DownArgs, GateArgs, PrologueArgs, UpsampleArgs>;
 void run(const std::vector<Step>& steps, const Stream& stream, int device);
 
 // As 1000 * major + 10 * minor: of CUDA that the driver has, 0 if there is none, and that this was built with.
@@ -168,10 +199,12 @@ int runtime_version();
 
 std::vector<Form> conv_forms();
 std::vector<Form> stem_forms();
+std::vector<Form> stem_conv_forms();
 std::vector<Form> down_forms();
 // Bytes of shared memory that a launch needs.
 int shared_bytes(const ConvArgs&);
 int shared_bytes(const StemArgs&);
+int shared_bytes(const StemConvArgs&);
 int shared_bytes(const DownArgs&);
 
 }  // namespace gpu

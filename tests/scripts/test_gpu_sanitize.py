@@ -80,10 +80,16 @@ def test_without_the_tool_or_the_backend_it_says_so(tool, monkeypatch):
             call()
 
 
-def on_cpu(plan, precision, device, graphs=True):
+def on_cpu(plan, precision, device, graphs=True, fused=True):
     native = hosted.module()
     return cuda.CudaExecutable(
-        plan, precision, torch.device("cpu"), native, Chooser(CudaModel(native)), graphs=False
+        plan,
+        precision,
+        torch.device("cpu"),
+        native,
+        Chooser(CudaModel(native)),
+        graphs=False,
+        fused=fused,
     )
 
 
@@ -98,7 +104,7 @@ def test_every_compiled_form_is_launched(monkeypatch):
     kinds = Counter(launch.op.kind for launch in launched)
     assert {"stem", "conv", "down", "gate", "upsample", "scale"} <= kinds.keys()
     for kind, cores in hosted.module().forms().items():
-        found = {launch.tiles.block for launch in launched if launch.op.kind == kind}
+        found = {launch.tiles.block for launch in launched if launch.work and launch.work.kind == kind}
         assert found == {(wm * m * 16, wn * n * 8) for wm, wn, m, n in cores}
     assert {1, 2, 4, 8} <= {launch.tiles.split for launch in launched if launch.op.kind == "conv"}
     assert {2, 3} == {launch.arguments.taps for launch in launched if launch.op.kind == "upsample"}

@@ -7,7 +7,7 @@ left to Triton's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from types import ModuleType
 
 import torch
@@ -15,11 +15,12 @@ import torch
 from stdc_fast import _native
 from stdc_fast.backends.base import why_not_native
 from stdc_fast.backends.cuda.fragments import pack
+from stdc_fast.backends.cuda.fusion import Fusion
 from stdc_fast.backends.cuda.launches import CudaLowered
 from stdc_fast.backends.cuda.tiles import CudaModel, CudaTiles
 from stdc_fast.backends.gpu.chooser import GpuBackend
 from stdc_fast.backends.gpu.graphs import DEPENDENT, GraphExecutable, numbered
-from stdc_fast.backends.gpu.model import Work, device_class
+from stdc_fast.backends.gpu.model import Device, Work, device_class
 from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import BFLOAT16, FLOAT16, Like, Precision, precision_of
@@ -159,6 +160,7 @@ def compile(
     poisoned: bool = False,
     graphs: bool = True,
     dependent: bool = True,
+    fused: bool | Callable[[Plan], Iterable[Fusion]] = True,
 ) -> CudaExecutable:
     """Pack a plan's weights for the kernels.
 
@@ -170,6 +172,9 @@ def compile(
         graphs: replay CUDA graphs; else launch kernel by kernel.
         dependent: let kernels start before the ones before them end, where the GPU can; what
             ``bench.gpu_repeats`` compares with does without.
+        fused: leave out kernels that others can do the work of, where the model says that it pays; else each
+            op has a kernel of its own. Needs ``tiles`` with a model, as the default has. Or what chooses
+            for a plan, such as :func:`stdc_fast.backends.cuda.fusion.possible`.
 
     Raises ValueError for a plan, precision or device that it does not run.
     """
@@ -180,7 +185,7 @@ def compile(
     if reason:
         raise ValueError(f"the CUDA backend can not run {plan.name}: {reason}")
     tiles = tiles or BACKEND.chooser(device)
-    return CudaExecutable(plan, precision, device, native(), tiles, poisoned, graphs, dependent)
+    return CudaExecutable(plan, precision, device, native(), tiles, poisoned, graphs, dependent, fused)
 
 
 class CudaExecutable(GraphExecutable):
@@ -189,7 +194,10 @@ class CudaExecutable(GraphExecutable):
     Args:
         native: the module with the kernels.
         tiles: chooses those of each kernel.
+        fused: as of :func:`compile`.
     """
+
+    lowered = CudaLowered
 
     def __init__(
         self,
@@ -201,10 +209,16 @@ class CudaExecutable(GraphExecutable):
         poisoned: bool = False,
         graphs: bool = True,
         dependent: bool = True,
+        fused: bool | Callable[[Plan], Iterable[Fusion]] = True,
     ):
         super().__init__(plan, precision, device, pack(plan, precision, device), poisoned, graphs)
         self._native = native
         self._tiles = tiles
+        #: By request what is fused, the same with all tiles that are tried.
+        self._fused: dict[Request, Sequence[Fusion] | Device] = {}
+        model = getattr(tiles, "model", None)
+        usual = model.device if fused and model is not None else ()
+        self._usual = tuple(fused(plan)) if callable(fused) else usual
         self._dependent &= dependent
         if self._dependent:
             # NOTE: code for older GPUs, which a newer one may run too, would start early and not wait.
@@ -221,7 +235,9 @@ class CudaExecutable(GraphExecutable):
         apart: bool = False,
     ) -> CudaLowered:
         """The launches of a request, with new memory; with other ``tiles``, and ``apart`` as of Lowered."""
-        return CudaLowered(
+        lowered = self.lowered(
             self.plan, self._packed, request, self.precision, self.device, tiles or self._tiles,
-            self._native, self._dependent, apart,
+            self._native, self._dependent, apart, self._fused.get(request, self._usual),
         )  # fmt: skip
+        self._fused[request] = lowered.fused
+        return lowered

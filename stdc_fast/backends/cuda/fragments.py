@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stdc_fast.backends.gpu import weights
-from stdc_fast.plan.ops import Conv, Down, Stem
+from stdc_fast.plan.ops import Conv, Down, Gate, Stem
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import Precision
 
@@ -29,6 +29,9 @@ def pack(plan: Plan, precision: Precision, device: torch.device) -> dict[str, Si
             rest = (0, -one.depthwise.shape[1] % 8)
             one.depthwise = F.pad(one.depthwise, rest).to(precision.weights)  # as it was rounded
             one.depthwise_bias = F.pad(one.depthwise_bias, rest)
+        if isinstance(op, Gate):  # rows of whole vectors
+            one = found[op.name]
+            one.weights = [F.pad(w, (0, -w.shape[1] % 8)).contiguous() for w in one.weights]
         if isinstance(op, Stem):
             found[op.name].offset = found[op.name].offset.tolist()  # goes with the launch
     return weights.moved(found, device)

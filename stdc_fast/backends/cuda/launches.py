@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stdc_fast.backends.cuda import fusion
+from stdc_fast.backends.cuda.fusion import Fusion, Part
 from stdc_fast.backends.cuda.tiles import ADDS, CompiledForms, CudaTiles, Form, predict
 from stdc_fast.backends.gpu.model import Device, Prediction, Work
 from stdc_fast.backends.gpu.placed import Labelling, Launch, Lowered, Request
@@ -20,7 +22,6 @@ from stdc_fast.precision import Precision
 #: As in csrc/include/gpu.h.
 ACTS = {name: i for i, name in enumerate(ACTIVATIONS)}
 # What a block does, for predictions.
-GATE_OUTPUTS = 16  # as kOutputs in csrc/cuda/gate.cu
 ROWS, COLUMNS = 4, 9  # as kWarps and kColumns in csrc/cuda/upsample.cu
 
 
@@ -28,19 +29,22 @@ ROWS, COLUMNS = 4, 9  # as kWarps and kColumns in csrc/cuda/upsample.cu
 class CudaLaunch(Launch):
     """One of the CUDA kernels with its struct of arguments.
 
-    ``form`` is of those that multiply matrices, ``blocks`` of the others.
+    ``form`` is of those that multiply matrices, ``blocks`` of the others; ``parts`` are computed on the way.
     """
 
     arguments: Any
     form: Form | None = None
     blocks: int = 1
+    parts: tuple[Part, ...] = ()
 
     @property
     def programs(self) -> int:
         return self.blocks
 
     def _predicted(self, device: Device) -> Prediction:
-        return predict(self.work, self.tiles, device, self.form)
+        alone = predict(self.work, self.tiles, device, self.form)
+        added = sum(part.seconds(alone, self.form, device) for part in self.parts)
+        return dataclasses.replace(alone, seconds=alone.seconds + added)
 
 
 class CudaLowered(Lowered):
@@ -49,9 +53,12 @@ class CudaLowered(Lowered):
     Args:
         native: the module with the kernels, ``stdc_fast._C.gpu`` or what stands for it in tests.
         dependent: whether kernels start before the one before them is done; sm_90 and later.
+        fused: ops whose kernels are left out since others compute them; or the class of GPUs for which the
+            model chooses them.
 
     Attributes:
         launches: in the plan's order.
+        fused: as above, chosen.
     """
 
     def __init__(
@@ -65,13 +72,23 @@ class CudaLowered(Lowered):
         native: ModuleType,
         dependent: bool = False,
         apart: bool = False,
+        fused: Sequence[Fusion] | Device = (),
     ):
+        self._wanted = fused
         super().__init__(plan, packed, request, precision, device, choose, apart=apart, branches=True)
         self.native, self.dependent = native, dependent
         self._forms = CompiledForms(native)
         self.launches: list[CudaLaunch] = []
         self._type = getattr(native.Type, precision.name)
         self._lower()
+        if isinstance(fused, Device):
+            fused = fusion.chosen(self, lambda launches: self._time(launches, fused))
+        self.fused = fusion.together(fused)
+        self.launches = fusion.fuse(self, self.fused)
+
+    def _prolong(self, lives: dict[str, tuple[int, int]]) -> None:
+        if self._wanted != ():
+            fusion.prolong(self.plan, lives)
 
     def launch(self, first: bool = False, side: torch.cuda.Stream | None = None) -> None:
         if side is None or self.branch is None:
@@ -90,22 +107,25 @@ class CudaLowered(Lowered):
 
     def parts(self) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         """Arguments of the kernels before the branch, of the branch, beside it, and after both."""
-        return tuple([launch.arguments for launch in part] for part in self._parts())
+        return tuple([launch.arguments for launch in part] for part in self._parts(self.launches))
 
-    def _parts(self) -> tuple[list[CudaLaunch], ...]:
+    def _parts(self, launches: list[CudaLaunch]) -> tuple[list[CudaLaunch], ...]:
         if self.branch is None:
-            return [], [], [], self.launches
+            return [], [], [], launches
         fork, first, last = self.branch.fork, self.branch.first, self.branch.last
         found: tuple[list[CudaLaunch], ...] = [], [], [], []
-        for launch in self.launches:
+        for launch in launches:
             i = self.plan.ops.index(launch.op)
             found[0 if i < fork else 2 if i < first else 1 if i <= last else 3].append(launch)
         return found
 
     def predicted(self, device: Device) -> float:
         """Seconds of a replay by the model, in which branches do not slow each other."""
+        return self._time(self.launches, device)
+
+    def _time(self, launches: list[CudaLaunch], device: Device) -> float:
         before, branch, others, after = (
-            sum(launch.predicted(device).seconds for launch in part) for part in self._parts()
+            sum(launch.predicted(device).seconds for launch in part) for part in self._parts(launches)
         )
         return before + max(branch, others) + after
 
@@ -130,9 +150,16 @@ class CudaLowered(Lowered):
     def _pitch(self, view: View) -> int:
         return self.plan.buffers[view.buffer].channels
 
+    def shared_tiles(self, tiles: int, numbers: int) -> tuple[int, int]:
+        """Addresses of memory for what blocks that share tiles have, and of the tiles' counters."""
+        made = self._extra(numbers), self._extra(tiles, dtype=torch.int32, zero=True)
+        return made[0].data_ptr(), made[1].data_ptr()
+
     def _products(self, op: Stem | Conv | Down) -> tuple[dict[str, Any], dict[str, Any], CudaTiles]:
-        """(what is known of the launch, fields that sizes and tiles decide, tiles)."""
-        work = self._work(op)
+        return self.cut(op, self._work(op))
+
+    def cut(self, op: Op, work: Work) -> tuple[dict[str, Any], dict[str, Any], CudaTiles]:
+        """(what is known of a launch, fields that sizes and tiles decide, tiles)."""
         t = self.choose(work)
         form = self._forms.form(work, t)
         if form is None:
@@ -166,8 +193,7 @@ class CudaLowered(Lowered):
         workspace = arrivals = self._none
         if t.split > 1:
             shared = self.request.batch * self._tiles_of_image(op) * -(-op.output.channels // t.block[1])
-            workspace = self._extra(shared * t.split * t.block[0] * t.block[1])
-            arrivals = self._extra(shared, dtype=torch.int32, zero=True)
+            workspace, arrivals = self.shared_tiles(shared, shared * t.split * t.block[0] * t.block[1])
         sums, rows, pitch = self._sums(op.mean)
         self._emit(
             op, "ConvArgs", about, type=self._type, x=self._view(first),
@@ -200,12 +226,13 @@ class CudaLowered(Lowered):
         x, rows, pitch = self._vector(op.input)
         two = len(op.layers) == 2
         outputs, images = op.output.channels, self.request.batch
-        blocks = images * -(-outputs // GATE_OUTPUTS)
-        # The last layer once, all else by each block.
+        blocks = images * -(-outputs // fusion.OUTPUTS)
+        # The last layer once, all else by each block. Weights and averages are fetched at once.
         *all_of_it, shared = [w.numel() * w.itemsize for w in packed.weights]
-        moved = images * shared + blocks * (rows * op.input.channels * 4 + sum(all_of_it))
+        early = images * shared + blocks * sum(all_of_it)
+        about = {"blocks": blocks, "moved": early + blocks * rows * op.input.channels * 4}
         self._emit(
-            op, "GateArgs", {"blocks": blocks, "moved": moved}, type=self._type, x=x,
+            op, "GateArgs", about | {"early": early, "waits": 1}, type=self._type, x=x,
             weight=packed.weights[0], bias=packed.biases[0], weight2=packed.weights[-1],
             bias2=packed.biases[-1], y=self._view(op.output), images=images, rows=rows,
             channels=op.input.channels, pitch=pitch, hidden=len(packed.weights[0]) if two else 0,
@@ -230,8 +257,10 @@ class CudaLowered(Lowered):
         pieces = -(-labelling.widest // COLUMNS) * COLUMNS
         lanes = n * out_height * -(-width // 32) * 32 * pieces * classes * (labelling.taps + 2)
         blocks = n * -(-out_height // ROWS) * -(-width // 32)
+        tables = sum(table.numel() * table.itemsize for table in labelling.tables.values())
+        about = {"blocks": blocks, "moved": labelling.labels.numel() + tables, "lanes": lanes}
         self._emit(
-            op, "UpsampleArgs", {"blocks": blocks, "moved": labelling.labels.numel(), "lanes": lanes},
+            op, "UpsampleArgs", about | {"early": tables},
             logits=labelling.logits, **labelling.tables, labels=labelling.labels, images=n, classes=classes,
             height=height, width=width, out_height=out_height, out_width=out_width, taps=labelling.taps,
         )  # fmt: skip

@@ -34,6 +34,7 @@ THREAD = {
         (144, 32): 128, (128, 32, 4): 216, (64, 64, 4): 216, (64, 32, 4): 216, (64, 16, 4): 168,
     },
     "stem": {(256, 32): 128, (128, 16): 64},
+    "stem_conv": {(128, 64): 104, (64, 64): 80},
     "down": {(160, 64): 208, (96, 64): 160, (96, 32, 2): 168, (160, 128): 208},
 }  # fmt: skip
 
@@ -137,7 +138,7 @@ class CompiledForms:
         chunks = sum(-(-c // t.chunk) for c in work.inputs) if work.kind == "conv" else 1
         if t.block not in self.by_block[work.kind] or t.split > chunks:
             return None
-        made = getattr(self.native, f"{work.kind.capitalize()}Args")()
+        made = getattr(self.native, f"{work.kind.title().replace('_', '')}Args")()
         for name, value in self.sized(work, t).items():
             setattr(made, name, value)
         try:
@@ -159,6 +160,7 @@ class CompiledForms:
         if work.kind == "conv":
             found |= {"kernel": work.kernel, "stride": work.stride, "other_channels": sum(work.inputs[1:])}
             found["add_kind"] = ADDS["map"] if work.mapped else ADDS["none"]
+            found["prologue"] = int(work.prologue)
         return found
 
 
@@ -191,6 +193,8 @@ def blocks(work: Work, t: CudaTiles) -> int:
 def _fetched(work: Work, t: CudaTiles) -> tuple[int, int, int]:
     """(height, width) of the pixels that a block fetches, and the step between those of one tap."""
     height, width = tile_of_input(work, t)
+    if work.kind == "stem_conv":  # of the image; columns that are two apart lie side by side between
+        return 4 * height + 3, 4 * width + 2, 1
     if work.kind != "conv":
         return height, width, 1
     return (height - 1) * work.stride + work.kernel, (width - 1) * work.stride + work.kernel, work.stride
@@ -228,9 +232,14 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     height, width, step = _fetched(work, t)
     crowded = conflicts(*tile_of_input(work, t), width, step)
     loaded = form.warps_m * form.warps_n * (form.m * 512 * crowded + form.n * 256) * units / (128 * CLOCK)
+    if work.kind == "stem_conv":
+        # The map between with its halo: three units to 32 channels; written by all warps, then read by them.
+        between = 16 * -(-(2 * t.height + 1) * (2 * t.width + 1) // 16)
+        multiplied += 2 * between * 32 * 3 * UNIT / rate
+        loaded += between * (3 * 32 + 2 * work.inputs[0]) / (128 * CLOCK)
     # Of one block alone: its steps, and before and among them its threads' copies of pixels.
     alone = 0.0
-    if work.kind != "stem":  # which has neither
+    if work.kind in ("conv", "down"):  # the others have neither
         vectors = height * width * sum(-(-c // 8) for c in work.inputs) * (1 + work.mapped) / t.split
         steps, rest = _steps(work, t, form)
         cycles = CYCLES[work.kind].get(name(t.block), {})
@@ -239,7 +248,7 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
         alone /= t.split
         alone += vectors / (warps * 32) * CYCLES["copy"]
     one = max(multiplied, loaded, alone / CLOCK / together)
-    pixel = 3 if work.kind == "stem" else sum(work.inputs) * 2 / t.split
+    pixel = 3 if work.kind in ("stem", "stem_conv") else sum(work.inputs) * 2 / t.split
     pixel *= 1 + work.mapped
     fetched = height * width * pixel + units * channels * 32
     fetch = fetched / min(device.cache / busy, device.port)
@@ -251,7 +260,7 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     seconds += starts * share * height * width * pixel / min(device.cache / busy, device.port)
     written = work.images * work.sets * work.height * work.width * work.outputs * work.itemsize
     seconds += written * (2 if work.kind == "down" else 1) / device.cache
-    seconds += EXTRA * starts * (work.prologue + (work.kind == "down"))
+    seconds += EXTRA * starts * (work.prologue + (work.kind in ("down", "stem_conv")))
     if t.split > 1:
         seconds += 2 * number * pixels * channels * 4 / device.cache + LATENCY
     return Prediction(seconds, rounds * one, rounds * fetch, number)
@@ -280,7 +289,9 @@ def _shapes(work: Work, block: tuple[int, ...]) -> list[tuple[int, int]]:
 def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Form]]:
     """All choices that fit."""
     deepest = -(-max(work.inputs) // UNIT) * UNIT
-    chunks = [16] if work.kind == "stem" else sorted({min(c, deepest) for c in (32, 64, 128, 256, 512)})
+    chunks = sorted({min(c, deepest) for c in (32, 64, 128, 256, 512)})
+    if work.kind in ("stem", "stem_conv"):
+        chunks = [16]
     for block in forms.by_block[work.kind]:
         widest = max(16, 1 << (work.outputs - 1).bit_length())
         if block[1] > widest and block[1] != min(b[1] for b in forms.by_block[work.kind]):

@@ -39,7 +39,12 @@ class Device:
     @property
     def node(self) -> float:
         """Seconds between dependent kernels."""
-        return DEPENDENT_NODE if self.capability >= (9, 0) else NODE
+        return DEPENDENT_NODE if self.dependent else NODE
+
+    @property
+    def dependent(self) -> bool:
+        """Whether kernels start before those before them are done."""
+        return self.capability >= (9, 0)
 
     @property
     def key(self) -> str:
@@ -139,13 +144,23 @@ class Prediction:
     programs: int
 
 
-def predict_rest(programs: int, moved: float, lanes: float, device: Device) -> Prediction:
-    """The model of kernels without matrix products: bytes from L2, and operations of single lanes."""
+def predict_rest(
+    programs: int, moved: float, lanes: float, device: Device, waits: int = 2, early: float = 0
+) -> Prediction:
+    """The model of kernels without matrix products: bytes from L2, and operations of single lanes.
+
+    Args:
+        waits: loads that wait for each other, one after the other.
+        early: of the bytes those that are on their way before a dependent kernel waits; with those that
+            others wait for first, where ``waits`` is more than one.
+    """
+    if early and device.dependent:
+        moved, waits = moved - early, max(1, waits - 1)
     active = min(programs, device.processors)
     fetch = moved / min(device.cache, active * device.port)
     # An operation a lane where a fused multiply-add would be two.
     compute = lanes / (device.fma / 2) * device.processors / active
-    return Prediction(device.node + 2 * LATENCY + max(fetch, compute), compute, fetch, programs)
+    return Prediction(device.node + waits * LATENCY + max(fetch, compute), compute, fetch, programs)
 
 
 def power_of_two(n: int) -> int:

@@ -13,7 +13,7 @@ from stdc_fast.backends.gpu.interpolation import cells
 from stdc_fast.backends.gpu.model import Device, Prediction, Work, predict_rest
 from stdc_fast.backends.gpu.tables import Tiles
 from stdc_fast.plan import branch
-from stdc_fast.plan.arena import layout
+from stdc_fast.plan.arena import layout, lifetimes
 from stdc_fast.plan.ops import Add, Conv, Down, Op, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import Precision
@@ -77,16 +77,29 @@ class Launch:
     """One kernel with all of its arguments. A backend adds what starts it, and its model.
 
     Attributes:
-        op: what it computes.
+        op: what it computes, and ``also``: ops that it computes on the way.
         work, tiles: of kernels that multiply matrices.
         moved, lanes: of the others the bytes that they move and the operations of all lanes, each a guess.
+        waits, early: as of :func:`stdc_fast.backends.gpu.model.predict_rest`.
     """
 
     op: Op
+    also: tuple[Op, ...] = ()
     work: Work | None = None
     tiles: Tiles | None = None
     moved: int = 0
     lanes: float = 0
+    waits: int = 2
+    early: float = 0
+
+    @property
+    def name(self) -> str:
+        """Of all ops that it computes."""
+        return " + ".join(op.name for op in (*self.also, self.op))
+
+    @property
+    def kind(self) -> str:
+        return " + ".join(op.kind for op in (*self.also, self.op))
 
     @property
     def programs(self) -> int:
@@ -96,7 +109,7 @@ class Launch:
     def predicted(self, device: Device) -> Prediction:
         """Its time in a graph on such a device, by the model."""
         if self.work is None:
-            return predict_rest(self.programs, self.moved, self.lanes, device)
+            return predict_rest(self.programs, self.moved, self.lanes, device, self.waits, self.early)
         return self._predicted(device)
 
     def _predicted(self, device: Device) -> Prediction:
@@ -142,7 +155,8 @@ class Lowered:
         self.precision, self.device, self.choose = precision, device, choose
         self.products = products or precision.name
         self.branch = branch.find(plan) if branches else None
-        lives = branch.beside(plan, self.branch) if self.branch else None
+        lives = branch.beside(plan, self.branch) if self.branch else lifetimes(plan)
+        self._prolong(lives)
         arena = layout(plan, request.batch, *request.seen, precision.maps.itemsize, lives=lives)
         self.arena = torch.empty(0 if apart else arena.size, dtype=torch.uint8, device=device)
         self.buffers: dict[str, Tensor] = {}
@@ -189,6 +203,9 @@ class Lowered:
         Raises :class:`Refused` for tiles that do not fit.
         """
         raise NotImplementedError
+
+    def _prolong(self, lives: dict[str, tuple[int, int]]) -> None:
+        """Lengthen the lifetimes of buffers that are used by other ops than the plan says."""
 
     # What the executable asks for.
 

@@ -12,6 +12,7 @@ from sketch import plain
 from small_tree import ROOT
 
 from stdc_fast.backends import cuda
+from stdc_fast.backends.cuda import fusion
 from stdc_fast.backends.cuda import launches as cuda_launches
 from stdc_fast.backends.gpu.placed import MOST_IMAGES, Request
 from stdc_fast.precision import FLOAT16
@@ -100,14 +101,17 @@ def test_too_many_images_are_said(recorded):
 @pytest.mark.parametrize(
     ("source", "name", "value"),
     [
-        ("gate", "kOutputs", cuda_launches.GATE_OUTPUTS),
-        ("upsample", "kWarps", cuda_launches.ROWS),
-        ("upsample", "kColumns", cuda_launches.COLUMNS),
+        ("gate.cuh", "kGateOutputs", fusion.OUTPUTS),
+        ("gate.cuh", "kTogether", fusion.TOGETHER),
+        ("gate.cuh", "kMostResident", f"{fusion.RESIDENT >> 10} << 10"),
+        ("stem_conv.cu", "kMiddle", fusion.MIDDLE),
+        ("upsample.cu", "kWarps", cuda_launches.ROWS),
+        ("upsample.cu", "kColumns", cuda_launches.COLUMNS),
     ],
 )
 def test_predictions_know_what_a_block_does(source, name, value):
-    text = (ROOT / "csrc" / "cuda" / f"{source}.cu").read_text()
-    assert re.findall(rf"constexpr int {name} = (\w+);", text) == [str(value)]
+    text = (ROOT / "csrc" / "cuda" / source).read_text()
+    assert re.findall(rf"constexpr int {name} = ([^;]+);", text) == [str(value)]
 
 
 # Launches that no kernel takes: an error with the values, and the next one runs.
