@@ -74,7 +74,7 @@ STDC_DEVICE void layer(uint32_t x, const T* weight, const float* bias, uint32_t 
 template <class T>
 STDC_KERNEL(kThreads, 1)
 gate_kernel(const STDC_CONSTANT Params p) {
-  launch_dependents();
+  launch_dependents<kFirst>();
   const GateArgs& a = p.a;
   const int64_t image = block_id().y;
   const uint32_t input = a.channels * 4, hidden = input + p.groups * a.channels * 4;  // after the sums
