@@ -306,7 +306,8 @@ def build_emulator() -> Path:
         flags.append("-march=native")
     except Missing:  # as some compilers for other processors; it only takes longer
         pass
-    ninja.rule("cuda", ninja.flags + flags + cuda_options()[1], "$define -MMD -MF $out.d -x c++ -c $in -o $out" + DEPENDENCIES)
+    flags_cuda = [*ninja.flags, *flags, *cuda_options()[1]]
+    ninja.rule("cuda", flags_cuda, "$define -MMD -MF $out.d -x c++ -c $in -o $out" + DEPENDENCIES)
     objects = ninja.compile_cuda("cuda", sources("CUDA", "cuda/*.cu"))
     objects += ninja.compile("emulator", flags, "emulator/*.cpp")
     objects += ninja.compile("bindings", [*flags, *python_include(), "-DSTDC_EMULATOR=1"], "bindings_gpu.cpp")
