@@ -26,7 +26,7 @@ SIZE = (512, 1024)
 
 
 def plain(backend, plan, precision: Precision, **options):
-    """What is right, by a GPU backend's module: kernel by kernel, each after the one before, without a graph."""
+    """What is right, by a GPU backend's module: kernel by kernel, each after the last, without a graph."""
     executable = backend.compile(plan, precision, "cuda", graphs=False, **options)
     executable._dependent = False
     return executable
