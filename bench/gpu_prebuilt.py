@@ -2,9 +2,9 @@
 
     python3.12 -m bench.gpu_prebuilt --targets 90a --out bench/prebuilt
 
-The module is for the Python that runs this. It needs setuptools, pybind11 and ninja, not torch. Each folder of
-the output has a module and its _build_info.json, which ``bench/gpu.sh`` takes from there. The sources are
-copied first: no other build is touched.
+The module is for the Python that runs this. It needs setuptools, pybind11 and ninja, not torch. Each folder
+the output has a module and its _build_info.json, which ``bench/gpu.sh`` takes from there. The
+sources are copied first: no other build is touched.
 """
 
 from __future__ import annotations

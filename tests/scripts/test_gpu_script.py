@@ -38,7 +38,7 @@ echo "$*" >>"$ROOT/smi"
 case "$*" in
     -L) echo "GPU 0: a stub" ;;
     *query-gpu=driver_version*) echo 580.1 ;;
-    *query-gpu=name\ *) echo a stub ;;
+    *"query-gpu=name "*) echo a stub ;;
     *) printf 'name, driver_version, power.draw [W]\\na stub, 580.1, 70.5 W\\n' ;;
 esac
 """
