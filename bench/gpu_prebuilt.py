@@ -3,8 +3,8 @@
     python3.12 -m bench.gpu_prebuilt --targets 90a --out bench/prebuilt
 
 The module is for the Python that runs this. It needs setuptools, pybind11 and ninja, not torch. Each folder
-the output has a module and its _build_info.json, which ``bench/gpu.sh`` takes from there. The
-sources are copied first: no other build is touched.
+of the output has a module and its _build_info.json, and ``bench/gpu.sh`` takes them from there. The sources
+are copied first: no other build is touched.
 """
 
 from __future__ import annotations
