@@ -124,7 +124,10 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _why_not_interpreted(triton: str, numpy: str) -> str | None:
     """Why Triton's interpreter does not run with a version of NumPy, or None."""
     if _numbers(triton) < (3, 7) and _numbers(numpy) >= (2, 4):
-        return f"Triton {triton} does not interpret kernels with NumPy {numpy}; pip install 'triton>=3.7', or 'numpy<2.4'"
+        return (
+            f"Triton {triton} does not interpret kernels with NumPy {numpy}; "
+            "pip install 'triton>=3.7', or 'numpy<2.4'"
+        )
     return None
 
 
