@@ -1,7 +1,13 @@
 #!/usr/bin/env bash
 # Tests, checks and times the library on a machine with an NVIDIA GPU, in calls of at most ten minutes:
 #
-#     bench/gpu.sh
+#     bench/gpu.sh [correctness | sanitizers | times | tune | variants | peers | summary]
+#
+# A call runs the steps of one kind, in at most eight minutes: give them in this order, each in a call of its own.
+# Without one, STEPS says what runs. A step that passed before, by the files OUT/gpu_*.jsonl and BEFORE, of these
+# sources on this GPU, is not repeated unless AGAIN=1. summary runs nothing and says in ten lines what held.
+# Where there is no nvcc, carry modules that were built elsewhere, `python -m bench.gpu_prebuilt --help`: what is in
+# PREBUILT/default is copied into the tree first, and the step variants tries all others in turn.
 #
 # Runs from the source tree, needs no network and leaves the card's settings alone. The step build compiles the
 # native module in the tree, for this GPU alone, and nothing is installed. A step that fails does not stop the
@@ -15,7 +21,9 @@
 #
 # From the environment (paths are relative to the repository):
 #     STEPS           those to run, in the script's order (all): build tests cuda memcheck racecheck synccheck
-#                     repeats triton kernels tune per_kernel benchmarks
+#                     repeats triton kernels tune per_kernel variants benchmarks
+#     PREBUILT        folder of modules that were built elsewhere (bench/prebuilt)
+#     AGAIN           1 repeats what passed before
 #     STDC_FAST_CUDA_TARGETS   for the build, as of setup.py (this GPU)
 #     TUNE            backend whose tiles are tuned: cuda, triton or auto, the one that is preferred (auto)
 #     BEFORE          files of earlier calls: the benchmarks that these have, of this commit, are left out
@@ -26,17 +34,40 @@
 #     SECONDS_BENCHMARKS   of these the other steps leave to the benchmarks (150, at most a third of the total)
 #     SECONDS_BUILD, SECONDS_TESTS, SECONDS_CUDA, SECONDS_SANITIZER   limits (240, 180, 180, 150)
 #     SECONDS_REPEATS, SECONDS_TRITON, SECONDS_KERNELS                (60, 150, 180)
-#     SECONDS_TUNE, SECONDS_PER_KERNEL                                (90, 60)
+#     SECONDS_TUNE, SECONDS_PER_KERNEL, SECONDS_VARIANTS              (90, 60, 60)
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 SECONDS=0 # bash counts on from here
+: "${OUT:=bench/results}" "${WORKERS:=8}" "${TUNE:=auto}" "${BEFORE:=}" "${PREBUILT:=bench/prebuilt}" "${AGAIN:=}"
+files=()
+for file in "$OUT"/gpu_*.jsonl; do [ ! -f "$file" ] || files+=("$file"); done
+for file in $BEFORE; do files+=("$file"); done
+call=${1:-}
+case $call in
+    "") ;;
+    correctness) STEPS="build tests cuda repeats triton kernels" ;;
+    sanitizers) STEPS="build memcheck racecheck synccheck" ;;
+    times) STEPS="build per_kernel" ;;
+    tune) STEPS="build tune" ;;
+    variants) STEPS="build variants" ;;
+    peers) STEPS="build benchmarks" ;;
+    summary) exec "${PYTHON:-python3}" bench/gpu_verdict.py ${files[@]+"${files[@]}"} ;;
+    *)
+        echo "gpu.sh: unknown call $call; there are correctness sanitizers times tune variants peers summary" >&2
+        exit 2
+        ;;
+esac
+if [ -n "$call" ]; then # each of its steps may take what the call has
+    : "${SECONDS_TOTAL:=480}" "${SECONDS_BENCHMARKS:=480}" "${SECONDS_TUNE:=420}" "${SECONDS_PER_KERNEL:=420}"
+    : "${SECONDS_VARIANTS:=420}"
+fi
 : "${SECONDS_TOTAL:=570}" "${SECONDS_BENCHMARKS:=150}"
 : "${SECONDS_BUILD:=240}" "${SECONDS_TESTS:=180}" "${SECONDS_CUDA:=180}" "${SECONDS_SANITIZER:=150}"
 : "${SECONDS_REPEATS:=60}" "${SECONDS_TRITON:=150}" "${SECONDS_KERNELS:=180}"
 : "${SECONDS_TUNE:=90}" "${SECONDS_PER_KERNEL:=60}"
-: "${OUT:=bench/results}" "${WORKERS:=8}" "${TUNE:=auto}" "${BEFORE:=}"
-ALL="build tests cuda memcheck racecheck synccheck repeats triton kernels tune per_kernel benchmarks"
+: "${SECONDS_VARIANTS:=60}"
+ALL="build tests cuda memcheck racecheck synccheck repeats triton kernels tune per_kernel variants benchmarks"
 : "${STEPS:=$ALL}"
 export PYTHON="${PYTHON:-python3}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
@@ -100,8 +131,13 @@ build() {
     if [ -n "$nvcc" ]; then $nvcc --version | tail -n 2; else echo "nvcc is absent"; fi
     echo "driver $(nvidia-smi -i "$GPU" --query-gpu=driver_version --format=csv,noheader)"
     export STDC_FAST_CUDA_TARGETS="${STDC_FAST_CUDA_TARGETS:-$(target)}"
-    echo "building for $STDC_FAST_CUDA_TARGETS"
-    "$PYTHON" setup.py -q build_ext --inplace || result=1
+    if [ -d "$PREBUILT/default" ]; then
+        cp "$PREBUILT"/default/* stdc_fast/ || result=1
+        echo "the module of $PREBUILT/default"
+    else
+        echo "building for $STDC_FAST_CUDA_TARGETS"
+        "$PYTHON" setup.py -q build_ext --inplace || result=1
+    fi
     "$PYTHON" - <<'PY' || result=1
 import importlib, os, platform, shutil, sys
 print("python", platform.python_version(), sys.executable)
@@ -129,10 +165,26 @@ PY
     return "$result"
 }
 
+# Repeats and whole networks with each module that was built in another way; the default one is put back.
+variants() {
+    local result=0 folder name limit=$1
+    trap 'cp "$PREBUILT"/default/* stdc_fast/' EXIT
+    set -- "$PREBUILT"/*/
+    for folder in "$@"; do
+        name=$(basename "$folder")
+        echo "variant $name"
+        cp "$folder"/* stdc_fast/ || return 1
+        "$PYTHON" -m bench.gpu_repeats --times 200 || result=1
+        "$PYTHON" -m bench.gpu_kernels --out "$work/kernels" --backend cuda --whole --seconds $((limit / $#)) || result=1
+    done
+    return "$result"
+}
+
 command -v nvidia-smi >/dev/null || no_gpu "nvidia-smi was not found; install NVIDIA's driver"
 seen=$(timeout 30 nvidia-smi -L 2>&1) || no_gpu "nvidia-smi fails: ${seen:-it does not answer}"
 command -v "$PYTHON" >/dev/null || no_gpu "$PYTHON was not found; set PYTHON"
-export -f torch_sees_gpu target cuda_runs build
+export PREBUILT
+export -f torch_sees_gpu target cuda_runs build variants
 why=$(timeout 60 bash -c torch_sees_gpu) || no_gpu "${why:-torch does not answer}"
 GPU=${CUDA_VISIBLE_DEVICES:-0}
 export GPU="${GPU%%,*}"
@@ -142,6 +194,12 @@ if ! mkdir -p "$OUT" || [ ! -w "$OUT" ]; then
     exit 1
 fi
 work=$(mktemp -d) || exit 1
+export work
+timeout 10 nvidia-smi -i "$GPU" --query-gpu=name --format=csv,noheader >"$work/name" 2>/dev/null
+passed=
+if [ -z "$AGAIN" ] && [ ${#files[@]} -gt 0 ]; then
+    passed=$("$PYTHON" bench/gpu_summary.py --passed "$(cat "$work/name")" "${files[@]}")
+fi
 child=
 trap 'rm -rf "$work"' EXIT
 trap '[ -z "$child" ] || kill "$child" 2>/dev/null; exit 130' INT TERM
@@ -177,6 +235,12 @@ room() {
 step() {
     local name=$1 limit start=$SECONDS code status
     wanted "$name" || return 0
+    case " $passed " in
+        *" $name "*)
+            skip "$name" "passed before"
+            return
+            ;;
+    esac
     limit=$(room "$name" "$2")
     shift 2
     if [ "$limit" -le 0 ]; then
@@ -247,8 +311,13 @@ step tune "$SECONDS_TUNE" env STDC_FAST_CACHE="$OUT/tuned" "$PYTHON" -m stdc_fas
     --backend "$TUNE" --seconds "$(before "$(room tune "$SECONDS_TUNE")" 30)"
 step per_kernel "$SECONDS_PER_KERNEL" "$PYTHON" -m bench.gpu_kernels --out "$work/kernels" \
     --constants --seconds "$(before "$(room per_kernel "$SECONDS_PER_KERNEL")" 10)"
+if [ -d "$PREBUILT/default" ]; then
+    step variants "$SECONDS_VARIANTS" bash -c 'variants "$1"' variants "$(before "$(room variants "$SECONDS_VARIANTS")" 60)"
+elif wanted variants; then
+    skip variants "there is no $PREBUILT/default"
+fi
 have=()
-for file in $BEFORE; do have+=(--have "$file"); done
+for file in ${files[@]+"${files[@]}"}; do have+=(--have "$file"); done
 step benchmarks "$(left)" "$PYTHON" -m bench.suite --device cuda --seconds "$(before "$(left)" 15)" \
     ${have[@]+"${have[@]}"} --out "$work/records"
 

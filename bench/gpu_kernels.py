@@ -21,6 +21,7 @@ import torch
 
 from bench import gpu_constants
 from bench.ahead import network
+from stdc_fast import _native
 from stdc_fast.backends import cuda, triton
 from stdc_fast.backends.gpu.model import Device, device_class
 from stdc_fast.backends.gpu.placed import Request
@@ -42,6 +43,7 @@ def measure(
     device: Device,
     clock: Clock,
     end: float,
+    whole: bool = False,
 ) -> dict[str, object]:
     """The record of one network on one backend, without its header.
 
@@ -49,13 +51,14 @@ def measure(
         size: (H, W) of a frame.
         device: class of the GPU, whose model predicts.
         end: of time.monotonic, after which no further kernel is timed.
+        whole: time no kernel alone.
     """
     lowered = executable.lower(Request(1, size, size, size))
     fill(lowered)
     together = clock.launches(lowered)  # first, so that kernels alone find what they will find
     rows = []
     for launch in lowered.launches:
-        if time.monotonic() > end:
+        if whole or time.monotonic() > end:
             break
         expected = launch.predicted(device)
         rows.append(
@@ -72,7 +75,7 @@ def measure(
             }
         )
     finished = len(rows) == len(lowered.launches)
-    whole = getattr(lowered, "predicted", None)  # where kernels may run beside others
+    beside = getattr(lowered, "predicted", None)  # where kernels may run beside others
     return {
         "model": variant,
         "backend": backend,
@@ -80,12 +83,13 @@ def measure(
         "width": size[1],
         "batch": 1,
         "dtype": executable.precision.name,
+        "options": _native.cuda_info().get("options", []) if backend == "cuda" else [],
         "finished": finished,
         "rows": rows,
         "sum_us": sum(row["measured_us"] for row in rows) if finished else None,
         "predicted_sum_us": sum(launch.predicted(device).seconds for launch in lowered.launches) * 1e6,
         "together_us": together * 1e6,
-        "predicted_together_us": None if whole is None else whole(device) * 1e6,
+        "predicted_together_us": None if beside is None else beside(device) * 1e6,
     }
 
 
@@ -132,6 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="file of records to append to")
     parser.add_argument("--backend", choices=["all", *BACKENDS], default="all")
     parser.add_argument("--constants", action="store_true", help="measure what the model assumes, too")
+    parser.add_argument("--whole", action="store_true", help="whole networks alone, in each precision")
     options = parser.parse_args(arguments)
     end = time.monotonic() + options.seconds
     names = list(BACKENDS) if options.backend == "all" else [options.backend]
@@ -153,16 +158,19 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             records.append(header.identity() | head | constants, options.out)
             print("\n".join(gpu_constants.table(constants)), flush=True)
-    for variant, name in itertools.product(VARIANTS, names):
-        what = f"{name} {variant}"
+    # Whole networks last, in what one kernel after the other was not timed in.
+    some = [] if options.whole else [(torch.float16, False)]
+    some += [(torch.float16, True)] * options.whole + [(torch.bfloat16, True)]
+    for (dtype, whole), variant, name in itertools.product(some, VARIANTS, names):
+        what = f"{name} {variant} {str(dtype).removeprefix('torch.')}"
         if name in missing or time.monotonic() > end:
             left.append(f"{what} ({missing.get(name, 'no time')})")
             continue
-        executable = BACKENDS[name].compile(network(variant), torch.float16, device)
-        found = measure(variant, name, executable, SIZE, kind, GraphClock(), end)
+        executable = BACKENDS[name].compile(network(variant), dtype, device)
+        found = measure(variant, name, executable, SIZE, kind, GraphClock(), end, whole)
         records.append(header.identity() | head | found, options.out)
         print("\n".join(table(found)), flush=True)
-        if not found["finished"]:
+        if not found["finished"] and not whole:
             left.append(f"{what} (no time)")
     if left:
         print(f"not measured to the end: {', '.join(left)}")

@@ -19,17 +19,25 @@ import torch
 from bench.ahead import network
 from stdc_fast.backends import cuda
 from stdc_fast.errors import UserError
+from stdc_fast.precision import Precision
 
 VARIANTS = ("stdc1", "stdc2")
 SIZE = (512, 1024)
 
 
-def differing(executable, plain, pair: Sequence[torch.Tensor], times: int) -> int:
-    """How many of so many results, labels and logits, are not those of ``plain``; nobody waits in between.
+def plain(backend, plan, precision: Precision, **options):
+    """What is right, by a GPU backend's module: kernel by kernel, each after the last, without a graph."""
+    executable = backend.compile(plan, precision, "cuda", graphs=False, **options)
+    executable._dependent = False
+    return executable
+
+
+def differing(executable, expected, pair: Sequence[torch.Tensor], times: int) -> int:
+    """How many of so many results, labels and logits, are not those of ``expected``; nobody waits.
 
     ``pair`` has two batches of frames, uint8 ``[N, H, W, 3]``.
     """
-    right = [(frames, plain.labels(frames), plain(frames)) for frames in pair]
+    right = [(frames, expected.labels(frames), expected(frames)) for frames in pair]
     wrong = torch.zeros((), dtype=torch.int64, device=pair[0].device)
     for i in range(times):
         frames, labels, logits = right[i % 2]
@@ -47,9 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     failed = 0
     for variant, precision in itertools.product(VARIANTS, cuda.PRECISIONS):
         executable = cuda.compile(network(variant), precision, "cuda")
-        plain = cuda.compile(network(variant), precision, "cuda", graphs=False, dependent=False)
+        right = plain(cuda, network(variant), precision)
         pair = torch.randint(0, 256, (2, 1, *SIZE, 3), dtype=torch.uint8, device="cuda").unbind()
-        wrong = differing(executable, plain, pair, options.times)
+        wrong = differing(executable, right, pair, options.times)
         failed += wrong > 0
         print(f"{variant} {precision}: {wrong} of 2 x {options.times} results are wrong", flush=True)
     return int(failed > 0)

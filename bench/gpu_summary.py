@@ -1,16 +1,19 @@
 """Put what bench/gpu.sh has gathered into one file of JSON lines, print a table of the steps.
 
     python bench/gpu_summary.py FOLDER FILE
+    python bench/gpu_summary.py --passed GPU FILE...
 
 FOLDER has ``steps`` (lines of name, status and seconds, between tabs), ``NAME.log`` of each step,
 ``nvidia_smi`` (CSV, one GPU) and perhaps ``records`` of bench.suite and ``kernels`` of bench.gpu_kernels.
-Exit code 0 if every step passed or was skipped, else 1.
+Exit code 0 if every step passed or was skipped, else 1. The second form prints the steps that passed in these
+files, of the same sources on a GPU of that name.
 """
 
 from __future__ import annotations
 
 import csv
 import datetime
+import hashlib
 import json
 import os
 import sys
@@ -52,6 +55,32 @@ def records(text: str) -> tuple[list[str], int]:
     return whole, broken
 
 
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def sources(root: Path = ROOT) -> str:
+    """A digest of the sources of all that a step may depend on, built or not, with or without git."""
+    found = hashlib.sha256()
+    kinds = (".py", ".sh", ".cu", ".cuh", ".h", ".cpp", ".json")
+    for folder in ("stdc_fast", "kernels", "csrc", "bench", "tests"):
+        for path in sorted(root.joinpath(folder).rglob("*")):
+            if path.suffix in kinds and not {"results", "prebuilt", "tuned", "_build_info.json"} & {
+                *path.relative_to(root).parts
+            }:
+                found.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def passed(gpu: str, files: list[Path]) -> list[str]:
+    """Steps that need not run again. The build is none of them: each machine needs its own."""
+    own, found = sources(), set()
+    for path in files:
+        first = json.loads(read(path).partition("\n")[0] or "{}")
+        if (first.get("sources"), first.get("nvidia_smi", {}).get("name")) == (own, gpu):
+            found |= {step["name"] for step in first["steps"] if step["status"] == "passed"}
+    return sorted(found - {"build"})
+
+
 def main(folder: Path, target: Path) -> int:
     done = steps(folder)
     lines, broken = records("\n".join(read(folder / name) for name in ("records", "kernels")))
@@ -59,6 +88,7 @@ def main(folder: Path, target: Path) -> int:
         "schema": 1,
         "kind": "gpu_run",
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "sources": sources(),
         "steps": done,
         "broken_records": broken,
         "nvidia_smi": nvidia_smi(read(folder / "nvidia_smi")),
@@ -74,4 +104,7 @@ def main(folder: Path, target: Path) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--passed":
+        print(*passed(sys.argv[2], [Path(name) for name in sys.argv[3:]]))
+        sys.exit(0)
     sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

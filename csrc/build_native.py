@@ -34,6 +34,13 @@ SETS = {  # flags, the files of csrc/cpu, an instruction that the assembler must
 CUDA_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --cudart static --threads 4 -Xptxas -v "
 CUDA_FLAGS += "-I../../csrc/include"
 CUDA_TARGETS = "80;86;87;89;90a;90+PTX"
+#: Of STDC_FAST_CUDA_OPTIONS: what only a GPU can decide between, and the macros of csrc/cuda.
+CUDA_OPTIONS = {
+    "load_cg": "-DSTDC_LOAD_CG=1",
+    "dependents_late": "-DSTDC_DEPENDENTS=2",
+    "dependents_never": "-DSTDC_DEPENDENTS=0",
+    "carveout": "-DSTDC_CARVEOUT=100",
+}
 TYPES = {"f16": "half_t", "bf16": "bf16_t"}  # sources with STDC_TYPE in them are compiled once for each
 DEPENDENCIES = "\n  depfile = $out.d\n  deps = gcc"
 # What nvcc and ptxas write goes to a file for bench/ptxas.py; all but the report on registers is shown too.
@@ -171,7 +178,8 @@ class Cuda:
         self.targets, codes = gencode(os.environ.get("STDC_FAST_CUDA_TARGETS") or CUDA_TARGETS, known)
         # NOTE: nvcc refuses a g++ that is newer than itself; NVCC_CCBIN names another, as for nvcc alone.
         host = os.environ.get("NVCC_CCBIN") or (cxx[0] if len(cxx) == 1 else "")
-        self.command = [*nvcc, *CUDA_FLAGS.split(), *codes, *(["-ccbin", host] if host else [])]
+        self.options, macros = cuda_options()
+        self.command = [*nvcc, *CUDA_FLAGS.split(), *macros, *codes, *(["-ccbin", host] if host else [])]
         # NOTE: exclude-libs: another library of the process may have another version of the same runtime.
         folder = shlex.quote(str(runtime_folder([*self.command, "--dryrun", "-x", "cu", "-c", os.devnull])))
         self.link = f"-L{folder} -Wl,--exclude-libs,ALL -lcudart_static -ldl -lrt -lpthread"
@@ -186,6 +194,18 @@ def find_nvcc() -> list[str]:
         if os.access(place, os.X_OK):
             return [str(place)]
     raise Missing("nvcc was not found; install the CUDA toolkit 12.0 or later, or set CUDACXX")
+
+
+def cuda_options() -> tuple[list[str], list[str]]:
+    """(Options, macros) of STDC_FAST_CUDA_OPTIONS; sorted, as their order means nothing."""
+    options = sorted(set(re.findall(r"[^;,\s]+", os.environ.get("STDC_FAST_CUDA_OPTIONS", ""))))
+    for option in options:
+        if option not in CUDA_OPTIONS:
+            there = ", ".join(CUDA_OPTIONS)
+            raise Missing(f"STDC_FAST_CUDA_OPTIONS has {option!r}; there are {there}")
+    if {"dependents_late", "dependents_never"} <= {*options}:
+        raise Missing("STDC_FAST_CUDA_OPTIONS has dependents_late and dependents_never; choose one")
+    return options, [CUDA_OPTIONS[option] for option in options]
 
 
 def gencode(wanted: str, known: list[str]) -> tuple[list[str], list[str]]:
@@ -239,7 +259,8 @@ def build(module: bool) -> tuple[Path, dict[str, object]]:
     try:
         cuda = Cuda(ninja.cxx)
         file, info = _build(ninja, module, cuda)
-        return file, info | {"cuda": {"built": True, "compiler": cuda.version, "targets": cuda.targets}}
+        made = {"built": True, "compiler": cuda.version, "targets": cuda.targets, "options": cuda.options}
+        return file, info | {"cuda": made}
     except Missing as error:
         reason, _, log = str(error).partition("\n")
     print(f"stdc_fast: building without CUDA kernels: {reason}", file=sys.stderr, flush=True)
@@ -285,7 +306,8 @@ def build_emulator() -> Path:
         flags.append("-march=native")
     except Missing:  # as some compilers for other processors; it only takes longer
         pass
-    ninja.rule("cuda", ninja.flags + flags, "$define -MMD -MF $out.d -x c++ -c $in -o $out" + DEPENDENCIES)
+    flags_cuda = [*ninja.flags, *flags, *cuda_options()[1]]
+    ninja.rule("cuda", flags_cuda, "$define -MMD -MF $out.d -x c++ -c $in -o $out" + DEPENDENCIES)
     objects = ninja.compile_cuda("cuda", sources("CUDA", "cuda/*.cu"))
     objects += ninja.compile("emulator", flags, "emulator/*.cpp")
     objects += ninja.compile("bindings", [*flags, *python_include(), "-DSTDC_EMULATOR=1"], "bindings_gpu.cpp")

@@ -61,7 +61,7 @@ def build_info() -> dict[str, object]:
 
 
 def cuda_info() -> dict[str, object]:
-    """What :func:`build_info` says of CUDA: built, compiler, targets, or the reason why it was not built."""
+    """What :func:`build_info` says of CUDA: built, compiler, targets, options, or why it was not built."""
     info = build_info()
     reason = "the native module was never built here" if not info else "it was built before there were any"
     return info.get("cuda") or {"built": False, "reason": info.get("reason", reason)}

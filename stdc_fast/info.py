@@ -34,8 +34,9 @@ def versions() -> dict[str, str | None]:
     return result
 
 
-def _default() -> tuple[str, str, str, str | None]:
-    """(backend, dtype, why this dtype, what it does for speed) that "auto" means for the default weights.
+def _default() -> tuple[str, str, str, str, str | None]:
+    """(backend, the times that chose it, dtype, why this dtype, what it does for speed) that "auto" means for
+    the default weights.
 
     Instead of the backend, why it would fail: this is where one looks when it does.
     """
@@ -43,10 +44,11 @@ def _default() -> tuple[str, str, str, str | None]:
     precision, why = choose("auto", device)
     try:
         plan = optimise(build(checkpoints.read(zoo.find(zoo.DEFAULT)).network()))
-        backend = backends.select(plan, precision, device).backend
-        return backend.name, precision.name, why, backend.memory(small=False)
+        decision = backends.select(plan, precision, device)
+        backend = decision.backend
+        return backend.name, decision.choice, precision.name, why, backend.memory(small=False)
     except UserError as error:
-        return f"none: {error}", precision.name, why, None
+        return f"none: {error}", "", precision.name, why, None
 
 
 def commit() -> str:
@@ -67,7 +69,7 @@ def _status(backend: backends.Backend) -> dict[str, object]:
 
 def collect() -> dict[str, object]:
     """All of the above, the native module, the backends with their reasons, and the embedded models."""
-    backend, dtype, why, memory = _default()
+    backend, choice, dtype, why, memory = _default()
     missing = _native.why_not()
     models = []
     for name in zoo.list_models(status="embedded"):
@@ -84,6 +86,7 @@ def collect() -> dict[str, object]:
         },
         "backends": [_status(b) for b in backends.BACKENDS],
         "default_backend": backend,
+        "default_choice": choice,
         "default_dtype": {"name": dtype, "reason": why},
         "default_memory": {"name": "fast", "reason": memory},
         "models": models,

@@ -41,7 +41,7 @@ STDC_DEVICE void compute_gate(const Params& p, int block) {
 template <class T, class F>
 STDC_KERNEL(F::kThreads, 1)
 conv_kernel(const STDC_CONSTANT Params p) {
-  launch_dependents();
+  launch_dependents<kFirst>();
   const ConvArgs& a = p.a;
   Index block = block_id();
   block.x -= p.gate_columns;
@@ -116,6 +116,7 @@ conv_kernel(const STDC_CONSTANT Params p) {
     products<T, F, 3>(p.s, w, pixel, sums);
 
   // Epilogue.
+  launch_dependents<kSummed>();
   if (a.tiling.split > 1 &&
       !add_up(sums, a.workspace, a.arrivals, block.x * grid_size().y + block.y, a.tiling.split, block.z))
     return;

@@ -52,7 +52,7 @@ STDC_DEVICE void taps(const Params& p, int at, int channel, float (&sum)[8], flo
 template <class T, class F>
 STDC_KERNEL(F::kThreads, F::kThreads <= 192 ? 2 : 1)
 down_kernel(const STDC_CONSTANT Params p) {
-  launch_dependents();
+  launch_dependents<kFirst>();
   const DownArgs& a = p.a;
   const Index block = block_id();
   const int64_t image = block.x / p.tiles;
@@ -72,6 +72,7 @@ down_kernel(const STDC_CONSTANT Params p) {
   lane_pixels<F>(pixel, a.tiling.height * a.tiling.width, p.width, p.width.by * p.s.pixel, p.s.pixel);
   Sums<F> sums;
   products<T, F, 1>(p.s, w, pixel, sums);
+  launch_dependents<kSummed>();
 
   // As it would be stored, with zeros outside of the image.
   const int first = block.y * F::kChannels;

@@ -18,7 +18,7 @@ struct Params {
 template <class T>
 STDC_KERNEL(kThreads, 1)
 gate_kernel(const STDC_CONSTANT Params p) {
-  launch_dependents();
+  launch_dependents<kFirst>();
   const int64_t image = block_id().y;
   const int begin = block_id().x * kOutputs, end = begin + kOutputs < p.g.outputs ? begin + kOutputs : p.g.outputs;
   fetch_gate<kThreads, kAnyGate>(p.g, begin, end);

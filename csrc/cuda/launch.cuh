@@ -63,6 +63,13 @@ void launch(Kernel<Args> kernel, const char* name, Index grid, int threads, int 
                                most),
           what);
   }
+  if (STDC_CARVEOUT >= 0) {
+    // NOTE: where kernels that follow each other want different splits of the cache, a processor has to run empty
+    // before it changes its own.
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributePreferredSharedMemoryCarveout,
+                               STDC_CARVEOUT),
+          what);
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -27,8 +27,22 @@
 #define STDC_ROLLED
 #endif
 
+// What only a GPU can decide between: STDC_FAST_CUDA_OPTIONS of the build.
+#ifndef STDC_LOAD_CG
+#define STDC_LOAD_CG 0  // whether `load` passes a processor's own cache by
+#endif
+#ifndef STDC_DEPENDENTS
+#define STDC_DEPENDENTS 1  // the Place where kernels let the next one start; 0 is at their end
+#endif
+#ifndef STDC_CARVEOUT
+#define STDC_CARVEOUT -1  // per cent of a processor's cache that kernels prefer as shared memory; -1 says nothing
+#endif
+
 namespace stdc {
 namespace gpu {
+
+// Where a kernel may let the next one start: before all else, and when only its sums are left to be stored.
+enum Place : int { kFirst = 1, kSummed = 2 };
 
 struct Index {
   int x, y, z;
@@ -143,10 +157,20 @@ STDC_DEVICE void mma_int8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, 
 }
 
 // Global memory. What another kernel wrote is read by `load` only, after grid_wait; weights by `load_weight`, at
-// any time.
+// any time. NOTE: `load` may find lines in a processor's own cache. Those are stale only if some block read them
+// before the kernel that wrote them was done; STDC_LOAD_CG reads from L2, where there is one copy.
 template <class V>
 STDC_DEVICE V load(const V* p) {
+#if STDC_LOAD_CG
+  if constexpr (sizeof(V) == sizeof(uint4)) {
+    const uint4 v = __ldcg(reinterpret_cast<const uint4*>(p));
+    return *reinterpret_cast<const V*>(&v);
+  } else {
+    return __ldcg(p);
+  }
+#else
   return *p;
+#endif
 }
 template <class V>
 STDC_DEVICE V load_weight(const V* p) {
@@ -182,9 +206,10 @@ STDC_DEVICE int atomic_add(int* p, int v) { return atomicAdd(p, v); }
 STDC_DEVICE void fence() { __threadfence(); }
 
 // Dependent launches. NOTE: before sm_90 there are none; a kernel starts when the one before it is done.
+template <Place place>
 STDC_DEVICE void launch_dependents() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  if constexpr (place == STDC_DEPENDENTS) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 // Waits until the kernels before are done and what they wrote is seen.

@@ -17,7 +17,7 @@ struct Params {
 template <class T>
 STDC_KERNEL(kThreads, 1)
 prologue_kernel(const STDC_CONSTANT Params p) {
-  launch_dependents();
+  launch_dependents<kFirst>();
   const PrologueArgs& a = p.a;
   grid_wait();
   const int64_t image = block_id().y;

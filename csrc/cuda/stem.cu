@@ -17,7 +17,7 @@ struct Params {
 template <class T, class F>
 STDC_KERNEL(F::kThreads, 1)
 stem_kernel(const STDC_CONSTANT Params p) {
-  launch_dependents();
+  launch_dependents<kFirst>();
   const StemArgs& a = p.a;
   const Index block = block_id();
   const int64_t image = block.x / p.tiles;
@@ -49,6 +49,7 @@ stem_kernel(const STDC_CONSTANT Params p) {
     multiply<T>(sums, f);
   }
 
+  launch_dependents<kSummed>();
   const int first = block.y * F::kChannels;
   finish(sums, a.bias, first, a.outputs, a.act);
   block_sync();

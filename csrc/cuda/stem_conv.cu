@@ -99,7 +99,7 @@ template <class T, class F>
 STDC_KERNEL(F::kThreads, 1)
 stem_conv_kernel(const STDC_CONSTANT Params p) {
   using S = CompiledForm<F::kWarps, 1, 1, kMiddle / 8, 1>;
-  launch_dependents();
+  launch_dependents<kFirst>();
   const StemConvArgs& a = p.a;
   const Index block = block_id();
   const int64_t image = block.x / p.tiles;
@@ -141,6 +141,7 @@ stem_conv_kernel(const STDC_CONSTANT Params p) {
       if (tap > 0) multiply<T>(sums, f[(tap - 1) % 2]);
     }
   }
+  launch_dependents<kSummed>();
   bias2.add(sums, a.act2);
   block_sync();
   stage_tile<T>(sums);

@@ -14,7 +14,7 @@ constexpr int kColumns = 9;  // of labels that a thread has at once: a cell of a
 template <int taps>
 STDC_KERNEL(kThreads, 1)
 upsample_kernel(const STDC_CONSTANT UpsampleArgs a) {
-  launch_dependents();
+  launch_dependents<kFirst>();
   const int row = block_id().x * kWarps + warp_id();
   const int cell = block_id().y * 32 + lane_id();
   if (row >= a.out_height || cell >= a.width) {

@@ -230,6 +230,7 @@ inline int atomic_add(int* p, int v, STDC_HERE) {
 }
 inline void fence() { emulator::fence(); }
 
+template <Place>
 inline void launch_dependents() {}
 inline void grid_wait() { emulator::wait_for_grid(); }
 

@@ -10,23 +10,29 @@ import torch
 
 from stdc_fast.backends import cpu, cuda, eager, triton
 from stdc_fast.backends.base import Backend, Executable
+from stdc_fast.backends.gpu import preference
 from stdc_fast.errors import UserError
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import Like, Precision, precision_of
 
 ENVIRONMENT = "STDC_FAST_BACKEND"
 
-#: All backends, the preferred first. The last one runs everything.
+#: All backends, the preferred first; a table says whether Triton goes before CUDA, see
+#: :mod:`stdc_fast.backends.gpu.preference`. The last one runs everything.
 BACKENDS: tuple[Backend, ...] = (cuda.BACKEND, triton.BACKEND, cpu.BACKEND, eager.BACKEND)
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """The backend that runs something, why it is that one and no other, and whether somebody asked for it."""
+    """The backend that runs something, why it is that one and no other, and whether somebody asked for it.
+
+    ``choice`` is the part of the reason that a table of times gave, "" where none decided.
+    """
 
     backend: Backend
     reason: str
     asked: bool = dataclasses.field(default=False, compare=False)
+    choice: str = dataclasses.field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -76,15 +82,25 @@ def named(name: str, origin: str = "") -> Backend:
 
 def _first(plan: Plan | None, precision: Precision, device: torch.device) -> Decision:
     passed = []
-    for backend in BACKENDS:
+    order, choice = _order(precision, device)
+    for backend in order:
         reason = (
             backend.why_not_here() or backend.why_not_by_default() or backend.why_not(plan, precision, device)
         )
         if reason is None:
-            others = f" ({'; '.join(passed)})" if passed else ""
-            return Decision(backend, f"{backend.about()}{others}")
+            choice = "" if passed else choice
+            others = f"; {choice}" if choice else f" ({'; '.join(passed)})" if passed else ""
+            return Decision(backend, f"{backend.about()}{others}", choice=choice)
         passed.append(f"{backend.name}: {reason}")
     raise AssertionError("the last backend runs everything")
+
+
+def _order(precision: Precision, device: torch.device) -> tuple[list[Backend], str]:
+    """(All backends in the order in which "auto" asks them, why so where a table of times says it)."""
+    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
+        return list(BACKENDS), ""
+    names, why = preference.fastest_first(torch.cuda.get_device_capability(device), precision)
+    return sorted(BACKENDS, key=lambda one: names.index(one.name) if one.name in names else len(names)), why
 
 
 def compile(plan: Plan, precision: Like, device: torch.device | str, asked: str = "auto") -> Executable:

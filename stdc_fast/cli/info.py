@@ -70,6 +70,8 @@ def info(
         mark = "yes" if status["available"] else "no"
         chosen = " (default)" if status["name"] == found["default_backend"] else ""
         print(f"{'backend':<12} {status['name']:<7} {mark:<3} {status['reason']}{chosen}")
+    if found["default_choice"]:
+        print(f"{'choice':<12} {found['default_backend']}: {found['default_choice']}")
     if found["default_backend"].startswith("none"):
         print(f"{'backend':<12} default {found['default_backend']}")
     dtype = found["default_dtype"]

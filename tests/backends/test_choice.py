@@ -252,6 +252,24 @@ def test_the_interpreter_is_for_those_who_ask(machine, monkeypatch):
     assert backends.select(None, FLOAT32, CPU).name == "triton"
 
 
+def test_an_old_interpreter_and_a_new_numpy_are_told_apart(machine, monkeypatch):
+    for version, numpy, refused in (
+        ("3.6.0", "2.4.0", True),
+        ("3.6.0", "2.3.5", False),
+        ("3.7.1", "2.5.2", False),
+    ):
+        machine(capabilities=(), interpreted=True, version=version)
+        monkeypatch.setattr(triton.importlib.metadata, "version", lambda name, found=numpy: found)
+        said = triton.BACKEND.why_not_here()
+        assert (said is not None) == refused
+    machine(capabilities=(), interpreted=True, version="3.6.0")
+    monkeypatch.setattr(triton.importlib.metadata, "version", lambda name: "2.5.2")
+    with pytest.raises(
+        ValueError, match=r"Triton 3\.6\.0 does not interpret kernels with NumPy 2\.5\.2; pip"
+    ):
+        triton.compile(plain(6, 10, 1, 1)(), FLOAT32, "cpu")
+
+
 def headed():
     return build(random_network("stdc1", training_heads=True))
 

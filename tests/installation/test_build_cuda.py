@@ -10,6 +10,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from small_tree import build_in_place, run, small_tree, write
 
 from bench import ptxas
@@ -89,7 +90,7 @@ def symbols(tree):
 def test_sources_are_compiled_once_for_each_type(small):
     printed, cuda = build(small)
     targets = ["80", "86", "87", "89", "90a", "90+PTX"]
-    assert cuda == {"built": True, "compiler": "nvcc 12.4", "targets": targets}
+    assert cuda == {"built": True, "compiler": "nvcc 12.4", "targets": targets, "options": []}
     assert "CUDA kernels not built" not in printed
     for name in ("gate()", "conv(half_t)", "conv(bf16_t)", "bindings_gpu()", "with_cuda()"):
         assert f" {name}\n" in symbols(small)
@@ -114,6 +115,37 @@ def test_only_what_changed_is_compiled_again(small):
     (small / "build/native/cuda/gate.o.ptxas").unlink()
     build(small, STDC_FAST_CUDA_TARGETS="90")
     assert len(calls(small)) == 1
+
+
+def test_options_are_macros_that_the_build_remembers(small):
+    _, cuda = build(small, STDC_FAST_CUDA_OPTIONS="load_cg; carveout,load_cg")
+    assert cuda["options"] == ["carveout", "load_cg"]
+    assert all(" -DSTDC_CARVEOUT=100 -DSTDC_LOAD_CG=1 " in line for line in calls(small))
+    assert build(small)[1]["options"] == []
+    assert len(lines := calls(small)) == 3 and not any("-DSTDC_LOAD_CG" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ("ca", "has 'ca'; there are load_cg, dependents_late, dependents_never, carveout"),
+        ("dependents_never;dependents_late", "has dependents_late and dependents_never; choose one"),
+    ],
+)
+def test_options_that_are_wrong(wanted, reason, monkeypatch):
+    monkeypatch.setenv("STDC_FAST_CUDA_OPTIONS", wanted)
+    with pytest.raises(build_native.Missing, match=f"^STDC_FAST_CUDA_OPTIONS {reason}$"):
+        build_native.cuda_options()
+
+
+@pytest.mark.parametrize("option", build_native.CUDA_OPTIONS)
+def test_each_option_is_a_macro_that_the_kernels_read(option):
+    name, value = build_native.CUDA_OPTIONS[option].removeprefix("-D").split("=")
+    sources = [*(ROOT / "csrc/cuda").glob("*.cu*")]
+    texts = [source.read_text() for source in sources]
+    usual = [line for text in texts for line in text.splitlines() if line.startswith(f"#define {name} ")]
+    assert len(usual) == 1 and usual[0].split()[2] != value
+    assert sum(text.count(name) for text in texts) > 2
 
 
 def test_compilers_are_chosen_by_the_environment(small):

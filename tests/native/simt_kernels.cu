@@ -188,7 +188,7 @@ STDC_KERNEL(128, 1) product(const STDC_CONSTANT Case p) {
   float* const out = static_cast<float*>(p.out) + block.y * kTile * kSize + block.x * kTile;
   const int warp_row = warp_id() / 2 * 16, warp_column = warp_id() % 2 * 16;
   const uint32_t lane = static_cast<uint32_t>(lane_id());
-  launch_dependents();
+  launch_dependents<kFirst>();
   if (p.bug == kEarlyStore) store(out + thread_id(), 0.0f);
   if (p.bug == kWeightStore) store(const_cast<half_t*>(a), half_t{0});
   if (p.bug == kEarlyLoad) load(a);

@@ -14,7 +14,21 @@ from paths import ROOT
 from stdc_fast import backends
 
 BENCH = ROOT / "bench"
-TOOLS = ("bash", "cat", "date", "dirname", "env", "mkdir", "mktemp", "rm", "sleep", "tail", "timeout")
+TOOLS = (
+    "basename",
+    "bash",
+    "cat",
+    "cp",
+    "date",
+    "dirname",
+    "env",
+    "mkdir",
+    "mktemp",
+    "rm",
+    "sleep",
+    "tail",
+    "timeout",
+)
 pytestmark = pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in TOOLS), reason=f"one of {', '.join(TOOLS)} is absent"
 )
@@ -24,6 +38,7 @@ echo "$*" >>"$ROOT/smi"
 case "$*" in
     -L) echo "GPU 0: a stub" ;;
     *query-gpu=driver_version*) echo 580.1 ;;
+    *"query-gpu=name "*) echo a stub ;;
     *) printf 'name, driver_version, power.draw [W]\\na stub, 580.1, 70.5 W\\n' ;;
 esac
 """
@@ -40,13 +55,14 @@ case "$*" in
     "-m pytest"*" tests/backends/eager/test_eager_on_gpu.py") eval "$TESTS" ;;
     "-m pytest"*"/test_cuda_on_gpu.py $ENGINES $BOTH -m gpu and not wide -k not triton") eval "$CUDA" ;;
     "-m bench.gpu_sanitize "*check) TOOL=$3; eval "$SANITIZE" ;;
-    "-m bench.gpu_repeats --times 1000") eval "$REPEATS" ;;
+    "-m bench.gpu_repeats --times "*00) eval "$REPEATS" ;;
     "-m pytest"*" $BOTH -k not cuda") eval "$TRITON" ;;
     "-m pytest"*" tests/backends/triton/test_triton_tiles.py $ENGINES -k triton") eval "$KERNELS" ;;
     "-m stdc_fast tune --size 512x1024 --backend "*" --seconds "*) eval "$TILES" ;;
     "-m bench.gpu_kernels --out "*" --constants --seconds "*) FILE=$4; eval "$TIMES" ;;
+    "-m bench.gpu_kernels --out "*" --backend cuda --whole --seconds "*) FILE=$4; eval "$TIMES" ;;
     "-m bench.suite --device cuda --seconds "*" --out "*) FILE="${{@: -1}}"; eval "$SUITE" ;;
-    bench/gpu_summary.py*) exec {sys.executable} "$@" ;;
+    bench/gpu_summary.py*|bench/gpu_verdict.py*) exec {sys.executable} "$@" ;;
     *) echo "unexpected: $*"; exit 99 ;;
 esac
 """
@@ -61,7 +77,7 @@ class Machine:
         (self.root / "bench").mkdir(parents=True)
         self.bin.mkdir()
         (folder / "temporary").mkdir()
-        for name in ("gpu.sh", "gpu_summary.py"):
+        for name in ("gpu.sh", "gpu_summary.py", "gpu_verdict.py"):
             shutil.copy(BENCH / name, self.root / "bench")
         for tool in TOOLS:
             (self.bin / tool).symlink_to(shutil.which(tool))
@@ -93,9 +109,9 @@ class Machine:
         path.write_text(f"#!{self.bin}/bash\n{text}")
         path.chmod(0o755)
 
-    def start(self, **environment):
+    def start(self, *call, **environment):
         return subprocess.Popen(
-            [self.bin / "bash", self.root / "bench" / "gpu.sh"],
+            [self.bin / "bash", self.root / "bench" / "gpu.sh", *call],
             env={**self.environment, **environment},
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -103,14 +119,14 @@ class Machine:
             text=True,
         )
 
-    def run(self, **environment):
-        with self.start(**environment) as process:
+    def run(self, *call, **environment):
+        with self.start(*call, **environment) as process:
             out, err = process.communicate(timeout=60)
         return process.returncode, out, err
 
     def written(self):
         """Files that the script left, in the results and elsewhere, beside what stubs wrote."""
-        known = ("gpu.sh", "gpu_summary.py", "tiles.json")
+        known = ("gpu.sh", "gpu_summary.py", "gpu_verdict.py", "tiles.json")
         inside = [p for p in self.root.rglob("*") if p.name not in known]
         return [p for p in (*inside, *(self.folder / "temporary").iterdir()) if p.is_file()]
 
@@ -187,6 +203,7 @@ def test_one_file_with_the_summary_and_the_records(machine):
         "kernels": "passed",
         "tune": "passed",
         "per_kernel": "passed",
+        "variants": "skipped",
         "benchmarks": "passed",
     }
     tails = {step["name"]: step["tail"] for step in summary["steps"]}
@@ -206,7 +223,7 @@ def test_one_file_with_the_summary_and_the_records(machine):
     assert tuned.read_text() == "tiles for 60 s\n"
     # The card is asked, never told.
     asked = (machine.folder / "smi").read_text().splitlines()
-    assert len(asked) == 3 and all(line == "-L" or "--query-gpu=" in line for line in asked)
+    assert len(asked) == 4 and all(line == "-L" or "--query-gpu=" in line for line in asked)
 
 
 def test_a_failing_step_does_not_stop_the_next(machine):
@@ -271,7 +288,7 @@ def test_only_the_wanted_steps_run(machine):
 
 def test_an_unknown_step_is_refused(machine):
     code, _, err = machine.run(STEPS="tests benchmark", TESTS=': >"$ROOT/ran"')
-    assert code == 2 and "unknown step benchmark in STEPS" in err and " per_kernel benchmarks" in err
+    assert code == 2 and "unknown step benchmark in STEPS" in err and " per_kernel variants benchmarks" in err
     assert not (machine.folder / "ran").exists() and machine.written() == []
 
 
@@ -343,6 +360,73 @@ def test_what_is_tuned_and_what_was_measured_before_can_be_said(machine):
     tune, suite = (step["tail"] for step in summary["steps"])
     assert code == 0
     assert " --backend triton --seconds " in tune and " --have a.jsonl --have b.jsonl --out " in suite
+
+
+# Calls of one kind.
+
+
+def test_a_call_runs_its_steps_and_the_next_one_those_that_did_not_pass(machine):
+    out = machine.folder / "kept"
+    code, _, _ = machine.run("correctness", TRITON="exit 1", OUT=str(out))
+    (first,) = out.glob("gpu_*.jsonl")
+    found = statuses(json.loads(first.read_text().splitlines()[0]))
+    assert code == 1 and found == {
+        "build": "passed", "tests": "passed", "cuda": "passed", "repeats": "passed", "triton": "failed",
+        "kernels": "passed",
+    }  # fmt: skip
+    # On another machine of that kind, where the file was carried.
+    moved = first.rename(machine.folder / "first.jsonl")
+    repeats = {"TESTS": "exit 1", "CUDA": "exit 1", "OUT": str(out), "BEFORE": str(moved)}
+    code, _, _ = machine.run("correctness", **repeats)
+    (second,) = out.glob("gpu_*.jsonl")
+    summary = json.loads(second.read_text().splitlines()[0])
+    again = statuses(summary)
+    assert code == 0 and (again["build"], again["triton"]) == ("passed", "passed")
+    assert [again[name] for name in ("tests", "cuda", "repeats", "kernels")] == ["skipped"] * 4
+    assert summary["steps"][1]["tail"] == "passed before"
+    second.unlink()
+    assert machine.run("correctness", AGAIN="1", **repeats)[0] == 1
+    # Other sources are to be tested anew.
+    next(out.glob("gpu_*.jsonl")).unlink()
+    (machine.root / "bench" / "new.py").write_text("pass\n")
+    assert machine.run("correctness", **repeats)[0] == 1
+
+
+def test_the_summary_says_in_ten_lines_what_held(machine):
+    out = str(machine.folder / "kept")
+    assert machine.run("summary", OUT=out)[0] == 2
+    machine.run("correctness", REPEATS="exit 1", OUT=out)
+    code, said, _ = machine.run("summary", OUT=out)
+    lines = said.splitlines()
+    assert code == 1 and len(lines) == 10
+    assert lines[1] == "staleness, two frames in turns: repeats failed"
+    assert lines[2] == "sanitizers: memcheck not run, racecheck not run, synccheck not run"
+    assert lines[-1] == "to look at: repeats"
+
+
+def test_an_unknown_call_is_refused(machine):
+    code, _, err = machine.run("test")
+    assert code == 2 and "unknown call test; there are correctness sanitizers times" in err
+
+
+def test_modules_that_were_built_elsewhere_are_tried_and_the_default_one_is_put_back(machine):
+    package = machine.root / "stdc_fast"
+    package.mkdir()
+    for name in ("default", "load_cg"):
+        folder = machine.root / "bench" / "prebuilt" / name
+        folder.mkdir(parents=True)
+        (folder / "_C.so").write_text(name)
+    seen = 'cat "$ROOT/tree/stdc_fast/_C.so"; echo'
+    out = machine.folder / "kept"
+    code, _, _ = machine.run("variants", REPEATS=seen, TIMES=seen, BUILD="exit 1", OUT=str(out))
+    (file,) = out.glob("gpu_*.jsonl")
+    (build, variants) = json.loads(file.read_text().splitlines()[0])["steps"]
+    assert code == 0 and build["tail"].splitlines()[2] == "the module of bench/prebuilt/default"
+    assert (
+        variants["tail"].split("\n")[1:3] == ["default"] * 2
+        and "variant load_cg\nload_cg\nload_cg" in variants["tail"]
+    )
+    assert (package / "_C.so").read_text() == "default"
 
 
 def test_an_unusable_folder_is_found_before_the_work(machine):

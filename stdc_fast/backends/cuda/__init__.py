@@ -63,7 +63,8 @@ class Cuda(GpuBackend):
 
     def about(self) -> str:
         info = _native.cuda_info()
-        return f"{info.get('compiler', 'nvcc')}, for {', '.join(info.get('targets', []))}"
+        options = "".join(f", {option}" for option in info.get("options", []))
+        return f"{info.get('compiler', 'nvcc')}, for {', '.join(info.get('targets', []))}{options}"
 
     def why_not(self, plan: Plan | None, precision: Precision, device: torch.device) -> str | None:
         if device.type != "cuda":
@@ -87,7 +88,9 @@ class Cuda(GpuBackend):
     def versions(self) -> dict[str, str]:
         info = _native.cuda_info()
         targets = ",".join(map(str, info.get("targets", ()))) or "none"
-        return {"compiler": str(info.get("compiler")), "targets": targets}
+        found = {"compiler": str(info.get("compiler")), "targets": targets}
+        options = ",".join(info.get("options", ()))
+        return found | ({"options": options} if options else {})
 
 
 BACKEND = Cuda()

@@ -68,13 +68,12 @@ class Triton(GpuBackend):
         found = version()
         if found is None:
             return "Triton is not installed; pip install triton"
-        parts = found.split("+")[0].split(".")
-        if tuple(int(p) if p.isdigit() else 0 for p in parts[:2]) < OLDEST:
+        if _numbers(found) < OLDEST:
             return f"Triton {found} is too old; pip install 'triton>={OLDEST[0]}.{OLDEST[1]}'"
         if importlib.util.find_spec("stdc_fast.kernels") is None:
             return "its kernels are not installed; pip install -e . in the source tree"
         if interpreted():
-            return None
+            return _why_not_interpreted(found, importlib.metadata.version("numpy"))
         if not torch.cuda.is_available():
             return "torch sees no NVIDIA GPU"
         if torch.version.cuda is None:
@@ -92,6 +91,8 @@ class Triton(GpuBackend):
     def why_not(self, plan: Plan | None, precision: Precision, device: torch.device) -> str | None:
         if device.type != ("cpu" if interpreted() else "cuda"):
             return f"it does not run on {device}"
+        if device.type == "cpu" and (reason := self.why_not_here()):
+            return reason
         if device.type == "cuda" and (reason := _why_not_device(device)):
             return reason
         if precision not in PRECISIONS:
@@ -113,6 +114,21 @@ class Triton(GpuBackend):
 
 
 BACKEND = Triton()
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Major and minor."""
+    return tuple(int(p) if p.isdigit() else 0 for p in version.split("+")[0].split(".")[:2])
+
+
+def _why_not_interpreted(triton: str, numpy: str) -> str | None:
+    """Why Triton's interpreter does not run with a version of NumPy, or None."""
+    if _numbers(triton) < (3, 7) and _numbers(numpy) >= (2, 4):
+        return (
+            f"Triton {triton} does not interpret kernels with NumPy {numpy}; "
+            "pip install 'triton>=3.7', or 'numpy<2.4'"
+        )
+    return None
 
 
 @functools.cache

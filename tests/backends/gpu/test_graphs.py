@@ -5,6 +5,7 @@ captures by others.
 import contextlib
 import dataclasses
 import gc
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,6 +16,7 @@ from plans import random_frames
 from sketch import small_network
 
 import stdc_fast
+from bench import gpu_repeats
 from stdc_fast import images
 from stdc_fast.backends import triton
 from stdc_fast.backends.cuda.tiles import CudaTiles
@@ -48,27 +50,24 @@ def test_dependent_launches_change_nothing(backend, dtype):
     if torch.cuda.get_device_capability(0) < DEPENDENT:
         assert not small(backend, dtype)._dependent
         pytest.skip("no dependent launches before sm_90")
-    frames, results = frames_of(1, 256, 512), []
-    for dependent in (True, False):
-        for replays in (True, False):
-            executable = backend.compile(network_plan(), dtype, DEVICE, graphs=replays)
-            assert executable._dependent
-            executable._dependent = dependent
-            # Three: of the launches before the capture, and of two replays.
-            results += [(executable(frames), executable.labels(frames)) for _ in range(3)]
-    assert all(torch.equal(x, y) for one in results for x, y in zip(one, results[0], strict=True))
+    pair = frames_of(1, 256, 512), frames_of(1, 256, 512, seed=1)
+    expected = gpu_repeats.plain(backend, network_plan(), dtype)
+    for dependent, replays in itertools.product((True, False), repeat=2):
+        executable = backend.compile(network_plan(), dtype, DEVICE, graphs=replays)
+        assert executable._dependent
+        executable._dependent = dependent
+        # Six: the launches before the capture, and replays.
+        assert gpu_repeats.differing(executable, expected, pair, 6) == 0, (dependent, replays)
 
 
 @pytest.mark.parametrize("size", [SIZE, ODD], ids=str)
 @each
 def test_a_thousand_times_the_same(backend, size):
+    """Two frames in turns: what the same frame has left is the right value where a wait is missing."""
     frames = street(size).to(DEVICE)
     executable = backend.compile(network_plan(), HALF, DEVICE)
-    logits, labels = executable(frames), executable.labels(frames)
-    wrong = torch.zeros((), dtype=torch.int64, device=DEVICE)
-    for _ in range(1000):  # nobody waits in between
-        wrong += (executable(frames) != logits).sum() + (executable.labels(frames) != labels).sum()
-    assert wrong.item() == 0
+    expected = gpu_repeats.plain(backend, network_plan(), HALF)
+    assert gpu_repeats.differing(executable, expected, (frames, frames.flip(2)), 1000) == 0
 
 
 @every
@@ -92,10 +91,8 @@ def test_split_sums_are_deterministic(backend, split, dtype):
     assert sum(x.numel() > 0 for x in counters) >= 4
     logits = executable(frames)
     assert relative_error(logits, usual(frames)) <= (tolerance(dtype).logits or 1)
-    wrong = torch.zeros((), dtype=torch.int64, device=DEVICE)
-    for _ in range(200):
-        wrong += (executable(frames) != logits).sum()
-    assert wrong.item() == 0
+    expected = gpu_repeats.plain(backend, small_network(), dtype, tiles=shared)
+    assert gpu_repeats.differing(executable, expected, (frames, frames_of(3, *SMALL, seed=1)), 200) == 0
     assert not any(x.any() for x in counters)
 
 
