@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 import os
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -16,13 +16,14 @@ from stdc_fast import backends, forks, images, video
 from stdc_fast.backends.base import Executable
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
-from stdc_fast.freshness import Watched
+from stdc_fast.freshness import Watched, traced
+from stdc_fast.input_size import InputSize, check_request
 from stdc_fast.placement import on_cpu
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Like, Precision, precision_of
 from stdc_fast.published import Published
-from stdc_fast.reduction import reduced
+from stdc_fast.reduction import factors, reduced
 from stdc_fast.reference.networks import STDCSeg, check_input, upsample
 from stdc_fast.samples import check_normalised, check_range
 from stdc_fast.segmentation import Segmentation
@@ -48,59 +49,22 @@ class BatchError(UserError):
         return type(self), (self.results, self.failures, self.total)
 
 
-@dataclasses.dataclass(frozen=True)
-class InputSize:
-    """Size at which the network sees an image, where the caller does not say.
+#: Kinds of frames that :meth:`Segmenter.label` remembers.
+WAYS = 64
 
-    ``short_side`` is the length in pixels to which the shorter side is brought, so that things appear as
-    large as in training. Without it, ``scale`` is what the image is resized by.
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """How frames of one shape were labelled: what ran them, at which size the network saw them, and why so.
+
+    Packed weights that are not needed any more are not kept by it.
     """
 
-    short_side: int | None = None
-    scale: float = 1.0
-
-    def resolve(
-        self,
-        height: int,
-        width: int,
-        scale: float | None = None,
-        size: str | tuple[int, int] | None = None,
-    ) -> tuple[int, int]:
-        """(H, W) for an image of that size; ``scale`` and ``size`` ("native" or (H, W)) go first."""
-        size = check_request(scale, size)
-        if size == "native":
-            result = (height, width)
-        elif size is not None:
-            result = size
-        elif scale is None and self.short_side is not None:
-            factor = self.short_side / min(height, width)
-            result = (round(height * factor), round(width * factor))
-        else:
-            scale = self.scale if scale is None else scale
-            result = (int(height * scale), int(width * scale))
-        if not images.is_possible(*result):
-            raise UserError(
-                f"the network would see {result[1]}x{result[0]}; {images.LIMITS}; change scale or size"
-            )
-        return result
-
-
-def check_request(scale: float | None, size: object) -> str | tuple[int, int] | None:
-    """``size`` as None, "native" or two ints; UserError for what is neither, or both given."""
-    if scale is not None and size is not None:
-        raise UserError(f"give scale={scale} or size={size}, not both")
-    # The upper bound keeps height * scale finite.
-    number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-    if scale is not None and not (number and 0 < scale <= 1e6):
-        raise UserError(f"scale must be a positive number, not {scale!r}")
-    if size is None or (isinstance(size, str) and size == "native"):
-        return size
-    try:
-        if isinstance(size, str) or len(size) != 2:
-            raise ValueError
-        return operator.index(size[0]), operator.index(size[1])
-    except (TypeError, ValueError, IndexError, OverflowError):
-        raise UserError(f'size must be (height, width) or "native", not {size!r}') from None
+    runs: weakref.ref[Executable]
+    state: weakref.ref
+    seen: tuple[int, int]
+    input_size: InputSize
+    precision: Precision
 
 
 class Segmenter(nn.Module):
@@ -149,6 +113,7 @@ class Segmenter(nn.Module):
         self._watched = Watched(self.network)
         self.memory = memory
         self._decided: tuple[tuple[torch.device, Precision], backends.Decision] | None = None
+        self._ways: dict[tuple, _Way] = {}
 
     @property
     def num_classes(self) -> int:
@@ -206,7 +171,7 @@ class Segmenter(nn.Module):
 
     def __getstate__(self) -> dict:
         # Another machine, or a later version, decides for itself.
-        return {**self.__dict__, "_decided": None}
+        return {**self.__dict__, "_decided": None, "_ways": {}}
 
     @property
     def backend(self) -> str:
@@ -298,7 +263,6 @@ class Segmenter(nn.Module):
             state.made.pop(Plan, None)  # it is as large as the network in float64
         return state.made[key]
 
-    @on_cpu
     def label(
         self,
         frames: Tensor | np.ndarray,
@@ -308,8 +272,28 @@ class Segmenter(nn.Module):
     ) -> Tensor:
         """Raw uint8 RGB frames ``[N, H, W, 3]`` to class ids uint8 ``[N, H, W]``, on the model's device.
 
-        ``scale`` and ``size`` are as for :meth:`predict`, which gives the same labels.
+        ``scale`` and ``size`` are as for :meth:`predict`, which gives the same labels. On a GPU they may be
+        there later, as results of torch's own operations are.
         """
+        if type(frames) is Tensor and self._ways and not torch.compiler.is_compiling():
+            size = check_request(scale, size)
+            way = self._ways.get((frames.shape, scale, size))
+            if way is not None and (labels := self._again(frames, way)) is not None:
+                return labels
+        return self._label(frames, scale, size)
+
+    def _again(self, frames: Tensor, way: _Way) -> Tensor | None:
+        """Labels of frames like earlier ones; None where something else has changed, or may have."""
+        if way.input_size is not self.input_size or way.precision is not self.precision or traced():
+            return None
+        runs, state = way.runs(), way.state()
+        labels = None if runs is None else runs.again(frames, None, way.seen)
+        # The GPU is busy meanwhile. Labels by weights that are no longer the network's are given to nobody.
+        fresh = labels is not None and state is not None and self._watched.holds(state, self.network)
+        return labels if fresh else None
+
+    @on_cpu
+    def _label(self, frames: Tensor | np.ndarray, scale: float | None, size: object) -> Tensor:
         if isinstance(frames, np.ndarray) and frames.dtype == np.uint8:
             frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
         if not isinstance(frames, Tensor) or frames.dtype != torch.uint8 or frames.shape[3:] != (3,):
@@ -323,6 +307,14 @@ class Segmenter(nn.Module):
         forks.settle()
         with torch.inference_mode():
             labels = self._labels(frames, target, (height, width))[0]
+        state = self._watched.current
+        runs = None if state is None else state.made.get((self.precision, True))
+        if runs is not None and runs.repeats and factors((height, width), target) == (1, 1):
+            if len(self._ways) >= WAYS:
+                self._ways.clear()
+            made = weakref.ref(runs), weakref.ref(state)
+            key = frames.shape, scale, check_request(scale, size)
+            self._ways[key] = _Way(*made, target, self.input_size, self.precision)
         # An ordinary tensor again: it is the caller's, to write to and to train with.
         return labels.clone() if labels.is_inference() else labels
 

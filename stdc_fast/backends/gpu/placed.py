@@ -124,6 +124,7 @@ class Lowered:
         buffers: ``[N, H, W, C]`` by name, but for the labels'.
         inputs: those to fill: frames ``[N, H, W, 3]``, images and maps ``[N, H, W, C]``, by name.
         result: labels ``[N, H, W]``, logits ``[N, C, h, w]`` or a block's map ``[N, H, W, C]``.
+        nodes: of a captured graph those that read the frame and write the labels, where they may be changed.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class Lowered:
         self._beside: list[Tensor] = []
         self._tables: dict[str, Tensor] = {}
         self._none = torch.empty(0, dtype=torch.float32, device=device)
+        self.nodes: tuple[int, ...] = ()
         #: Buffers of logits, ``[N, C, h, w]`` in memory.
         self._planar: set[str] = set()
         ends = {op.output.buffer: op.input for op in plan.ops if isinstance(op, Upsample)}
