@@ -75,7 +75,7 @@ class Executable(graphs.GraphExecutable):
         return SimpleNamespace(
             inputs={"image": torch.zeros((request.batch, *request.given, 3), dtype=torch.uint8)},
             result=torch.zeros((request.batch, *request.labels), dtype=torch.uint8),
-            launch=lambda **how: None, tensors=list, pinned=list, nodes=())
+            launch=lambda **how: None, tensors=list, pinned=list, nodes=[])
     def _on_device(self): return Guard()
 
 class Instance(graphs._Instance):

@@ -194,9 +194,9 @@ def replay(card):
     """The type that stands for the native module's."""
 
     class Replay:
-        def __init__(self, graph, event, device, frame, frame_bytes, labels, labels_bytes, *nodes):
+        def __init__(self, graph, event, device, frame, labels, nodes):
             self.graph, self.event = card.named(graph), card.named(event)
-            self.frame, self.labels = (frame, frame_bytes), (labels, labels_bytes)
+            self.frame, self.labels = frame, labels
 
         def __call__(self, stream, frame, labels):
             if card.capturing:
@@ -227,7 +227,7 @@ class Executable(graphs.GraphExecutable):
         labels = torch.zeros((request.batch, *request.labels), dtype=torch.uint8)
         size, weight = request.labels, self.weight
         return SimpleNamespace(
-            inputs={"image": frames}, result=labels, nodes=(), tensors=list, pinned=list,
+            inputs={"image": frames}, result=labels, nodes=[], tensors=list, pinned=list,
             launch=lambda **how: labels.copy_(expected(frames, size, weight)),
         )  # fmt: skip
 

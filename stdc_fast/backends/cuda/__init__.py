@@ -7,6 +7,7 @@ left to Triton's.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Hashable, Sequence
 from types import ModuleType
 
@@ -21,6 +22,7 @@ from stdc_fast.backends.gpu.chooser import GpuBackend
 from stdc_fast.backends.gpu.graphs import DEPENDENT, GraphExecutable, numbered
 from stdc_fast.backends.gpu.model import Work, device_class
 from stdc_fast.backends.gpu.placed import Request
+from stdc_fast.errors import UserError
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import BFLOAT16, FLOAT16, Like, Precision, precision_of
 
@@ -159,6 +161,7 @@ def compile(
     poisoned: bool = False,
     graphs: bool = True,
     dependent: bool = True,
+    direct: bool | None = None,
 ) -> CudaExecutable:
     """Pack a plan's weights for the kernels.
 
@@ -170,6 +173,8 @@ def compile(
         graphs: replay CUDA graphs; else launch kernel by kernel.
         dependent: let kernels start before the ones before them end, where the GPU can; what
             ``bench.gpu_repeats`` compares with does without.
+        direct: graphs read the caller's frames and write fresh labels, instead of copies before and after; by
+            default what STDC_FAST_DIRECT says, "1" or "0", which is what holds without it.
 
     Raises ValueError for a plan, precision or device that it does not run.
     """
@@ -180,7 +185,17 @@ def compile(
     if reason:
         raise ValueError(f"the CUDA backend can not run {plan.name}: {reason}")
     tiles = tiles or BACKEND.chooser(device)
-    return CudaExecutable(plan, precision, device, native(), tiles, poisoned, graphs, dependent)
+    made = CudaExecutable(plan, precision, device, native(), tiles, poisoned, graphs, dependent)
+    made.direct = direct_by_default() if direct is None else direct
+    return made
+
+
+def direct_by_default() -> bool:
+    """What STDC_FAST_DIRECT says; UserError for what it does not take."""
+    asked = os.environ.get("STDC_FAST_DIRECT") or "0"
+    if asked not in ("0", "1"):
+        raise UserError(f"STDC_FAST_DIRECT is 1 or 0, not {asked!r}")
+    return asked == "1"
 
 
 class CudaExecutable(GraphExecutable):
@@ -189,7 +204,12 @@ class CudaExecutable(GraphExecutable):
     Args:
         native: the module with the kernels.
         tiles: chooses those of each kernel.
+
+    Attributes:
+        direct: as of :func:`compile`, for graphs that are captured from now on.
     """
+
+    direct = False
 
     def __init__(
         self,
@@ -221,7 +241,9 @@ class CudaExecutable(GraphExecutable):
         apart: bool = False,
     ) -> CudaLowered:
         """The launches of a request, with new memory; with other ``tiles``, and ``apart`` as of Lowered."""
-        return CudaLowered(
+        lowered = CudaLowered(
             self.plan, self._packed, request, self.precision, self.device, tiles or self._tiles,
             self._native, self._dependent, apart,
         )  # fmt: skip
+        lowered.direct = self.direct
+        return lowered

@@ -277,10 +277,15 @@ class _Instance:
         frames, labels = places[0], self.lowered.result
         if frames.dtype != torch.uint8 or labels.dtype != torch.uint8:
             return None
-        return made(
-            handle(), self.done.cuda_event, self.device.index, frames.data_ptr(), frames.numel(),
-            labels.data_ptr(), labels.numel(), *self.lowered.nodes,
+        about = (
+            handle(), self.done.cuda_event, self.device.index, (frames.data_ptr(), frames.numel()),
+            (labels.data_ptr(), labels.numel()),
         )  # fmt: skip
+        try:
+            return made(*about, self.lowered.nodes)
+        except (ValueError, RuntimeError) as error:  # nodes that are not what they were taken for
+            _log.warning("%s copies frames and labels: %s", self.what, error)
+            return made(*about, [])
 
     def _wait(self) -> None:
         """Whoever used this memory last, on another stream, goes first."""
@@ -306,7 +311,8 @@ class _Instance:
     def _capture(self) -> torch.cuda.CUDAGraph | None:
         try:
             with torch.cuda.stream(_capture_stream(self.device)):
-                graph = captured(lambda: self.lowered.launch(side=_side_stream(self.device)))
+                side = _side_stream(self.device)
+                graph = captured(lambda: self.lowered.launch(side=side), self.lowered.direct)
         except RuntimeError as error:  # another thread did what no capture allows
             when = " yet" if self.attempts else ", from now on"
             _log.warning("no graph of %s%s: %s", self.what, when, error)
@@ -346,17 +352,18 @@ class _Retired:
 _retired = _Retired()
 
 
-def captured(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
+def captured(launch: Callable[[], object], nodes: bool = False) -> torch.cuda.CUDAGraph:
     """The graph of what is launched on the current stream meanwhile, of which nothing may allocate memory.
 
-    One is captured at a time; others' allocations may go on. If it fails, others can go on as before.
+    With ``nodes`` its nodes stay, so that they can be changed. One is captured at a time; others' allocations
+    may go on. If it fails, others can go on as before.
 
     Raises:
         RuntimeError: where another thread did what no capture allows.
     """
     with _capturing:
         try:
-            return _recorded(launch)
+            return _recorded(launch, nodes)
         except BaseException:
             # torch refuses random numbers after a capture that failed, until one has not.
             with contextlib.suppress(RuntimeError):
@@ -364,8 +371,9 @@ def captured(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
             raise
 
 
-def _recorded(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+def _recorded(launch: Callable[[], object], nodes: bool = False) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph(keep_graph=True) if nodes else torch.cuda.CUDAGraph()
+    pool = torch.cuda.graph_pool_handle()
     try:
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
@@ -375,6 +383,8 @@ def _recorded(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
                 graph.capture_end()
             raise
         graph.capture_end()
+        if nodes:
+            graph.instantiate()
     except BaseException:
         # NOTE: before torch 2.12, capture_end leaves its pool in use when it raises. Memory that other
         # streams used would not be given back any more, and allocators go on asking the graph which stream
