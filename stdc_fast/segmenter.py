@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from stdc_fast import backends, forks, images, video
 from stdc_fast.backends.base import Executable
 from stdc_fast.classes import ClassSet
-from stdc_fast.errors import UserError
+from stdc_fast.errors import BatchError, UserError
+from stdc_fast.flight import Ring, in_turn
 from stdc_fast.freshness import Watched, traced
 from stdc_fast.input_size import InputSize, check_request
 from stdc_fast.placement import on_cpu
@@ -28,26 +30,6 @@ from stdc_fast.reference.networks import STDCSeg, check_input, upsample
 from stdc_fast.samples import check_normalised, check_range
 from stdc_fast.segmentation import Segmentation
 from stdc_fast.stream import Stream, open_stream
-
-
-class BatchError(UserError):
-    """Some images of a batch failed; the others were done.
-
-    ``results`` has the finished :class:`Segmentation` objects in order (empty when streaming),
-    ``failures`` the (name, message) pairs.
-    """
-
-    def __init__(self, results: list[Segmentation], failures: list[tuple[str, str]], total: int):
-        lines = "; ".join(message for _, message in failures[:3])
-        more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
-        super().__init__(f"{len(failures)} of {total} images failed: {lines}{more}")
-        self.results = results
-        self.failures = failures
-        self.total = total
-
-    def __reduce__(self):
-        return type(self), (self.results, self.failures, self.total)
-
 
 #: Kinds of frames that :meth:`Segmenter.label` remembers.
 WAYS = 64
@@ -405,36 +387,58 @@ class Segmenter(nn.Module):
         check_request(scale, size)
         range = None if range is None else check_range(range)
 
-        def work(name, image, time):
-            with images.memory_errors(name):
-                return self._segment(name, image, scale, size, confidence, time)
+        ring = self._ring()
 
-        return open_stream(frames, work, bgr, range, ahead, latest)
+        def begin(name, image, time):
+            return self._begin(ring, name, lambda: image, scale, size, confidence, time)
 
-    def _stream(self, items, *how) -> Iterator[Segmentation]:
-        failures, total = [], 0
-        for name, item in items:
+        return open_stream(frames, begin, bgr, range, ahead, latest, ring.depth if ring else 1)
+
+    def _ring(self) -> Ring | None:
+        """For several frames on a GPU."""
+        return Ring(self.device) if self.device.type == "cuda" else None
+
+    def _stream(self, items, scale, size, bgr, range, confidence) -> Iterator[Segmentation]:
+        failures, total, ring = [], 0, self._ring()
+
+        def begin(named):
+            name, item = named
+            opened = functools.partial(images.open_item, item, name, bgr, range)
+            return self._begin(ring, name, opened, scale, size, confidence)
+
+        for (name, _), result in in_turn(items, begin, ring.depth if ring else 1):
             total += 1
-            try:
-                result = self._one(name, item, *how)
-            except UserError as error:
-                failures.append((name, str(error)))
-                continue
-            yield result
+            if isinstance(result, UserError):
+                failures.append((name, str(result)))
+            else:
+                yield result
         if failures:
             raise BatchError([], failures, total)
 
-    def _one(self, name, item, scale, size, bgr, range, confidence) -> Segmentation:
+    def _one(self, name, item, *how) -> Segmentation:
+        scale, size, bgr, range, confidence = how
+        opened = functools.partial(images.open_item, item, name, bgr, range)
+        return self._begin(None, name, opened, scale, size, confidence)()
+
+    def _begin(self, ring, name, opened, *how) -> Callable[[], Segmentation]:
+        """What waits for one image's labels, and gives them; with a ring those of frames are on their way."""
         with images.memory_errors(name):
-            return self._segment(name, images.open_item(item, name, bgr, range), scale, size, confidence)
+            finish = self._segment(ring, name, opened(), *how)
+
+        def finished() -> Segmentation:
+            with images.memory_errors(name):
+                return finish()
+
+        return finished
 
     @on_cpu
     @torch.inference_mode()
-    def _segment(self, name, image, scale, size, confidence, at=None) -> Segmentation:
+    def _segment(self, ring, name, image, scale, size, confidence, at=None) -> Callable[[], Segmentation]:
         forks.settle()
         frame = isinstance(image, np.ndarray)
         given = torch.from_numpy(np.require(image, requirements=["C", "W"])) if frame else image.detach()
-        runs = self._runs(given)  # which may pack the weights: that is no part of a frame's time
+        # Which may pack the weights: that is no part of a frame's time. They are where the image is to be.
+        runs = self._runs(given if given.device == self.device else given.new_empty(0, device=self.device))
         start = time.perf_counter()
         if not frame:
             height, width = image.shape[1:]
@@ -445,21 +449,25 @@ class Segmenter(nn.Module):
             height, width = image.shape[:2]
             x = given[None]
         target = self._target(name, height, width, scale, size)
-        labels, chosen = self._labels(x, target, (height, width), confidence, runs)
-        result = labels[0].cpu().numpy()
-        seconds = time.perf_counter() - start
-        return Segmentation(
-            result,
-            images.denormalise(image, self.network.mean, self.network.std)
-            if isinstance(image, Tensor)
-            else image,
-            self.classes,
-            name,
-            seconds,
-            target,
-            None if chosen is None else chosen[0].cpu().numpy(),
-            at,
-        )
+
+        def compute(x: Tensor) -> tuple[Tensor, Tensor | None]:
+            return self._labels(x, target, (height, width), confidence, runs)
+
+        shown = image if frame else images.denormalise(image, self.network.mean, self.network.std)
+        if ring is not None and frame:
+            fetch = ring.start(reduced(x, target), compute)
+        else:
+            results = [None if found is None else found.cpu().numpy() for found in compute(x)]
+
+            def fetch() -> list[np.ndarray | None]:
+                return results
+
+        def finish() -> Segmentation:
+            labels, chosen = (None if found is None else found[0] for found in fetch())
+            seconds = time.perf_counter() - start
+            return Segmentation(labels, shown, self.classes, name, seconds, target, chosen, at)
+
+        return finish
 
     def _target(self, name, height, width, scale, size) -> tuple[int, int]:
         try:

@@ -17,8 +17,10 @@ from types import SimpleNamespace
 
 import torch
 
+from stdc_fast import flight
 from stdc_fast.backends.base import Backend
 from stdc_fast.backends.gpu import graphs
+from stdc_fast.segmenter import Segmenter
 
 
 class Event:
@@ -260,7 +262,26 @@ def install(monkeypatch, seed=0):
         monkeypatch.setattr(graphs, name, value)
     for name, value in {
         "current_stream": lambda device=None: card.current, "Event": card.event, "Stream": card.stream,
-        "stream": card.on,
+        "stream": card.on, "is_current_stream_capturing": lambda: card.capturing,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
     return card
+
+
+def install_flights(monkeypatch, card):
+    """Copies of frames and labels wait on the card, too; pinned memory is what they read and write then."""
+
+    def sent(host, device):
+        there = torch.empty_like(host)
+        card.memory += [host, there]
+        card.copy(card.current, there.data_ptr(), host.data_ptr(), host.numel() * host.itemsize)
+        return there
+
+    def fetch(host, x):
+        assert host.is_contiguous() and x.is_contiguous() and host.dtype == x.dtype
+        card.memory += [host, x]
+        card.copy(card.current, host.data_ptr(), x.data_ptr(), x.numel() * x.itemsize)
+
+    for name, value in {"_locked": torch.empty_like, "_sent": sent, "_fetch": fetch}.items():
+        monkeypatch.setattr(flight, name, value)
+    monkeypatch.setattr(Segmenter, "_ring", lambda self: flight.Ring(torch.device("cpu")))

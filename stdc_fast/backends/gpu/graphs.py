@@ -226,6 +226,7 @@ class _Instance:
         self.stream: torch.cuda.Stream | None = None
         self.handle: int | None = None  # of that stream
         self.streams: set[torch.cuda.Stream] = set()
+        self.handles: set[int] = set()  # of these
         self.ready = False
         self._record()  # counters are set to zero on this stream: others wait for it
         self.lock = threading.Lock() if self.device.type == "cuda" else _on_cpu
@@ -259,12 +260,20 @@ class _Instance:
         shape = self.lowered.result.shape
         with self.lock:
             stream = _current_handle(self.device.index)
-            if stream != self.handle:
+            if stream != self.handle and not self._changed(stream):
                 return None
             inference = torch.is_inference_mode_enabled()  # an ordinary tensor all the same
             with torch.inference_mode(False) if inference else _NO_MODE:
                 labels = torch.empty(shape, dtype=torch.uint8, device=self.device)
             return labels if self.replay(stream, frames.data_ptr(), labels.data_ptr()) else None
+
+    def _changed(self, stream: int) -> bool:
+        """Whether the current stream, another than the last one, now waits for that; False for a new one."""
+        if stream not in self.handles or torch.cuda.is_current_stream_capturing():
+            return False
+        self.stream, self.handle = torch.cuda.current_stream(self.device), stream
+        self.stream.wait_event(self.done)
+        return True
 
     def _one_call(self) -> Any:
         """What replays the graph with both copies; None where torch must do it, or for other things than
@@ -297,6 +306,7 @@ class _Instance:
         if stream not in self.streams:
             # Given back only when the work of all of these is done.
             self.streams.add(stream)
+            self.handles.add(stream.cuda_stream)
             for x in self.lowered.tensors():
                 if x.numel():
                     x.record_stream(stream)
