@@ -376,7 +376,7 @@ class Segmenter(nn.Module):
             frames: any iterable, also without end, of what :func:`stdc_fast.images.open_frame` takes; or a
                 video file or camera, opened at once (see :func:`stdc_fast.video.read`).
             scale, size, bgr, range, confidence: as for :meth:`predict`; videos have no ``range``.
-            ahead: number of frames that may wait; memory is bounded by it.
+            ahead: number of frames that may wait; memory is bounded by it. On a GPU one more is on its way.
             latest: of the frames that wait keep the newest only, for live sources faster than the network,
                 whose frames it drops; None does so for cameras only.
 
