@@ -2,9 +2,10 @@
 
     python -m bench.throughput_model --out docs/results/throughput_model.json
 
-Nothing here is measured. The network's time is by the model of tiles. Copies take their bytes by the bandwidths
-that are stated for the card: 63 GB/s each way of PCIe 5.0 x16, 3.35 TB/s of its memory, of which a copy within
-it reads and writes. EFFICIENCY of either is a guess. On the way there and back they run beside the network.
+Nothing here is measured. The network's time is by the model of tiles. Copies take their bytes by the
+bandwidths that are stated for the card: 63 GB/s each way of PCIe 5.0 x16, and 3.35 TB/s of its memory, of
+which a copy within it reads and writes. EFFICIENCY of either is a guess. Copies there and back run beside the
+network.
 """
 
 from __future__ import annotations

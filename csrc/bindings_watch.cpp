@@ -44,7 +44,8 @@ bool describe(const Exchange& exchange, PyObject* tensor, Place* place) {
     return false;
   }
   if (s.dimensions > kDimensions || (s.dimensions && !(s.shape && s.strides))) return false;
-  *place = {s.data, s.byte_offset, {s.dimensions, s.code << 24 | s.bits << 16 | s.lanes, s.device_type, s.device_id}, {}, {}};
+  const int64_t dtype = s.code << 24 | s.bits << 16 | s.lanes;
+  *place = {s.data, s.byte_offset, {s.dimensions, dtype, s.device_type, s.device_id}, {}, {}};
   for (int i = 0; i < s.dimensions; i++) place->shape[i] = s.shape[i], place->strides[i] = s.strides[i];
   return true;
 }
@@ -62,8 +63,8 @@ int64_t version(PyObject* descriptor, PyObject* tensor) {
 // the garbage collector does not look into it. Whoever makes one keeps all that it is given as long as it is used.
 class Watch {
  public:
-  Watch(const py::list& dicts, const py::list& keys, const py::list& values, const py::list& sized, const py::list& objects,
-        const py::list& tensors, const py::object& versions, const py::capsule& exchange)
+  Watch(const py::list& dicts, const py::list& keys, const py::list& values, const py::list& sized,
+        const py::list& objects, const py::list& tensors, const py::object& versions, const py::capsule& exchange)
       : versions_(versions.ptr()) {
     for (const py::list& of : {keys, values})
       if (of.size() != dicts.size()) throw std::invalid_argument("lists of different lengths");
@@ -144,8 +145,8 @@ class Watch {
 
 void bind_watch(py::module_& m) {
   py::class_<Watch>(m, "Watch")
-      .def(py::init<const py::list&, const py::list&, const py::list&, const py::list&, const py::list&, const py::list&,
-                    const py::object&, const py::capsule&>(),
+      .def(py::init<const py::list&, const py::list&, const py::list&, const py::list&, const py::list&,
+                    const py::list&, const py::object&, const py::capsule&>(),
            py::arg("dicts"), py::arg("keys"), py::arg("values"), py::arg("sized"), py::arg("objects"),
            py::arg("tensors"), py::arg("versions"), py::arg("exchange"))
       .def("holds", &Watch::holds);

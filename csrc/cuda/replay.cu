@@ -42,8 +42,10 @@ bool Replay::operator()(void* handle, const void* frame, void* labels) {
     set(arguments_[1], labels);
   }
   check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph_), stream), "a graph's launch");
-  if (arguments_.empty())
-    check(cudaMemcpyAsync(labels, places_.labels, places_.labels_bytes, cudaMemcpyDeviceToDevice, stream), "labels out");
+  if (arguments_.empty()) {
+    const auto code = cudaMemcpyAsync(labels, places_.labels, places_.labels_bytes, cudaMemcpyDeviceToDevice, stream);
+    check(code, "labels out");
+  }
   check(cudaEventRecord(static_cast<cudaEvent_t>(event_), stream), "the end of a graph");
   return true;
 }
@@ -64,7 +66,8 @@ void Replay::set(Argument& argument, const void* place) {
   void* bytes[] = {argument.bytes.data()};
   params.kernelParams = bytes;
   argument.now = nullptr;  // unknown, should this fail
-  check(cudaGraphExecKernelNodeSetParams(static_cast<cudaGraphExec_t>(graph_), node, &params), "another place of a node");
+  const auto code = cudaGraphExecKernelNodeSetParams(static_cast<cudaGraphExec_t>(graph_), node, &params);
+  check(code, "another place of a node");
   argument.now = place;
 }
 
