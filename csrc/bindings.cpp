@@ -75,11 +75,13 @@ void yuv_to_rgb(const std::array<std::tuple<py::buffer, int64_t, int64_t>, 3>& p
 
 }  // namespace
 
+void bind_watch(py::module_& m);
 #if defined(STDC_HAVE_CUDA)
 void bind_gpu(py::module_& m);
 #endif
 
 PYBIND11_MODULE(_C, m) {
+  bind_watch(m);
 #if defined(STDC_HAVE_CUDA)
   py::module_ gpu = m.def_submodule("gpu");
   bind_gpu(gpu);

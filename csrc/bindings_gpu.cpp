@@ -13,6 +13,8 @@
 #include "gpu.h"
 #if defined(STDC_EMULATOR)
 #include "cuda/primitives.cuh"
+#else
+#include "replay.h"
 #endif
 
 namespace py = pybind11;
@@ -69,6 +71,35 @@ void bind_gpu(py::module_& m) {
         run(steps, {reinterpret_cast<void*>(stream), dependent}, device);
       },
       py::arg("steps"), py::arg("stream"), py::arg("dependent"), py::arg("device") = -1);
+#if !defined(STDC_EMULATOR)
+  // One step on a stream that is captured: (its node, bytes of the node's argument).
+  m.def(
+      "run_captured",
+      [](const Step& step, uintptr_t stream, bool dependent, int device) {
+        size_t bytes = 0;
+        const auto handle = reinterpret_cast<void*>(stream);
+        run({step}, {handle, dependent, &bytes}, device);
+        return std::make_pair(reinterpret_cast<uintptr_t>(captured_node(handle)), bytes);
+      },
+      py::arg("step"), py::arg("stream"), py::arg("dependent"), py::arg("device"));
+  py::class_<Replay>(m, "Replay", py::module_local())
+      .def(py::init([](uintptr_t graph, uintptr_t event, int device, std::pair<uintptr_t, size_t> frame,
+                       std::pair<uintptr_t, size_t> labels, const std::vector<std::pair<uintptr_t, size_t>>& nodes) {
+             std::vector<Node> of;
+             for (const auto& [node, bytes] : nodes) of.push_back({reinterpret_cast<void*>(node), bytes});
+             const Places places{reinterpret_cast<void*>(frame.first), frame.second,
+                                 reinterpret_cast<void*>(labels.first), labels.second};
+             return new Replay(reinterpret_cast<void*>(graph), reinterpret_cast<void*>(event), device, places, of);
+           }),
+           py::arg("graph"), py::arg("event"), py::arg("device"), py::arg("frame"), py::arg("labels"), py::arg("nodes"))
+      .def("__call__",
+           [](Replay& replay, uintptr_t stream, uintptr_t frame, uintptr_t labels) {
+             py::gil_scoped_release release;
+             return replay(reinterpret_cast<void*>(stream), reinterpret_cast<void*>(frame),
+                           reinterpret_cast<void*>(labels));
+           })
+      .def("reset", &Replay::reset);
+#endif
 
   py::enum_<Type>(m, "Type", py::module_local()).value("float16", kHalf).value("bfloat16", kBfloat);
   py::class_<Tiling>(m, "Tiling", py::module_local())

@@ -285,7 +285,7 @@ def _build(ninja: Ninja, module: bool, cuda: Cuda | None = None) -> tuple[Path, 
     objects += ninja.compile("core", list(have.values()), "core/**/*.cpp")
     target = MODULE if module else "libstdc_fast.a"
     if module:
-        flags, files = [*have.values(), *python_include()], ["bindings.cpp"]
+        flags, files = [*have.values(), *python_include()], ["bindings.cpp", "bindings_watch.cpp"]
         if cuda:
             flags, files = [*flags, "-DSTDC_HAVE_CUDA=1"], [*files, "bindings_gpu.cpp"]
         objects += ninja.compile("bindings", flags, *files)

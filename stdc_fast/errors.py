@@ -22,3 +22,22 @@ def announce(name: str, message: str, *values: object) -> None:
     if kind not in _said:
         _said.append(kind)
         _log.warning(f"%s: {message}", name, *values)
+
+
+class BatchError(UserError):
+    """Some images of a batch failed; the others were done.
+
+    ``results`` has the finished :class:`Segmentation` objects in order (empty when streaming),
+    ``failures`` the (name, message) pairs.
+    """
+
+    def __init__(self, results: list, failures: list[tuple[str, str]], total: int):
+        lines = "; ".join(message for _, message in failures[:3])
+        more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
+        super().__init__(f"{len(failures)} of {total} images failed: {lines}{more}")
+        self.results = results
+        self.failures = failures
+        self.total = total
+
+    def __reduce__(self):
+        return type(self), (self.results, self.failures, self.total)

@@ -22,9 +22,9 @@ from stdc_fast.datasets.checks import warn_of_shares
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 from stdc_fast.inference import label
+from stdc_fast.input_size import InputSize
 from stdc_fast.protocol import Protocol
 from stdc_fast.reference.losses import IGNORE
-from stdc_fast.segmenter import InputSize
 from stdc_fast.version import __version__
 
 if TYPE_CHECKING:

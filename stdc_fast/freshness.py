@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import threading
 import weakref
@@ -14,6 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
+
+from stdc_fast import _native
 
 # What a module's own attributes say of what it computes.
 _SETTINGS = (
@@ -43,7 +46,10 @@ def _structure(module: nn.Module) -> list[tuple]:
 
 
 class _Snapshot:
-    """A module as it was packed. Made to be compared in some tens of microseconds for a whole network."""
+    """A module as it was packed. Made to be compared in some tens of microseconds for a whole network.
+
+    The native module compares all of it in one call, where it is there and torch gives what it needs.
+    """
 
     def __init__(self, module: nn.Module):
         _watch_fused()
@@ -73,9 +79,26 @@ class _Snapshot:
         self.device = devices.pop() if len(devices) == 1 else None
         #: Executables, and what else was made of these weights, by whatever tells them apart.
         self.made: dict[Hashable, Any] = {}
+        self._watch = self._native()
+
+    def _native(self) -> Any:
+        """What compares all that is here without a loop in Python; None where there is no such thing."""
+        exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # of torch from 2.10 on
+        if exchange is None or any(self.hooks) or _native.why_not() is not None:
+            return None
+        versions = inspect.getattr_static(Tensor, "_version")
+        try:
+            return _native.module().Watch(
+                self.places, self.keys, self.values, [*self.dicts, *self.hooks], self.children, self.watched,
+                versions, exchange,
+            )  # fmt: skip
+        except ValueError:  # tensors that have no plain memory
+            return None
 
     def holds(self, module: nn.Module) -> bool:
         # At every call, on the way to a GPU that may need 200 us: so no loops in Python.
+        if self._watch is not None:
+            return self.module() is module and self._watch.holds()
         return (
             self.module() is module
             and all(map(operator.is_, map(dict.get, self.places, self.keys), self.values))
@@ -89,7 +112,8 @@ class _Snapshot:
 def _numbers(tensors: list[Tensor]) -> tuple[list, ...]:
     """What shows that tensors were written to or put elsewhere."""
     versions = map(operator.attrgetter("_version"), tensors)
-    return list(versions), list(map(Tensor.data_ptr, tensors)), list(map(Tensor.stride, tensors))
+    places = (list(map(ask, tensors)) for ask in (Tensor.data_ptr, Tensor.stride, Tensor.size))
+    return list(versions), *places
 
 
 _hook: RemovableHandle | None = None
@@ -129,13 +153,22 @@ class Watched:
         self._built = _structure(module)
         self._now: _Snapshot | None = None
 
+    @property
+    def current(self) -> _Snapshot | None:
+        """What :meth:`state` gave last, as far as is known; whether it holds is another question."""
+        return self._now
+
+    def holds(self, state: _Snapshot, module: nn.Module) -> bool:
+        """Whether a state is what the module is in now."""
+        return state is self._now and state.holds(module)
+
     def state(self, module: nn.Module, inputs: Sequence[Tensor]) -> _Snapshot | None:
         """The module's state, with its executables; None where its own ``forward`` must do the work.
 
         That is in training; where a gradient is asked for; when it is not any more what its constructor made,
         or somebody has hooks on its submodules; and for whoever traces, transforms or watches torch's ops.
         """
-        if any(type(x) is not Tensor for x in inputs) or _watched():
+        if any(type(x) is not Tensor for x in inputs) or traced():
             return None
         recording, now = torch.is_grad_enabled(), self._now
         parameters = module.parameters() if now is None else now.parameters
@@ -199,7 +232,7 @@ def _finite(x: Tensor) -> bool:
     return bool(x.sum(dtype=wide).isfinite())
 
 
-def _watched() -> bool:
+def traced() -> bool:
     """Whether ops are traced, transformed or looked at, so that they must be torch's own."""
     return (
         torch.jit.is_tracing()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stdc_fast.errors import UserError
 from stdc_fast.images import MIN_SIZE, is_possible
-from stdc_fast.segmenter import InputSize, check_request
+from stdc_fast.input_size import InputSize, check_request
 
 #: Scales of "ms+flip" in mmsegmentation's tables.
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)

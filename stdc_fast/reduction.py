@@ -14,6 +14,11 @@ from torch.nn import functional as F
 _BITS = 24
 
 
+def factors(sides: tuple[int, int], seen: tuple[int, int]) -> tuple[int, int]:
+    """By which :func:`reduced` divides (h, w)."""
+    return tuple(max(1, math.ceil(a / b) - 1) for a, b in zip(sides, seen, strict=True))
+
+
 def reduced(image: Tensor, seen: tuple[int, int]) -> Tensor:
     """Frames uint8 ``[N, h, w, 3]`` or images ``[N, 3, h, w]``, at most twice as large as ``seen``, (H, W).
 
@@ -21,8 +26,7 @@ def reduced(image: Tensor, seen: tuple[int, int]) -> Tensor:
     get the bits of ``PIL.Image.reduce`` on every device. The published scales, 0.5 and up, change nothing.
     """
     frame = image.dtype == torch.uint8
-    sides = image.shape[1:3] if frame else image.shape[2:]
-    steps = tuple(max(1, math.ceil(a / b) - 1) for a, b in zip(sides, seen, strict=True))
+    steps = factors(image.shape[1:3] if frame else image.shape[2:], seen)
     if max(steps) == 1:
         return image
     if not frame:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
+import functools
 import os
 import time
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -15,92 +16,37 @@ from torch import Tensor, nn
 from stdc_fast import backends, forks, images, video
 from stdc_fast.backends.base import Executable
 from stdc_fast.classes import ClassSet
-from stdc_fast.errors import UserError
-from stdc_fast.freshness import Watched
+from stdc_fast.errors import BatchError, UserError
+from stdc_fast.flight import Ring, in_turn
+from stdc_fast.freshness import Watched, traced
+from stdc_fast.input_size import InputSize, check_request
 from stdc_fast.placement import on_cpu
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Like, Precision, precision_of
 from stdc_fast.published import Published
-from stdc_fast.reduction import reduced
+from stdc_fast.reduction import factors, reduced
 from stdc_fast.reference.networks import STDCSeg, check_input, upsample
 from stdc_fast.samples import check_normalised, check_range
 from stdc_fast.segmentation import Segmentation
 from stdc_fast.stream import Stream, open_stream
 
-
-class BatchError(UserError):
-    """Some images of a batch failed; the others were done.
-
-    ``results`` has the finished :class:`Segmentation` objects in order (empty when streaming),
-    ``failures`` the (name, message) pairs.
-    """
-
-    def __init__(self, results: list[Segmentation], failures: list[tuple[str, str]], total: int):
-        lines = "; ".join(message for _, message in failures[:3])
-        more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
-        super().__init__(f"{len(failures)} of {total} images failed: {lines}{more}")
-        self.results = results
-        self.failures = failures
-        self.total = total
-
-    def __reduce__(self):
-        return type(self), (self.results, self.failures, self.total)
+#: Kinds of frames that :meth:`Segmenter.label` remembers.
+WAYS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class InputSize:
-    """Size at which the network sees an image, where the caller does not say.
+class _Way:
+    """How frames of one shape were labelled: what ran them, at which size the network saw them, and why so.
 
-    ``short_side`` is the length in pixels to which the shorter side is brought, so that things appear as
-    large as in training. Without it, ``scale`` is what the image is resized by.
+    Packed weights that are not needed any more are not kept by it.
     """
 
-    short_side: int | None = None
-    scale: float = 1.0
-
-    def resolve(
-        self,
-        height: int,
-        width: int,
-        scale: float | None = None,
-        size: str | tuple[int, int] | None = None,
-    ) -> tuple[int, int]:
-        """(H, W) for an image of that size; ``scale`` and ``size`` ("native" or (H, W)) go first."""
-        size = check_request(scale, size)
-        if size == "native":
-            result = (height, width)
-        elif size is not None:
-            result = size
-        elif scale is None and self.short_side is not None:
-            factor = self.short_side / min(height, width)
-            result = (round(height * factor), round(width * factor))
-        else:
-            scale = self.scale if scale is None else scale
-            result = (int(height * scale), int(width * scale))
-        if not images.is_possible(*result):
-            raise UserError(
-                f"the network would see {result[1]}x{result[0]}; {images.LIMITS}; change scale or size"
-            )
-        return result
-
-
-def check_request(scale: float | None, size: object) -> str | tuple[int, int] | None:
-    """``size`` as None, "native" or two ints; UserError for what is neither, or both given."""
-    if scale is not None and size is not None:
-        raise UserError(f"give scale={scale} or size={size}, not both")
-    # The upper bound keeps height * scale finite.
-    number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-    if scale is not None and not (number and 0 < scale <= 1e6):
-        raise UserError(f"scale must be a positive number, not {scale!r}")
-    if size is None or (isinstance(size, str) and size == "native"):
-        return size
-    try:
-        if isinstance(size, str) or len(size) != 2:
-            raise ValueError
-        return operator.index(size[0]), operator.index(size[1])
-    except (TypeError, ValueError, IndexError, OverflowError):
-        raise UserError(f'size must be (height, width) or "native", not {size!r}') from None
+    runs: weakref.ref[Executable]
+    state: weakref.ref
+    seen: tuple[int, int]
+    input_size: InputSize
+    precision: Precision
 
 
 class Segmenter(nn.Module):
@@ -149,6 +95,7 @@ class Segmenter(nn.Module):
         self._watched = Watched(self.network)
         self.memory = memory
         self._decided: tuple[tuple[torch.device, Precision], backends.Decision] | None = None
+        self._ways: dict[tuple, _Way] = {}
 
     @property
     def num_classes(self) -> int:
@@ -206,7 +153,7 @@ class Segmenter(nn.Module):
 
     def __getstate__(self) -> dict:
         # Another machine, or a later version, decides for itself.
-        return {**self.__dict__, "_decided": None}
+        return {**self.__dict__, "_decided": None, "_ways": {}}
 
     @property
     def backend(self) -> str:
@@ -298,7 +245,6 @@ class Segmenter(nn.Module):
             state.made.pop(Plan, None)  # it is as large as the network in float64
         return state.made[key]
 
-    @on_cpu
     def label(
         self,
         frames: Tensor | np.ndarray,
@@ -308,8 +254,28 @@ class Segmenter(nn.Module):
     ) -> Tensor:
         """Raw uint8 RGB frames ``[N, H, W, 3]`` to class ids uint8 ``[N, H, W]``, on the model's device.
 
-        ``scale`` and ``size`` are as for :meth:`predict`, which gives the same labels.
+        ``scale`` and ``size`` are as for :meth:`predict`, which gives the same labels. On a GPU they may be
+        there later, as results of torch's own operations are.
         """
+        if type(frames) is Tensor and self._ways and not torch.compiler.is_compiling():
+            size = check_request(scale, size)
+            way = self._ways.get((frames.shape, scale, size))
+            if way is not None and (labels := self._again(frames, way)) is not None:
+                return labels
+        return self._label(frames, scale, size)
+
+    def _again(self, frames: Tensor, way: _Way) -> Tensor | None:
+        """Labels of frames like earlier ones; None where something else has changed, or may have."""
+        if way.input_size is not self.input_size or way.precision is not self.precision or traced():
+            return None
+        runs, state = way.runs(), way.state()
+        labels = None if runs is None else runs.again(frames, None, way.seen)
+        # The GPU is busy meanwhile. Labels by weights that are no longer the network's are given to nobody.
+        fresh = labels is not None and state is not None and self._watched.holds(state, self.network)
+        return labels if fresh else None
+
+    @on_cpu
+    def _label(self, frames: Tensor | np.ndarray, scale: float | None, size: object) -> Tensor:
         if isinstance(frames, np.ndarray) and frames.dtype == np.uint8:
             frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
         if not isinstance(frames, Tensor) or frames.dtype != torch.uint8 or frames.shape[3:] != (3,):
@@ -323,6 +289,14 @@ class Segmenter(nn.Module):
         forks.settle()
         with torch.inference_mode():
             labels = self._labels(frames, target, (height, width))[0]
+        state = self._watched.current
+        runs = None if state is None else state.made.get((self.precision, True))
+        if runs is not None and runs.repeats and factors((height, width), target) == (1, 1):
+            if len(self._ways) >= WAYS:
+                self._ways.clear()
+            made = weakref.ref(runs), weakref.ref(state)
+            key = frames.shape, scale, check_request(scale, size)
+            self._ways[key] = _Way(*made, target, self.input_size, self.precision)
         # An ordinary tensor again: it is the caller's, to write to and to train with.
         return labels.clone() if labels.is_inference() else labels
 
@@ -402,7 +376,7 @@ class Segmenter(nn.Module):
             frames: any iterable, also without end, of what :func:`stdc_fast.images.open_frame` takes; or a
                 video file or camera, opened at once (see :func:`stdc_fast.video.read`).
             scale, size, bgr, range, confidence: as for :meth:`predict`; videos have no ``range``.
-            ahead: number of frames that may wait; memory is bounded by it.
+            ahead: number of frames that may wait; memory is bounded by it. On a GPU one more is on its way.
             latest: of the frames that wait keep the newest only, for live sources faster than the network,
                 whose frames it drops; None does so for cameras only.
 
@@ -413,36 +387,58 @@ class Segmenter(nn.Module):
         check_request(scale, size)
         range = None if range is None else check_range(range)
 
-        def work(name, image, time):
-            with images.memory_errors(name):
-                return self._segment(name, image, scale, size, confidence, time)
+        ring = self._ring()
 
-        return open_stream(frames, work, bgr, range, ahead, latest)
+        def begin(name, image, time):
+            return self._begin(ring, name, lambda: image, scale, size, confidence, time)
 
-    def _stream(self, items, *how) -> Iterator[Segmentation]:
-        failures, total = [], 0
-        for name, item in items:
+        return open_stream(frames, begin, bgr, range, ahead, latest, ring.depth if ring else 1)
+
+    def _ring(self) -> Ring | None:
+        """For several frames on a GPU."""
+        return Ring(self.device) if self.device.type == "cuda" else None
+
+    def _stream(self, items, scale, size, bgr, range, confidence) -> Iterator[Segmentation]:
+        failures, total, ring = [], 0, self._ring()
+
+        def begin(named):
+            name, item = named
+            opened = functools.partial(images.open_item, item, name, bgr, range)
+            return self._begin(ring, name, opened, scale, size, confidence)
+
+        for (name, _), result in in_turn(items, begin, ring.depth if ring else 1):
             total += 1
-            try:
-                result = self._one(name, item, *how)
-            except UserError as error:
-                failures.append((name, str(error)))
-                continue
-            yield result
+            if isinstance(result, UserError):
+                failures.append((name, str(result)))
+            else:
+                yield result
         if failures:
             raise BatchError([], failures, total)
 
-    def _one(self, name, item, scale, size, bgr, range, confidence) -> Segmentation:
+    def _one(self, name, item, *how) -> Segmentation:
+        scale, size, bgr, range, confidence = how
+        opened = functools.partial(images.open_item, item, name, bgr, range)
+        return self._begin(None, name, opened, scale, size, confidence)()
+
+    def _begin(self, ring, name, opened, *how) -> Callable[[], Segmentation]:
+        """What waits for one image's labels, and gives them; with a ring those of frames are on their way."""
         with images.memory_errors(name):
-            return self._segment(name, images.open_item(item, name, bgr, range), scale, size, confidence)
+            finish = self._segment(ring, name, opened(), *how)
+
+        def finished() -> Segmentation:
+            with images.memory_errors(name):
+                return finish()
+
+        return finished
 
     @on_cpu
     @torch.inference_mode()
-    def _segment(self, name, image, scale, size, confidence, at=None) -> Segmentation:
+    def _segment(self, ring, name, image, scale, size, confidence, at=None) -> Callable[[], Segmentation]:
         forks.settle()
         frame = isinstance(image, np.ndarray)
         given = torch.from_numpy(np.require(image, requirements=["C", "W"])) if frame else image.detach()
-        runs = self._runs(given)  # which may pack the weights: that is no part of a frame's time
+        # Which may pack the weights: that is no part of a frame's time. They are where the image is to be.
+        runs = self._runs(given if given.device == self.device else given.new_empty(0, device=self.device))
         start = time.perf_counter()
         if not frame:
             height, width = image.shape[1:]
@@ -453,21 +449,25 @@ class Segmenter(nn.Module):
             height, width = image.shape[:2]
             x = given[None]
         target = self._target(name, height, width, scale, size)
-        labels, chosen = self._labels(x, target, (height, width), confidence, runs)
-        result = labels[0].cpu().numpy()
-        seconds = time.perf_counter() - start
-        return Segmentation(
-            result,
-            images.denormalise(image, self.network.mean, self.network.std)
-            if isinstance(image, Tensor)
-            else image,
-            self.classes,
-            name,
-            seconds,
-            target,
-            None if chosen is None else chosen[0].cpu().numpy(),
-            at,
-        )
+
+        def compute(x: Tensor) -> tuple[Tensor, Tensor | None]:
+            return self._labels(x, target, (height, width), confidence, runs)
+
+        shown = image if frame else images.denormalise(image, self.network.mean, self.network.std)
+        if ring is not None and frame:
+            fetch = ring.start(reduced(x, target), compute)
+        else:
+            results = [None if found is None else found.cpu().numpy() for found in compute(x)]
+
+            def fetch() -> list[np.ndarray | None]:
+                return results
+
+        def finish() -> Segmentation:
+            labels, chosen = (None if found is None else found[0] for found in fetch())
+            seconds = time.perf_counter() - start
+            return Segmentation(labels, shown, self.classes, name, seconds, target, chosen, at)
+
+        return finish
 
     def _target(self, name, height, width, scale, size) -> tuple[int, int]:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import os
 import threading
@@ -22,13 +23,16 @@ PATIENCE = 1.0
 
 def open_stream(
     frames: Iterable | str | os.PathLike | int,
-    work: Callable[[str, object, float | None], Segmentation],
+    begin: Callable[[str, object, float | None], Callable[[], Segmentation]],
     bgr: bool,
     range: tuple[float, float] | None,
     ahead: int,
     latest: bool | None,
+    depth: int = 1,
 ) -> Stream:
-    """``work(name, image, time)`` for each of ``frames``; the rest as for :meth:`Segmenter.stream`."""
+    """``begin(name, image, time)()`` for each of ``frames``; ``depth`` as for :class:`Stream`, the rest as
+    for :meth:`Segmenter.stream`.
+    """
     if range is not None and isinstance(frames, (str, os.PathLike, int, video.Reader)):
         raise UserError(f"range={range} is for pictures; a video says its own")
     if isinstance(frames, (str, os.PathLike, int)):
@@ -52,7 +56,7 @@ def open_stream(
 
     if latest is None:
         latest = reader is not None and reader.live
-    return Stream(frames, prepare, lambda item: work(*item), ahead, latest)
+    return Stream(frames, prepare, lambda item: begin(*item), ahead, latest, 1 if latest else depth)
 
 
 class Stream(Iterator["Segmentation"]):
@@ -69,14 +73,21 @@ class Stream(Iterator["Segmentation"]):
         self,
         frames: Iterable,
         prepare: Callable[[int, object], object],
-        work: Callable[[object], Segmentation],
+        begin: Callable[[object], Callable[[], Segmentation]],
         ahead: int = 2,
         latest: bool = False,
+        depth: int = 1,
     ):
-        """``work(prepare(index, frame))`` for each frame: ``prepare`` in the thread, ``work`` here."""
+        """``begin(prepare(index, frame))()`` for each frame: ``prepare`` in the thread, all else here.
+
+        Up to ``depth`` frames are begun before the first of them is waited for, but no frame of the source
+        is waited for while another is on its way.
+        """
         if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1:
             raise UserError(f"ahead is a number of frames from 1 on, not {ahead!r}")
-        self._work = work
+        self._begin, self._depth = begin, depth
+        self._begun: collections.deque[Callable[[], Segmentation]] = collections.deque()
+        self._failure: Exception | None = None
         self._pipe = _Pipe(1 if latest else ahead, latest)
         source = iter(frames)
         # Nothing that the thread holds may hold the stream: deleting it is what ends the thread.
@@ -100,7 +111,20 @@ class Stream(Iterator["Segmentation"]):
         if self._thread.ident is None:
             self._thread.start()
         try:
-            return self._work(self._pipe.take(self._thread))
+            while self._failure is None and len(self._begun) < self._depth:
+                if self._begun and not self._pipe.ready():
+                    break
+                try:
+                    self._begun.append(self._begin(self._pipe.take(self._thread)))
+                except Exception as error:  # its place is behind those that were begun
+                    self._failure = error
+            if self._begun:
+                return self._begun.popleft()()
+            failure, self._failure = self._failure, None
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback holds this frame
         except BaseException:
             self.close()
             raise
@@ -116,6 +140,10 @@ class Stream(Iterator["Segmentation"]):
         that one is closed as soon as it returns.
         """
         self._finish()
+        while self._begun:  # what they are copied to may go when they are done
+            with contextlib.suppress(Exception):
+                self._begun.popleft()()
+        self._failure = None
 
     def __enter__(self) -> Stream:
         return self
@@ -143,6 +171,11 @@ class _Pipe:
         with self.changed:
             self.changed.wait_for(lambda: self.stopped or self.latest or len(self.items) < self.room)
             return not self.stopped
+
+    def ready(self) -> bool:
+        """Whether :meth:`take` would not wait."""
+        with self.changed:
+            return bool(self.items or self.ended or self.stopped)
 
     def put(self, item: object) -> None:
         with self.changed:

@@ -34,7 +34,8 @@ from stdc_fast.reference.networks import STDCSeg
 SLOW = (
     "backends/cpu/", "backends/cuda/", "backends/triton/", "backends/test_ops.py", "backends/test_network.py",
     "backends/test_process.py", "backends/gpu/test_choice_of_tiles.py", "backends/gpu/test_graphs.py",
-    "backends/gpu/test_on_gpu.py", "backends/gpu/test_placed.py", "backends/eager/test_eager_on_gpu.py",
+    "backends/gpu/test_on_gpu.py", "backends/gpu/test_placed.py", "backends/gpu/test_replay.py",
+    "backends/eager/test_eager_on_gpu.py",
     "benchmark/", "checkpoints/test_checkpoints.py::test_logits_are_the_familys",
     "checkpoints/test_convert.py::test_any_weight",
     "checkpoints/test_convert.py::test_the_code_base_computes_the_same",

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from stdc_fast.errors import UserError
+from stdc_fast.input_size import InputSize
 from stdc_fast.protocol import MULTI_SCALE, Protocol, View, resize_bytes
-from stdc_fast.segmenter import InputSize
 
 
 def sizes(protocol, height, width, default=None):

@@ -6,6 +6,9 @@
 
 #include "gpu.h"
 #include "primitives.cuh"
+#if defined(__CUDACC__)
+#include "codes.cuh"
+#endif
 
 namespace stdc {
 namespace gpu {
@@ -19,32 +22,6 @@ inline std::string text(const Index& i) {
 }
 
 #if defined(__CUDACC__)
-
-inline void check(cudaError_t code, const std::string& what) {
-  if (code == cudaSuccess) return;
-  cudaGetLastError();  // not to be found again by somebody else's call
-  throw std::runtime_error(what + ": " + cudaGetErrorString(code));
-}
-
-// Makes a device current as long as it lives.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_), "the current device");
-    if (device >= 0 && device != before_)
-      check(cudaSetDevice(device), "device " + std::to_string(device));
-    else
-      before_ = -1;
-  }
-  ~DeviceGuard() {
-    if (before_ >= 0) cudaSetDevice(before_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = -1;
-};
 
 template <class Args>
 void launch(Kernel<Args> kernel, const char* name, Index grid, int threads, int shared, const Args& args,
@@ -81,6 +58,7 @@ void launch(Kernel<Args> kernel, const char* name, Index grid, int threads, int 
   config.attrs = &attribute;
   config.numAttrs = stream.dependent ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, args), what);
+  if (stream.bytes) *stream.bytes = sizeof args;
 }
 
 #else

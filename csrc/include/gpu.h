@@ -3,6 +3,7 @@
 // buffer is a pointer to its first channel, and the channels of the buffer are the pitch from pixel to pixel.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include <variant>
@@ -19,6 +20,7 @@ enum Add : int { kNothing = 0, kVector = 1, kMap = 2 };
 struct Stream {
   void* handle;    // cudaStream_t
   bool dependent;  // kernels may start before the one before them is done, and wait inside; sm_90 and later
+  size_t* bytes = nullptr;  // gets those of the argument of the last kernel, as of a node of a graph
 };
 
 // A compiled form: warps along pixels and along channels, the blocks of 16 pixels and of 8 channels that each has, and

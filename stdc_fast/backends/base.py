@@ -68,7 +68,10 @@ class Executable:
     Attributes:
         plan: without its weights.
         precision, device: what it computes in, and where.
+        repeats: whether :meth:`again` ever has an answer.
     """
+
+    repeats = False
 
     def __init__(self, plan: Plan, precision: Precision, device: torch.device | str):
         self.plan = plan.bare()
@@ -137,6 +140,14 @@ class Executable:
         if not self._align_corners:  # no kernel has that interpolation: it is torch's
             return label_logits(self._logits_of(image, seen), seen if exact else size, size, False, False)[0]
         return self._labels_of(image, size, seen, exact)
+
+    def again(
+        self, frames: Tensor, size: tuple[int, int] | None = None, seen: tuple[int, int] | None = None
+    ) -> Tensor | None:
+        """:meth:`labels` of raw frames like earlier ones, at the least cost; they may come later, on the
+        current stream. None where :meth:`labels` must do it.
+        """
+        return None
 
     def _logits_of(self, image: Tensor, seen: tuple[int, int]) -> Tensor:
         """As :meth:`logits`; a normalised image has the size that is seen."""

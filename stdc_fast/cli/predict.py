@@ -81,9 +81,9 @@ def predict(
     import stdc_fast
     from stdc_fast import listing, video
     from stdc_fast.classes import cityscapes_ids
+    from stdc_fast.input_size import check_request
     from stdc_fast.record import output_names, print_result, record
     from stdc_fast.segmentation import save_image
-    from stdc_fast.segmenter import check_request
 
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha must lie between 0 and 1, not {alpha}")

@@ -7,6 +7,7 @@ left to Triton's.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from types import ModuleType
 
@@ -22,6 +23,7 @@ from stdc_fast.backends.gpu.chooser import GpuBackend
 from stdc_fast.backends.gpu.graphs import DEPENDENT, GraphExecutable, numbered
 from stdc_fast.backends.gpu.model import Device, Work, device_class
 from stdc_fast.backends.gpu.placed import Request
+from stdc_fast.errors import UserError
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import BFLOAT16, FLOAT16, Like, Precision, precision_of
 
@@ -164,6 +166,7 @@ def compile(
     graphs: bool = True,
     dependent: bool = True,
     fused: bool | Callable[[Plan], Iterable[Fusion]] = True,
+    direct: bool | None = None,
 ) -> CudaExecutable:
     """Pack a plan's weights for the kernels.
 
@@ -178,6 +181,8 @@ def compile(
         fused: leave out kernels that others can do the work of, where the model says that it pays; else each
             op has a kernel of its own. Needs ``tiles`` with a model, as the default has. Or what chooses
             for a plan, such as :func:`stdc_fast.backends.cuda.fusion.possible`.
+        direct: graphs read the caller's frames and write fresh labels, instead of copies before and after; by
+            default what STDC_FAST_DIRECT says, "1" or "0", which is what holds without it.
 
     Raises ValueError for a plan, precision or device that it does not run.
     """
@@ -188,7 +193,17 @@ def compile(
     if reason:
         raise ValueError(f"the CUDA backend can not run {plan.name}: {reason}")
     tiles = tiles or BACKEND.chooser(device)
-    return CudaExecutable(plan, precision, device, native(), tiles, poisoned, graphs, dependent, fused)
+    made = CudaExecutable(plan, precision, device, native(), tiles, poisoned, graphs, dependent, fused)
+    made.direct = direct_by_default() if direct is None else direct
+    return made
+
+
+def direct_by_default() -> bool:
+    """What STDC_FAST_DIRECT says; UserError for what it does not take."""
+    asked = os.environ.get("STDC_FAST_DIRECT") or "0"
+    if asked not in ("0", "1"):
+        raise UserError(f"STDC_FAST_DIRECT is 1 or 0, not {asked!r}")
+    return asked == "1"
 
 
 class CudaExecutable(GraphExecutable):
@@ -198,9 +213,13 @@ class CudaExecutable(GraphExecutable):
         native: the module with the kernels.
         tiles: chooses those of each kernel.
         fused: as of :func:`compile`.
+
+    Attributes:
+        direct: as of :func:`compile`, for graphs that are captured from now on.
     """
 
     lowered = CudaLowered
+    direct = False
 
     def __init__(
         self,
@@ -243,4 +262,5 @@ class CudaExecutable(GraphExecutable):
             self._native, self._dependent, apart, self._fused.get(request, self._usual),
         )  # fmt: skip
         self._fused[request] = lowered.fused
+        lowered.direct = self.direct
         return lowered

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -95,15 +95,17 @@ class CudaLowered(Lowered):
             self._run([launch.arguments for launch in self.launches])
             return
         before, branch, others, after = self.parts()
+        direct = self.direct and self.request.labels is not None
+        self.nodes = []
         # NOTE: each part starts with a kernel that waits for whole kernels before it, on both streams.
         main = torch.cuda.current_stream(self.device)
-        self._run(before)
+        self._run(before, {0} if direct else ())
         side.wait_stream(main)
         with torch.cuda.stream(side):
             self._run(branch)
         self._run(others)
         main.wait_stream(side)
-        self._run(after)
+        self._run(after, {len(after) - 1} if direct else ())
 
     def parts(self) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         """Arguments of the kernels before the branch, of the branch, beside it, and after both."""
@@ -129,11 +131,20 @@ class CudaLowered(Lowered):
         )
         return before + max(branch, others) + after
 
-    def _run(self, steps: list[Any]) -> None:
+    def _run(self, steps: list[Any], kept: Collection[int] = ()) -> None:
+        """Launch kernels in order; in a capture, with the nodes of those that are ``kept``."""
         stream, device = 0, -1
         if self.device.type == "cuda":
             stream, device = torch.cuda.current_stream(self.device).cuda_stream, self.device.index
         try:
+            if kept:
+                for i, step in enumerate(steps):
+                    how = stream, self.dependent and i > 0, device
+                    if i in kept:
+                        self.nodes.append(self.native.run_captured(step, *how))
+                    else:
+                        self.native.run([step], *how)
+                return
             self.native.run(steps[:1], stream, False, device)
             self.native.run(steps[1:], stream, self.dependent, device)
         except RuntimeError as error:

@@ -137,6 +137,9 @@ class Lowered:
         buffers: ``[N, H, W, C]`` by name, but for the labels'.
         inputs: those to fill: frames ``[N, H, W, 3]``, images and maps ``[N, H, W, C]``, by name.
         result: labels ``[N, H, W]``, logits ``[N, C, h, w]`` or a block's map ``[N, H, W, C]``.
+        direct: whether the next graph of it may be given other places of its frame and labels.
+        nodes: of a captured graph those that read the frame and write the labels, where they may be changed:
+            each its handle and the bytes of its argument.
     """
 
     def __init__(
@@ -180,6 +183,8 @@ class Lowered:
         self._beside: list[Tensor] = []
         self._tables: dict[str, Tensor] = {}
         self._none = torch.empty(0, dtype=torch.float32, device=device)
+        self.direct = False
+        self.nodes: list[tuple[int, int]] = []
         #: Buffers of logits, ``[N, C, h, w]`` in memory.
         self._planar: set[str] = set()
         ends = {op.output.buffer: op.input for op in plan.ops if isinstance(op, Upsample)}

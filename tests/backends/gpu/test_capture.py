@@ -117,7 +117,10 @@ def test_a_size_of_which_captures_fail_is_still_right(stand_in, failures, caplog
     made, launches = stand_in(fails={2 * i + 1 for i in range(failures)}), []
     x = torch.full((1, 2, 2, 3), 9, dtype=torch.uint8)
     lowered = SimpleNamespace(
-        inputs={"image": x.clone()}, result=torch.full((1, 2, 2), 5), launch=lambda **kw: launches.append(kw)
+        direct=False,
+        inputs={"image": x.clone()},
+        result=torch.full((1, 2, 2), 5),
+        launch=lambda **kw: launches.append(kw),
     )
     executable = SimpleNamespace(
         lower=lambda *request: lowered, plan=SimpleNamespace(name="small"), precision=FLOAT16,
