@@ -195,7 +195,7 @@ def counters(executable):
 
 def written_cores():
     """As csrc/cuda/forms.h has them: tests are listed without the module."""
-    found, path = {"conv": [], "stem": [], "down": []}, ROOT / "csrc/cuda/forms.h"
+    found, path = {"conv": [], "wgmma": [], "stem": [], "down": []}, ROOT / "csrc/cuda/forms.h"
     kind = ""
     for line in path.read_text().splitlines() if path.is_file() else ():
         if match := re.match(r"#define STDC_(\w+)_FORMS", line):
@@ -215,7 +215,7 @@ def cores(kind):
     return [(wm * m * 16, wn * n * 8) for wm, wn, m, n in module().forms()[kind]]
 
 
-def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=None):
+def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=None, wgmma=0):
     """The same tiles for every op of a kind that can have them; other kinds have theirs from ``usual``, by
     default the model.
     """
@@ -225,6 +225,6 @@ def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=N
         if work.kind != kind:
             return usual(work)
         parts = min(split, sum(-(-c // chunk) for c in work.inputs))
-        return Tiles(core or (64, 16), height, width, chunk, parts)
+        return Tiles(core or ((64, 64) if wgmma else (64, 16)), height, width, chunk, parts, wgmma)
 
     return choose

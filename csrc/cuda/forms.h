@@ -19,6 +19,15 @@ namespace gpu {
   X(8, 3, 2, 3, 4)  /* 144 x 64 */ \
   X(9, 9, 1, 1, 4)  /* 144 x 32 */
 
+// Of wgmma, numbered after those: warp groups of four warps along pixels.
+#define STDC_WGMMA_FORMS(X) \
+  X(10, 4, 1, 1, 8)   /* 64 x 64 */ \
+  X(11, 4, 1, 1, 16)  /* 64 x 128 */ \
+  X(12, 4, 1, 1, 32)  /* 64 x 256 */ \
+  X(13, 8, 1, 1, 8)   /* 128 x 64 */ \
+  X(14, 8, 1, 1, 16)  /* 128 x 128 */ \
+  X(15, 8, 1, 1, 32)  /* 128 x 256 */
+
 #define STDC_STEM_FORMS(X) \
   X(0, 4, 1, 4, 4)  /* 256 x 32 */ \
   X(1, 4, 1, 2, 2)  /* 128 x 16 */
@@ -37,6 +46,11 @@ template <class T>
 void conv_of(const ConvArgs&, const Stream&);
 template <class T>
 int conv_bytes_of(const ConvArgs&);
+// What is not in STDC_CONV_FORMS. Where there is no code for sm_90a, dispatch.cu refuses it.
+template <class T>
+void wgmma_of(const ConvArgs&, const Stream&);
+template <class T>
+int wgmma_bytes_of(const ConvArgs&);
 template <class T>
 void stem_of(const StemArgs&, const Stream&);
 template <class T>

@@ -41,6 +41,7 @@ struct Source {
   const void* add;
   int scale_pitch, add_kind, add_pitch, add_aligned;
   int beside;          // bytes from a pixel to that of the map that is added
+  int barriers;        // of wgmma, where they are in shared memory
 };
 
 // Eight channels from memory, of which those from `count` on are zero; and to memory.

@@ -33,6 +33,9 @@ THREAD = {
         (128, 128): 208, (128, 64): 208, (128, 32): 160, (128, 16): 128, (64, 64): 160,
         (64, 32): 128, (64, 16): 112, (144, 128): 168, (144, 64): 184, (144, 32): 128,
     },
+    "wgmma": {
+        (64, 64): 128, (64, 128): 168, (64, 256): 255, (128, 64): 128, (128, 128): 168, (128, 256): 255,
+    },
     "stem": {(256, 32): 128, (128, 16): 64},
     "down": {(160, 64): 168, (96, 64): 136, (96, 32): 128, (160, 128): 168},
 }  # fmt: skip
@@ -47,6 +50,7 @@ class CudaTiles:
         height, width: pixels of its tile, of the output; in the sub-pixel form of the small map.
         chunk: input channels whose pixels are in shared memory at once.
         split: blocks that share a tile, each with some of the chunks.
+        wgmma: 1 for the forms of convolutions on warp groups, else 0.
 
     ValueError for what no kernel can have.
     """
@@ -56,16 +60,21 @@ class CudaTiles:
     width: int
     chunk: int = 16
     split: int = 1
+    wgmma: int = 0
     prefix: ClassVar[str] = "cuda_"
 
     def __post_init__(self) -> None:
-        if not all(type(n) is int and 1 <= n <= 4096 for n in self.numbers):
+        if self.wgmma not in (0, 1) or not all(type(n) is int and 1 <= n <= 4096 for n in self.numbers):
             raise ValueError(f"tiles of {self.numbers}: no kernel has such")
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """As a table has them."""
-        return (*self.block, self.height, self.width, self.chunk, self.split)
+        """As a table has them: six, and a seventh for wgmma."""
+        return (*self.block, self.height, self.width, self.chunk, self.split, *(1,) * self.wgmma)
+
+    def forms(self, work: Work) -> str:
+        """Of which forms the block is: those of the work's kind, or "wgmma"."""
+        return "wgmma" if self.wgmma else work.kind
 
     @classmethod
     def of(cls, numbers: list[int]) -> CudaTiles:
@@ -75,7 +84,8 @@ class CudaTiles:
     def __str__(self) -> str:
         split = f"/{self.split}" if self.split > 1 else ""
         pixels, channels = self.block
-        return f"{self.height}x{self.width}x{channels}{split} in {pixels}x{channels}, chunks of {self.chunk}"
+        core = " by wgmma" if self.wgmma else ""
+        return f"{self.height}x{self.width}x{channels}{split} in {pixels}x{channels}{core}, chunks of {self.chunk}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,20 +107,28 @@ class CompiledForms:
     Args:
         native: the module.
         shared: bytes of shared memory that a block may have.
+        wgmma: whether the device has it.
     """
 
-    def __init__(self, native: ModuleType, shared: int = 1 << 30):
+    def __init__(self, native: ModuleType, shared: int = 1 << 30, wgmma: bool = True):
         self.native, self.shared = native, shared
-        #: By kind and (pixels, channels): index, and what of a :class:`Form` is known.
+        found = native.forms()
+        found["wgmma"] = found["wgmma"] if wgmma else []
+        #: By kind, or "wgmma" for those of convolutions, and (pixels, channels): index, and what of a
+        #: :class:`Form` is known. Those of wgmma are numbered after the others of convolutions.
         self.by_block = {
-            kind: {(wm * m * 16, wn * n * 8): (i, wm, wn, m, n) for i, (wm, wn, m, n) in enumerate(found)}
-            for kind, found in native.forms().items()
+            kind: {
+                (wm * m * 16, wn * n * 8): (i, wm, wn, m, n)
+                for i, (wm, wn, m, n) in enumerate(forms, len(found["conv"]) if kind == "wgmma" else 0)
+            }
+            for kind, forms in found.items()
         }
 
     def form(self, work: Work, t: CudaTiles) -> Form | None:
         """What a block is, or None if there is no such kernel or not the memory for it."""
         chunks = sum(-(-c // t.chunk) for c in work.inputs) if work.kind == "conv" else 1
-        if t.block not in self.by_block[work.kind] or t.split > chunks:
+        known = self.by_block[t.forms(work)]
+        if t.block not in known or t.split > chunks or (t.wgmma and work.kind != "conv"):
             return None
         made = getattr(self.native, f"{work.kind.capitalize()}Args")()
         for name, value in self.sized(work, t).items():
@@ -119,12 +137,12 @@ class CompiledForms:
             shared = self.native.shared_bytes(made)
         except RuntimeError:
             return None
-        return Form(*self.by_block[work.kind][t.block][1:], shared) if shared <= self.shared else None
+        return Form(*known[t.block][1:], shared) if shared <= self.shared else None
 
     def sized(self, work: Work, t: CudaTiles) -> dict[str, Any]:
         """The fields of a kernel's arguments that follow from sizes and tiles."""
         height, width = tile_of_input(work, t)
-        index = self.by_block[work.kind][t.block][0]
+        index = self.by_block[t.forms(work)][t.block][0]
         found = {
             "tiling": self.native.Tiling(index, height, width, t.chunk, t.split), "images": work.images,
             "outputs": work.outputs, "out_height": work.height, "out_width": work.width,
@@ -200,23 +218,26 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     number = blocks(work, t)
     busy = min(number, device.processors)
     rounds = -(-number // device.processors)  # blocks that a processor runs in all
-    room = device.shared // (form.shared + 1024), REGISTERS // (warps * 32 * THREAD[work.kind][t.block])
+    room = device.shared // (form.shared + 1024), REGISTERS // (warps * 32 * THREAD[t.forms(work)][t.block])
     together = max(1, min(rounds, *room))
     units = -(-_units(work) // t.split)
     steps = -(-_steps(work, t) // t.split)
     # mma.sync has 0.62 of what wgmma gives on Hopper; fewer than eight warps do not fill the units.
-    rate = device.products * (0.62 if device.wgmma else 0.85) / device.processors
-    rate *= min(1, (warps * together + 1) / 8)
+    rate = device.products * (0.62 if device.wgmma and not t.wgmma else 0.85) / device.processors
+    rate *= 1 if t.wgmma else min(1, (warps * together + 1) / 8)
     taken = _units(work) if work.kind == "stem" else steps * _step(work)
     multiplied = 2 * pixels * channels * UNIT * taken / rate
     height, width, step = _fetched(work, t)
     crowded = conflicts(*tile_of_input(work, t), width, step)
-    loaded = warps * (form.m * 512 * crowded + form.n * 256) * taken / (128 * CLOCK)
+    # Of wgmma's weights a warp group reads once what with mma.sync each warp does.
+    readers = warps / 4 if t.wgmma else warps
+    loaded = (warps * form.m * 512 * crowded + readers * form.m**t.wgmma * form.n * 256) * taken
+    loaded /= 128 * CLOCK
     # Of one block alone: its steps, and before and among them its threads' copies of pixels.
     alone = 0.0
     if work.kind != "stem":  # which has neither
         vectors = height * width * sum(-(-c // 8) for c in work.inputs) * (1 + work.mapped) / t.split
-        alone = steps * CYCLES[work.kind].get(f"{pixels}x{channels}", {}).get(str(_step(work)), 0)
+        alone = steps * CYCLES[t.forms(work)].get(f"{pixels}x{channels}", {}).get(str(_step(work)), 0)
         alone += vectors / (warps * 32) * CYCLES["copy"]
     one = max(multiplied, loaded, alone / CLOCK / together)
     pixel = 3 if work.kind == "stem" else sum(work.inputs) * 2 / t.split
@@ -261,9 +282,12 @@ def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Fo
     """All choices that fit."""
     deepest = -(-max(work.inputs) // UNIT) * UNIT
     chunks = [16] if work.kind == "stem" else sorted({min(c, deepest) for c in (32, 64, 128, 256, 512)})
-    for block in forms.by_block[work.kind]:
+    known = [(block, 0) for block in forms.by_block[work.kind]]
+    known += [(block, 1) for block in forms.by_block["wgmma"] if work.kind == "conv"]
+    narrowest = min(c for _, c in forms.by_block[work.kind])
+    for block, wgmma in known:
         widest = max(16, 1 << (work.outputs - 1).bit_length())
-        if block[1] > widest and block[1] != min(c for _, c in forms.by_block[work.kind]):
+        if block[1] > widest and block[1] != narrowest:
             continue
         for height, width in _shapes(work, block):
             for chunk in chunks:
@@ -272,7 +296,7 @@ def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Fo
                 if work.kernel == 2:
                     splits = [1]
                 for split in splits:
-                    t = CudaTiles(block, height, width, chunk, split)
+                    t = CudaTiles(block, height, width, chunk, split, wgmma)
                     if (form := forms.form(work, t)) is not None:
                         yield t, form
 
@@ -283,7 +307,8 @@ def ranked(work: Work, device: Device, forms: CompiledForms) -> list[CudaTiles]:
     def order(choice: tuple[CudaTiles, Form]):
         t, form = choice
         nanoseconds = round(predict(work, t, device, form).seconds * 1e9)
-        return nanoseconds, t.split, -t.chunk, abs(math.log2(t.height / t.width)), t.block, t.height
+        squareness = abs(math.log2(t.height / t.width))
+        return nanoseconds, t.split, -t.chunk, squareness, t.block, t.height, t.wgmma
 
     found = sorted(candidates(work, forms), key=order)
     if not found:
@@ -309,7 +334,8 @@ class CudaModel(TileModel):
 
     @functools.cached_property
     def forms(self) -> CompiledForms:
-        return CompiledForms(self.native, min(self.shared or self.device.shared, self.device.shared))
+        shared = min(self.shared or self.device.shared, self.device.shared)
+        return CompiledForms(self.native, shared, self.device.wgmma)
 
     def fits(self, work: Work, tiles: CudaTiles) -> bool:
         return self.forms.form(work, tiles) is not None
@@ -318,4 +344,4 @@ class CudaModel(TileModel):
         return ranked(work, self.device, self.forms)
 
     def shape(self, tiles: CudaTiles) -> Hashable:
-        return tiles.block, tiles.split
+        return tiles.block, tiles.split, tiles.wgmma
