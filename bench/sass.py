@@ -30,10 +30,12 @@ SHIPPED = ptxas.ROOT / "stdc_fast" / "tables" / "cuda_cycles.json"
 #: Cycles from issue to result of what has no fixed latency, as published for Ampere and Hopper.
 LATENCY = {
     "LDS": 33, "LDSM": 36, "LDC": 30, "LDCU": 30, "S2R": 28, "S2UR": 28, "MUFU": 24, "I2F": 24, "F2I": 24,
-    "LDG": 300, "LDGSTS": 20, "R2UR": 14, "STS": 20, "HMMA": 33,
+    "LDG": 300, "LDGSTS": 20, "R2UR": 14, "STS": 20, "HMMA": 33, "SYNCS": 24,
 }  # fmt: skip
 FIXED, BARRIER, READ = 6, 24, 12  # cycles of all else, of a barrier's release, and until a source is read
-#: Cycles in which a scheduler's unit takes no other instruction.
+PRODUCTS = ("HMMA", "HGMMA")
+#: Cycles in which a scheduler's unit takes no other instruction. An HGMMA of 64xNx16 takes N / 2 of the four
+#: tensor cores of a processor, on each of which a warp of the group has its share.
 BUSY = {"HMMA": 6.45, "XU": 8, "ALU": 2, "IMAD": 2, "FMA": 1}
 #: Cycles that shared memory is busy with 128 bytes a lane group, as one of four schedulers sees it.
 SHARED = 4
@@ -53,6 +55,10 @@ BUDGETS = {
     ("conv", 144, 32, "9"): 455, ("conv", 144, 64, "4"): 600, ("conv", 144, 64, "9"): 1075,
     ("conv", 144, 128, "4"): 555, ("conv", 144, 128, "9"): 1075, ("down", 96, 32, "4"): 470,
     ("down", 96, 64, "4"): 475, ("down", 160, 64, "4"): 775, ("down", 160, 128, "4"): 760,
+    ("wgmma", 64, 64, "4"): 270, ("wgmma", 64, 64, "9"): 455, ("wgmma", 64, 128, "4"): 270,
+    ("wgmma", 64, 128, "9"): 455, ("wgmma", 64, 256, "4"): 275, ("wgmma", 64, 256, "9"): 525,
+    ("wgmma", 128, 64, "4"): 270, ("wgmma", 128, 64, "9"): 455, ("wgmma", 128, 128, "4"): 270,
+    ("wgmma", 128, 128, "9"): 455, ("wgmma", 128, 256, "4"): 275, ("wgmma", 128, 256, "9"): 525,
 }  # fmt: skip
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)$", re.M)
@@ -139,20 +145,23 @@ class Loop:
 
 def loops(code: Sequence[Instruction]) -> list[Loop]:
     place = {one.at: i for i, one in enumerate(code)}
-    return [
+    ends = [i for i, one in enumerate(code) if one.base == "EXIT" and not one.conditional]
+    found = [
         Loop(place[one.jump], i)
         for i, one in enumerate(code)
         if one.jump is not None and one.jump <= one.at and one.jump in place and one.jump != one.at
     ]
+    # NOTE: waits for barriers lie after a function's end, and go back from there.
+    return [p for p in found if not any(map(p.holds, ends))]
 
 
-def count(code: Iterable[Instruction], base: str) -> int:
-    return sum(one.base == base for one in code)
+def count(code: Iterable[Instruction], *bases: str) -> int:
+    return sum(one.base in bases for one in code)
 
 
 def main_loops(code: Sequence[Instruction]) -> list[Loop]:
     """Loops with products, but for those around another: one for each size of a convolution's kernel."""
-    found = [p for p in loops(code) if count(code[p.first : p.last + 1], "HMMA")]
+    found = [p for p in loops(code) if count(code[p.first : p.last + 1], *PRODUCTS)]
     return [p for p in found if not any(q != p and p.holds(q.first) and p.holds(q.last) for q in found)]
 
 
@@ -168,7 +177,7 @@ def usual_path(code: Sequence[Instruction], loop: Loop) -> list[Instruction]:
     for i in range(loop.last, loop.first - 1, -1):
         one = code[i]
         within = any(p.holds(i) for p in inner)
-        worth = (one.base == "HMMA", -within, one.base == "LDGSTS" and not within, -1)
+        worth = (one.base in PRODUCTS, -within, one.base == "LDGSTS" and not within, -1)
         if i == loop.last:
             best[i] = (worth, None)
             continue
@@ -205,7 +214,8 @@ def simulate(path: Sequence[Instruction], blocks: int, warps: int, steps: int = 
     sums: list[dict[str, float]] = [defaultdict(float) for _ in range(count_)]
     unit: dict[str, float] = defaultdict(float)
     waiting: list[float | None] = [None] * count_
-    clock, last, marks = 0.0, -1, []
+    groups: list[list[float]] = [[] for _ in range(count_)]  # when each warp's HGMMAs are done
+    clock, last, marks = 0.0, -1, [0.0] * steps  # when the last warp has done each step
     while any(s < steps for s in step):
         ways = []
         for w in range(count_):
@@ -214,6 +224,8 @@ def simulate(path: Sequence[Instruction], blocks: int, warps: int, steps: int = 
                 start = max([ready[w], unit[_unit(one)] - _slack(one), *(board[w][b] for b in one.waits)])
                 if one.base == "HMMA":
                     start = max(start, sums[w][_operands(one)[-1]])
+                if one.base == "WARPGROUP" and (left := _left(one)) is not None:
+                    start = max([start, *groups[w][: len(groups[w]) - left]])
                 ways.append((max(start, clock), w != last, w))
         if not ways:
             raise UserError("warps wait for each other: the path has a barrier that not all of them reach")
@@ -227,6 +239,8 @@ def simulate(path: Sequence[Instruction], blocks: int, warps: int, steps: int = 
         begin = max(unit[kind], time)
         if kind:
             unit[kind] = begin + _busy(one)
+        if one.base == "HGMMA":
+            groups[w] = [*groups[w][-8:], begin + _busy(one) + LATENCY["HMMA"]]
         if kind == "shared":
             result += begin - time
         if one.sets is not None:
@@ -242,9 +256,10 @@ def simulate(path: Sequence[Instruction], blocks: int, warps: int, steps: int = 
                 for v in others:
                     waiting[v], ready[v] = None, max(ready[v], release)
         if place[w] == len(path):
+            marks[step[w]] = max(marks[step[w]], time)
             place[w], step[w] = 0, step[w] + 1
-            if w == 0:
-                marks.append(time)
+    if not count(path, "BAR"):  # nothing holds warps together, some have come far ahead
+        return marks[-1] / steps
     half = len(marks) // 2
     return (marks[-1] - marks[half - 1]) / (len(marks) - half)
 
@@ -252,7 +267,7 @@ def simulate(path: Sequence[Instruction], blocks: int, warps: int, steps: int = 
 def _unit(one: Instruction) -> str:
     if one.base in ("LDS", "LDSM"):
         return "" if "RZ, [RZ]" in one.text else "shared"
-    for kind, names in (("HMMA", ("HMMA",)), ("XU", _XU), ("FMA", _FMA), ("ALU", _ALU)):
+    for kind, names in (("HMMA", PRODUCTS), ("XU", _XU), ("FMA", _FMA), ("ALU", _ALU)):
         if one.base in names:
             return kind
     return ""
@@ -261,12 +276,20 @@ def _unit(one: Instruction) -> str:
 def _busy(one: Instruction) -> float:
     if _unit(one) == "shared":
         return SHARED * (4 if one.base == "LDSM" or ".128" in one.name else 1)
+    if one.base == "HGMMA":
+        return int(re.search(r"x(\d+)x", one.name)[1]) / 2
     return BUSY["IMAD"] if one.base == "IMAD" and "MOV" not in one.name else BUSY[_unit(one)]
 
 
+def _left(one: Instruction) -> int | None:
+    """How many groups of HGMMA a wait leaves under way. Each is one instruction or more; here it is one."""
+    found = re.search(r"DEPBAR\.LE gsb0, (0x\w+)", one.text)
+    return int(found[1], 16) if found else None
+
+
 def _slack(one: Instruction) -> float:
-    """Cycles by which an instruction may be early: some wait in the queue of shared memory."""
-    return 64 if _unit(one) == "shared" else 0
+    """Cycles by which an instruction may be early: some wait in the queue of their unit."""
+    return 64 if _unit(one) == "shared" else 256 if one.base == "HGMMA" else 0
 
 
 def _operands(one: Instruction) -> list[str]:
@@ -291,7 +314,7 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1) -> dict[str
         "local": count(code, "LDL") + count(code, "STL"),
     }
     copies = [code[p.first : p.last + 1] for p in loops(code)]
-    copies = [body for body in copies if count(body, "LDGSTS") and not count(body, "HMMA")]
+    copies = [body for body in copies if count(body, "LDGSTS") and not count(body, *PRODUCTS)]
     if copies:
         each = lambda body: sum(one.stall for one in body) / count(body, "LDGSTS")  # noqa: E731
         body = min(copies, key=each)
@@ -302,16 +325,17 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1) -> dict[str
     steps: dict[str, dict] = {}
     for loop in main_loops(code):
         path = usual_path(code, loop)
-        first = next(i for i, one in enumerate(path) if one.base == "HMMA")
+        products = [one for one in path if one.base in PRODUCTS]
+        first = path.index(products[0])
         own = max(1, warps // 4)
         step = {
             "instructions": len(path),
-            "hmma": count(path, "HMMA"),
+            "hmma": len(products),
             "shared": count(path, "LDSM") + count(path, "LDS"),
             "copies": count(path, "LDGSTS"),
             "stalls": sum(one.stall for one in path),
             "stalls_before_products": sum(one.stall for one in path[:first]),
-            "products": round(BUSY["HMMA"] * count(path, "HMMA") * own),
+            "products": round(sum(map(_busy, products)) * own),
             "cycles": {str(blocks): round(simulate(path, blocks, own)) for blocks in (1, 2)},
         }
         units = str(step["hmma"] // unit)
@@ -337,7 +361,7 @@ def read(build: Path = ptxas.BUILD, targets: Sequence[str] = TARGETS) -> list[di
     for file in ptxas.objects(build):
         own = ptxas.parse_ptxas(Path(f"{file}.ptxas").read_text())
         names = ptxas.demangle([row["symbol"] for row in own])
-        for target in targets:
+        for target in sorted({row["arch"] for row in own}.intersection(targets)):
             for symbol, code in parse(ptxas.disassemble(tool, file, target)).items():
                 shape = form(names.get(symbol, ""))
                 warps = shape[0] * shape[1] if shape else 4
@@ -345,14 +369,14 @@ def read(build: Path = ptxas.BUILD, targets: Sequence[str] = TARGETS) -> list[di
                         "arch": target}  # fmt: skip
                 if shape:
                     head |= {"pixels": shape[0] * shape[2] * 16, "channels": shape[1] * shape[3] * 8}
-                unit = shape[2] * shape[3] if shape else 1
+                unit = shape[2] * (shape[3] if ptxas.base(symbol) != "wgmma" else 1) if shape else 1
                 rows.append(head | {"warps": warps} | describe(code, warps, unit))
     return sorted(rows, key=lambda row: (row["base"], row["object"], row["arch"], row["kernel"]))
 
 
 def cycles(rows: Iterable[dict]) -> dict[str, object]:
     """What :mod:`stdc_fast.backends.cuda.tiles` reads: the most cycles of a block alone, of all targets."""
-    found: dict[str, dict] = {"conv": {}, "down": {}, "stem": {}}
+    found: dict[str, dict] = {"conv": {}, "wgmma": {}, "down": {}, "stem": {}}
     copy = 0
     for row in rows:
         for units, step in row.get("steps", {}).items():
@@ -389,7 +413,7 @@ def page(rows: Iterable[dict]) -> str:
                 step["hmma"], step["stalls"], step["stalls_before_products"], step["products"],
                 step["cycles"]["1"], step["cycles"]["2"], copy.get("stalls", "-"),
             ))  # fmt: skip
-    head = ("loop", "dtype", "target", "warps", "units", "instructions", "HMMA", "stalls", "before HMMA",
+    head = ("loop", "dtype", "target", "warps", "units", "instructions", "products", "stalls", "before them",
             "tensor cycles", "cycles, 1 block", "2 blocks", "copy")  # fmt: skip
     return table(head, cells, "...rrrrrrrrrr")
 

@@ -99,9 +99,10 @@ class Ninja:
         return [self.edge(f"{name}/{p.stem}.o", name, relative(p)) for p in sources("C++", *patterns)]
 
     def compile_cuda(self, rule: str, files: list[Path], beside: str = "", codes: str = "") -> list[str]:
-        """Objects of .cu files, each of a type if the source is for one, by a rule that reads $define and $codes.
+        """Objects of .cu files, each of a type if the source is for one, by a rule that reads $define.
 
-        What else the rule writes is the name of the object and beside. ``codes`` are flags of all but *_wgmma.cu.
+        What else the rule writes is the name of the object and beside. ``codes`` says for what to compile,
+        which the rule reads as $codes; *_wgmma.cu is for sm_90a alone.
         """
         objects = []
         for source in files:

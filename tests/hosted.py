@@ -228,3 +228,17 @@ def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=N
         return Tiles(core or ((64, 64) if wgmma else (64, 16)), height, width, chunk, parts, wgmma)
 
     return choose
+
+
+def warp_groups():
+    """Forms of wgmma for every convolution, each for some; other kinds have theirs from the model."""
+    usual = chooser()
+
+    def choose(work):
+        if work.kind != "conv":
+            return usual(work)
+        pixels = 64 if work.stride == 2 or work.kernel == 2 else 128
+        channels = next(n for n in (64, 128, 256) if work.outputs <= n or n == 256)
+        return Tiles((pixels, channels), 8, pixels // 8, 16 if work.prologue else 64, 1, 1)
+
+    return choose

@@ -17,8 +17,8 @@ constexpr int kWgmmaMajor = 9, kWgmmaMinor = 0;  // the compute capability that 
 
 #if defined(__CUDACC__)
 
-// A barrier is eight bytes of shared memory. A phase ends when all arrived, and all bytes that were announced for it have
-// come; then the next begins. Phases are told apart by their parity; the first is 0.
+// A barrier is eight bytes of shared memory. A phase ends when all arrived, and all bytes that were announced for it
+// have come; then the next begins. Phases are told apart by their parity; the first is 0.
 STDC_DEVICE void mbarrier_init(uint32_t at, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(arrivals) : "memory");
 }

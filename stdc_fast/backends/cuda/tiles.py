@@ -84,8 +84,9 @@ class CudaTiles:
     def __str__(self) -> str:
         split = f"/{self.split}" if self.split > 1 else ""
         pixels, channels = self.block
-        core = " by wgmma" if self.wgmma else ""
-        return f"{self.height}x{self.width}x{channels}{split} in {pixels}x{channels}{core}, chunks of {self.chunk}"
+        core = " of wgmma" if self.wgmma else ""
+        block = f"{pixels}x{channels}{core}"
+        return f"{self.height}x{self.width}x{channels}{split} in {block}, chunks of {self.chunk}"
 
 
 @dataclasses.dataclass(frozen=True)
