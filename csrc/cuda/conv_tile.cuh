@@ -93,9 +93,11 @@ STDC_DEVICE void convolve(const Params& p) {
     return;
   const int first = block.y * F::kChannels;
   finish(sums, a.bias, first, a.outputs, a.act);
-  if (a.sums != nullptr)
-    average(sums, place, p.width, a.sums + (w.image * a.sums_rows + inner) * a.sums_pitch + first, a.outputs - first,
-            p.share);
+  if (a.sums != nullptr) {
+    // NOTE: with so many sums, `inner` is worked out anew: no register is left to keep it.
+    const int64_t tile = w.image * a.sums_rows + (F::kN >= 32 ? block_id().x % of_image : inner);
+    average(sums, place, p.width, a.sums + tile * a.sums_pitch + first, a.outputs - first, p.share);
+  }
   const int64_t area = static_cast<int64_t>(a.out_height) * a.out_width;
   if (a.planar) {
     store_planes(sums, static_cast<float*>(a.y), place, p.width, area, a.out_width, a.out_pitch, first, a.outputs);

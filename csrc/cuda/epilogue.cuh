@@ -117,7 +117,6 @@ STDC_DEVICE void average(const Sums<F>& sums, const TilePlace& place, const Divi
       STDC_UNROLL
       for (int k = 0; k < 4; ++k)
         if (live >> (2 * i + k / 2) & 1) total[k % 2] += sums.c[i][j][k];
-    if (F::kN >= 32) warp_sync();  // for the compiler, which would begin so many at once that registers do not suffice
     STDC_UNROLL
     for (int k = 0; k < 2; ++k) {
       STDC_UNROLL
