@@ -184,8 +184,8 @@ void run_block(int block, Index grid) {
   ++epoch;
   begin_shared_block();
   begin_global_block();
-  begin_barriers();
   begin_groups();
+  begin_barriers();
   ready_warps = 0;
   at_barrier = 0;
   alive = launch.threads;
@@ -328,6 +328,7 @@ void barrier(Site site) {
   }
   at_barrier = 0;
   ++epoch;
+  meet_barriers();
   ++counts.barriers;
   go_to(next());
 }

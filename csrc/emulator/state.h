@@ -102,12 +102,15 @@ void note_matrix(uint32_t at, uint32_t bytes, Site site);
 // Barriers in shared memory and bulk copies: mbarrier.cpp.
 void begin_barriers();
 void end_barriers();
+void meet_barriers();  // at a barrier of the block
 // Whether the calling warp may read a core matrix of wgmma.
 void check_matrix(uint32_t at, Site site);
 
 // wgmma of the block: wgmma.cpp.
 void begin_groups();
 void end_groups();
+// How many wgmma of a warp are done; or with those under way.
+uint64_t products_done(int warp, bool under_way = false);
 
 // Global memory: memory.cpp.
 void begin_global_launch();

@@ -38,6 +38,7 @@ struct Queue {
   std::deque<size_t> groups;     // how many of them each has
   size_t open;                   // how many have not been committed
   std::vector<Total> totals;
+  uint64_t done;                 // products, in all
   uint64_t issued;               // what was, so that the warps of a group can be compared
 };
 
@@ -143,6 +144,7 @@ void finish_product(Queue& q) {
     break;
   }
   ++counts.wgmma;
+  ++q.done;
   q.products.pop_front();
 }
 
@@ -178,6 +180,11 @@ void end_groups() {
     if (queues[w].issued != queues[w / 4 * 4].issued)
       fail("warps " + std::to_string(w / 4 * 4) + " and " + std::to_string(w) + " of a group differ in their wgmma");
   }
+}
+
+uint64_t products_done(int warp, bool under_way) {
+  const Queue& q = queues[static_cast<size_t>(warp)];
+  return q.done + (under_way ? q.products.size() : 0);
 }
 
 void group_multiply(float* c, const uint32_t* a, uint64_t descriptor, int n, bool half, Site site) {
