@@ -28,14 +28,15 @@ SASS = ("sm_80", "sm_90a")  # targets of which SASS is read by default; the othe
 COUNTED = ("HMMA", "HGMMA", "LDGSTS", "LDSM", "LDL", "STL", "BAR", "ACQBULK", "PREEXIT")
 DEPENDENT = 90  # from sm_90 on kernels wait for those before them (ACQBULK) and let the next start (PREEXIT)
 REGISTERS = {"gate": 64, "prologue": 40, "upsample": 112}  # budgets of kernels by name without _kernel
-MOST_REGISTERS = 255  # of what is not known
+MOST_REGISTERS = 256  # of what is not known: more than there are
 FORM = re.compile(r"(?:Compiled|WarpGroup)Form\D+(\d+)\D+(\d+)\D+(\d+)\D+(\d+)")  # mangled or not
 COLUMNS = ("arch", "registers", "spill_stores", "spill_loads", "stack", "shared", "constant", *COUNTED)
 
 # NOTE: nvcc runs ptxas for several targets at once, but passes on what each has written as a whole.
 ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(sm_\w+)'")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
-SERIAL = re.compile(r"wgmma\.mma_async instructions are serialized.*'(\w+)'")
+# Of wgmma: products one by one, or waits that the source lacks.
+SERIAL = re.compile(r"(?:mma_async instructions are serialized|warpgroup\.\w+ is injected).*function '(\w+)'")
 USED = re.compile(r"Used (\d+) registers")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)", re.M)
 
@@ -57,8 +58,9 @@ def parse_ptxas(text: str) -> list[dict]:
             rows[-1]["registers"] = int(match[1])
             rows[-1]["shared"] = sum(map(int, re.findall(r"(\d+) bytes smem", line)))
             rows[-1]["constant"] = sum(map(int, re.findall(r"(\d+) bytes cmem", line)))
+    serial = SERIAL.findall(text)
     for row in rows:
-        if row["symbol"] in SERIAL.findall(text):
+        if row["symbol"] in serial:
             row["serialized"] = True
     if unknown := [row["symbol"] for row in rows if row["registers"] is None]:
         raise UserError(f"ptxas' report does not say the registers of {unknown[0]}; build it again")
@@ -177,7 +179,7 @@ def problems(rows: list[dict]) -> list[str]:
         if row["registers"] > most:
             wrong.append(f"{row['registers']} registers, the budget is {most}")
         if row.get("serialized"):
-            wrong.append("ptxas serialised wgmma")
+            wrong.append("ptxas serialised wgmma, or put waits among them")
         if row["shared"]:
             wrong.append(f"{row['shared']} bytes of static shared memory, which launches do not reckon with")
         if "HMMA" in row:

@@ -402,7 +402,7 @@ def problems(rows: Iterable[dict]) -> list[str]:
 
 
 def page(rows: Iterable[dict]) -> str:
-    """A table of the main loops, as Markdown."""
+    """A table of the main loops, as Markdown. Of wgmma HMMA stands for HGMMA."""
     cells = []
     for row in rows:
         for units, step in row.get("steps", {}).items():
@@ -413,7 +413,7 @@ def page(rows: Iterable[dict]) -> str:
                 step["hmma"], step["stalls"], step["stalls_before_products"], step["products"],
                 step["cycles"]["1"], step["cycles"]["2"], copy.get("stalls", "-"),
             ))  # fmt: skip
-    head = ("loop", "dtype", "target", "warps", "units", "instructions", "products", "stalls", "before them",
+    head = ("loop", "dtype", "target", "warps", "units", "instructions", "HMMA", "stalls", "before HMMA",
             "tensor cycles", "cycles, 1 block", "2 blocks", "copy")  # fmt: skip
     return table(head, cells, "...rrrrrrrrrr")
 

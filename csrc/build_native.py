@@ -179,7 +179,7 @@ class Cuda:
         wgmma = WGMMA in self.targets
         if not wgmma:
             self.sources = [source for source in self.sources if not source.stem.endswith("_wgmma")]
-        self.command = [*nvcc, *CUDA_FLAGS.split(), f"-DSTDC_WGMMA={wgmma:d}"]
+        self.command = [*nvcc, *CUDA_FLAGS.split(), f"-DSTDC_HAVE_WGMMA={wgmma:d}"]
         self.command += ["-ccbin", host] if host else []
         self.codes = shlex.join(codes)
         # NOTE: exclude-libs: another library of the process may have another version of the same runtime.
@@ -297,7 +297,7 @@ def build_emulator() -> Path:
         flags.append("-march=native")
     except Missing:  # as some compilers for other processors; it only takes longer
         pass
-    flags.append("-DSTDC_WGMMA=1")
+    flags.append("-DSTDC_HAVE_WGMMA=1")
     ninja.rule("cuda", ninja.flags + flags, "$define -MMD -MF $out.d -x c++ -c $in -o $out" + DEPENDENCIES)
     objects = ninja.compile_cuda("cuda", sources("CUDA", "cuda/*.cu"))
     objects += ninja.compile("emulator", flags, "emulator/*.cpp")

@@ -224,7 +224,7 @@ BUGS = {
     ),
     "wgmma, a stage filled again without a wait": wgmma(
         "          mbarrier_wait(empty + 8 * old, stage < 2 ? phase ^ 1 : phase);\n", "", "wgmma 3x3",
-        "may still read|in flight",
+        "may still read|in flight|no thread can go on|none can go on",
     ),
     "wgmma, a stage that is said to be read too early": wgmma(
         "if (u == L::kUnits - 1 && begun > 1", "if (u == 0 && begun > 1", "wgmma 3x3", "may still read",

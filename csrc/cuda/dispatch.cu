@@ -5,7 +5,7 @@
 namespace stdc {
 namespace gpu {
 
-#if !STDC_WGMMA
+#if !STDC_HAVE_WGMMA
 namespace {
 [[noreturn]] void refuse(const ConvArgs& a) {
   throw std::runtime_error("conv: no form " + std::to_string(a.tiling.form) + " without code for sm_90a");
@@ -78,7 +78,7 @@ int shared_bytes(const DownArgs& a) { return down_bytes_of<half_t>(a); }
 
 #define STDC_FORM(index, wm, wn, mi, ni) {wm, wn, mi, ni},
 std::vector<Form> conv_forms() { return {STDC_CONV_FORMS(STDC_FORM)}; }
-#if STDC_WGMMA
+#if STDC_HAVE_WGMMA
 std::vector<Form> wgmma_forms() { return {STDC_WGMMA_FORMS(STDC_FORM)}; }
 #else
 std::vector<Form> wgmma_forms() { return {}; }
