@@ -66,12 +66,15 @@ def choices(executable: cuda.CudaExecutable) -> Iterator[Callable]:
     usual = executable._tiles
     yield usual
     model = usual.model
-    for i in range(max(map(len, model.forms.by_block.values()))):
+    of_conv = len(model.forms.by_block["conv"]) + len(model.forms.by_block["wgmma"])
+    for i in range(max(of_conv, *map(len, model.forms.by_block.values()))):
 
         def choose(work, i=i):
-            known = list(model.forms.by_block[work.kind])
-            block = known[i % len(known)]
-            found = [t for t in model.ranked(work) if t.block == block]
+            known = [(block, 0) for block in model.forms.by_block[work.kind]]
+            if work.kind == "conv":
+                known += [(block, 1) for block in model.forms.by_block["wgmma"]]
+            wanted = known[i % len(known)]
+            found = [t for t in model.ranked(work) if (t.block, t.wgmma) == wanted]
             shared = [t for t in found if t.split > 1]
             return next(iter((shared if i % 2 else found) or found), usual(work))
 

@@ -26,16 +26,18 @@ from stdc_fast.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "native"
 SASS = ("sm_80", "sm_90a")  # targets of which SASS is read by default; the others get the same instructions
-COUNTED = ("HMMA", "LDGSTS", "LDSM", "LDL", "STL", "BAR", "ACQBULK", "PREEXIT")
+COUNTED = ("HMMA", "HGMMA", "LDGSTS", "LDSM", "LDL", "STL", "BAR", "ACQBULK", "PREEXIT")
 DEPENDENT = 90  # from sm_90 on kernels wait for those before them (ACQBULK) and let the next start (PREEXIT)
 REGISTERS = {"gate": 80, "prologue": 40, "upsample": 120}  # budgets of kernels by name without _kernel
-MOST_REGISTERS = 255  # of what is not known
-FORM = re.compile(r"CompiledForm" + r"\D+(\d+)" * 5)  # mangled or not
+MOST_REGISTERS = 256  # of what is not known: more than there are
+FORM = re.compile(r"(?:Compiled|WarpGroup)Form" + r"\D+(\d+)" * 5)  # mangled or not
 COLUMNS = ("arch", "registers", "spill_stores", "spill_loads", "stack", "shared", "constant", *COUNTED)
 
 # NOTE: nvcc runs ptxas for several targets at once, but passes on what each has written as a whole.
 ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(sm_\w+)'")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+# Of wgmma: products one by one, or waits that the source lacks.
+SERIAL = re.compile(r"(?:mma_async instructions are serialized|warpgroup\.\w+ is injected).*function '(\w+)'")
 USED = re.compile(r"Used (\d+) registers")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)", re.M)
 
@@ -57,6 +59,10 @@ def parse_ptxas(text: str) -> list[dict]:
             rows[-1]["registers"] = int(match[1])
             rows[-1]["shared"] = sum(map(int, re.findall(r"(\d+) bytes smem", line)))
             rows[-1]["constant"] = sum(map(int, re.findall(r"(\d+) bytes cmem", line)))
+    serial = SERIAL.findall(text)
+    for row in rows:
+        if row["symbol"] in serial:
+            row["serialized"] = True
     if unknown := [row["symbol"] for row in rows if row["registers"] is None]:
         raise UserError(f"ptxas' report does not say the registers of {unknown[0]}; build it again")
     return rows
@@ -178,6 +184,8 @@ def problems(rows: list[dict]) -> list[str]:
             wrong.append(f"a stack frame of {row['stack']} bytes")
         if row["registers"] > most:
             wrong.append(f"{row['registers']} registers, the budget is {most}")
+        if row.get("serialized"):
+            wrong.append("ptxas serialised wgmma, or put waits among them")
         if row["shared"]:
             wrong.append(f"{row['shared']} bytes of static shared memory, which launches do not reckon with")
         if "HMMA" in row:
@@ -187,7 +195,9 @@ def problems(rows: list[dict]) -> list[str]:
                 wrong.append(f"local memory: {row['LDL']} LDL, {row['STL']} STL")
             if re.search("conv|stem|down", row["base"]) and not row["HMMA"]:
                 wrong.append("no HMMA: the tensor cores are not used")
-            if re.search("conv|down", row["base"]) and not row["LDGSTS"]:
+            if row["base"] == "wgmma" and not row["HGMMA"]:
+                wrong.append("no HGMMA: the tensor cores are not used as warp groups do")
+            if re.search("conv|down|wgmma", row["base"]) and not row["LDGSTS"]:
                 wrong.append("no LDGSTS: copies to shared memory are not asynchronous")
         found += [f"{row['object']}: {row['kernel']} for {row['arch']}: {line}" for line in wrong]
     return found

@@ -32,10 +32,12 @@ SHIPPED = ptxas.ROOT / "stdc_fast" / "tables" / "cuda_cycles.json"
 #: Cycles from issue to result of what has no fixed latency, as published for Ampere and Hopper.
 LATENCY = {
     "LDS": 33, "LDSM": 36, "LDC": 30, "LDCU": 30, "S2R": 28, "S2UR": 28, "MUFU": 24, "I2F": 24, "F2I": 24,
-    "LDG": 300, "LDGSTS": 20, "R2UR": 14, "STS": 20, "HMMA": 33,
+    "LDG": 300, "LDGSTS": 20, "R2UR": 14, "STS": 20, "HMMA": 33, "SYNCS": 24,
 }  # fmt: skip
 FIXED, BARRIER, READ = 6, 24, 12  # cycles of all else, of a barrier's release, and until a source is read
-#: Cycles in which a scheduler's unit takes no other instruction.
+PRODUCTS = ("HMMA", "HGMMA")
+#: Cycles in which a scheduler's unit takes no other instruction. An HGMMA of 64xNx16 takes N / 2 of the four
+#: tensor cores of a processor, on each of which a warp of the group has its share.
 BUSY = {"HMMA": 6.45, "XU": 8, "ALU": 2, "IMAD": 2, "FMA": 1}
 #: Cycles that shared memory is busy with 128 bytes a lane group, as one of four schedulers sees it.
 SHARED = 4
@@ -56,6 +58,10 @@ BUDGETS = {
     ("conv", "64x32/4", "8"): 435, ("conv", "64x32/4", "36"): 1410, ("conv", "64x64/4", "8"): 435,
     ("conv", "64x64/4", "36"): 1410, ("down", "160x128", "4"): 870, ("down", "160x64", "4"): 870,
     ("down", "96x32/2", "8"): 570, ("down", "96x64", "4"): 555,
+    ("wgmma", "64x64", "4"): 270, ("wgmma", "64x64", "9"): 455, ("wgmma", "64x128", "4"): 270,
+    ("wgmma", "64x128", "9"): 455, ("wgmma", "64x256", "4"): 275, ("wgmma", "64x256", "9"): 525,
+    ("wgmma", "128x64", "4"): 270, ("wgmma", "128x64", "9"): 455, ("wgmma", "128x128", "4"): 270,
+    ("wgmma", "128x128", "9"): 455, ("wgmma", "128x256", "4"): 275, ("wgmma", "128x256", "9"): 525,
 }  # fmt: skip
 #: Loads that a kernel has in front of its wait for the kernel before it, at least: of weights and tables.
 EARLY = {"conv": 9, "down": 12, "stem": 1, "stem_conv": 14, "gate": 4, "upsample": 20}
@@ -144,20 +150,23 @@ class Loop:
 
 def loops(code: Sequence[Instruction]) -> list[Loop]:
     place = {one.at: i for i, one in enumerate(code)}
-    return [
+    ends = [i for i, one in enumerate(code) if one.base == "EXIT" and not one.conditional]
+    found = [
         Loop(place[one.jump], i)
         for i, one in enumerate(code)
         if one.jump is not None and one.jump <= one.at and one.jump in place and one.jump != one.at
     ]
+    # NOTE: waits for barriers lie after a function's end, and go back from there.
+    return [p for p in found if not any(map(p.holds, ends))]
 
 
-def count(code: Iterable[Instruction], base: str) -> int:
-    return sum(one.base == base for one in code)
+def count(code: Iterable[Instruction], *bases: str) -> int:
+    return sum(one.base in bases for one in code)
 
 
 def main_loops(code: Sequence[Instruction]) -> list[Loop]:
     """The outermost loops with products: one for each size of a convolution's kernel."""
-    found = [p for p in loops(code) if count(code[p.first : p.last + 1], "HMMA")]
+    found = [p for p in loops(code) if count(code[p.first : p.last + 1], *PRODUCTS)]
     return [p for p in found if not any(q != p and q.holds(p.first) and q.holds(p.last) for q in found)]
 
 
@@ -173,7 +182,7 @@ def usual_path(code: Sequence[Instruction], loop: Loop) -> list[Instruction]:
     for i in range(loop.last, loop.first - 1, -1):
         one = code[i]
         within = any(p.holds(i) for p in inner)
-        worth = (one.base == "HMMA", -within, one.base == "LDGSTS" and not within, -1)
+        worth = (one.base in PRODUCTS, -within, one.base == "LDGSTS" and not within, -1)
         if i == loop.last:
             best[i] = (worth, None)
             continue
@@ -217,6 +226,7 @@ def _run(path: Sequence[Instruction], blocks: int, warps: int, steps: int) -> fl
     sums: list[dict[str, float]] = [defaultdict(float) for _ in range(count_)]
     unit: dict[str, float] = defaultdict(float)
     waiting: list[float | None] = [None] * count_
+    groups: list[list[float]] = [[] for _ in range(count_)]  # when each warp's HGMMAs are done
     clock, last = 0.0, -1
     while any(s < steps for s in step):
         ways = []
@@ -226,6 +236,8 @@ def _run(path: Sequence[Instruction], blocks: int, warps: int, steps: int) -> fl
                 start = max([ready[w], unit[_unit(one)] - _slack(one), *(board[w][b] for b in one.waits)])
                 if one.base == "HMMA":
                     start = max(start, sums[w][_operands(one)[-1]])
+                if one.base == "WARPGROUP" and (left := _left(one)) is not None:
+                    start = max([start, *groups[w][: len(groups[w]) - left]])
                 ways.append((max(start, clock), w != last, w))
         if not ways:
             raise UserError("warps wait for each other: the path has a barrier that not all of them reach")
@@ -239,6 +251,8 @@ def _run(path: Sequence[Instruction], blocks: int, warps: int, steps: int) -> fl
         begin = max(unit[kind], time)
         if kind:
             unit[kind] = begin + _busy(one)
+        if one.base == "HGMMA":
+            groups[w] = [*groups[w][-8:], begin + _busy(one) + LATENCY["HMMA"]]
         if kind == "shared":
             result += begin - time
         if one.sets is not None:
@@ -261,7 +275,7 @@ def _run(path: Sequence[Instruction], blocks: int, warps: int, steps: int) -> fl
 def _unit(one: Instruction) -> str:
     if one.base in ("LDS", "LDSM"):
         return "" if "RZ, [RZ]" in one.text else "shared"
-    for kind, names in (("HMMA", ("HMMA",)), ("XU", _XU), ("FMA", _FMA), ("ALU", _ALU)):
+    for kind, names in (("HMMA", PRODUCTS), ("XU", _XU), ("FMA", _FMA), ("ALU", _ALU)):
         if one.base in names:
             return kind
     return ""
@@ -270,12 +284,20 @@ def _unit(one: Instruction) -> str:
 def _busy(one: Instruction) -> float:
     if _unit(one) == "shared":
         return SHARED * (4 if one.base == "LDSM" or ".128" in one.name else 1)
+    if one.base == "HGMMA":
+        return int(re.search(r"x(\d+)x", one.name)[1]) / 2
     return BUSY["IMAD"] if one.base == "IMAD" and "MOV" not in one.name else BUSY[_unit(one)]
 
 
+def _left(one: Instruction) -> int | None:
+    """How many groups of HGMMA a wait leaves under way. Each is one instruction or more; here it is one."""
+    found = re.search(r"DEPBAR\.LE gsb0, (0x\w+)", one.text)
+    return int(found[1], 16) if found else None
+
+
 def _slack(one: Instruction) -> float:
-    """Cycles by which an instruction may be early: some wait in the queue of shared memory."""
-    return 64 if _unit(one) == "shared" else 0
+    """Cycles by which an instruction may be early: some wait in the queue of their unit."""
+    return 64 if _unit(one) == "shared" else 256 if one.base == "HGMMA" else 0
 
 
 def _operands(one: Instruction) -> list[str]:
@@ -301,7 +323,7 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1, slices: int
         "local": count(code, "LDL") + count(code, "STL"),
     }
     copies = [code[p.first : p.last + 1] for p in loops(code)]
-    copies = [body for body in copies if count(body, "LDGSTS") and not count(body, "HMMA")]
+    copies = [body for body in copies if count(body, "LDGSTS") and not count(body, *PRODUCTS)]
     if copies:
         each = lambda body: sum(one.stall for one in body) / count(body, "LDGSTS")  # noqa: E731
         body = min(copies, key=each)
@@ -312,21 +334,22 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1, slices: int
     steps: dict[str, dict] = {}
     for loop in main_loops(code):
         path = usual_path(code, loop)
-        first = next(i for i, one in enumerate(path) if one.base == "HMMA")
+        products = [one for one in path if one.base in PRODUCTS]
+        first = path.index(products[0])
         own = -(-warps // 4)  # of the scheduler that has the most
         step = {
             "instructions": len(path),
-            "hmma": count(path, "HMMA"),
+            "hmma": len(products),
             "shared": count(path, "LDSM") + count(path, "LDS"),
             "copies": count(path, "LDGSTS"),
             "stalls": sum(one.stall for one in path),
             "stalls_before_products": sum(one.stall for one in path[:first]),
-            "products": round(BUSY["HMMA"] * count(path, "HMMA") * own),
+            "products": round(sum(map(_busy, products)) * own),
             "cycles": {str(blocks): round(simulate(path, blocks, own)) for blocks in (1, 2)},
         }
         units = str(step["hmma"] // unit * slices)
         rest = [p for p in loops(code) if loop.holds(p.first) and p.last < loop.last]
-        rest = [code[p.first : p.last + 1] for p in rest if count(code[p.first : p.last + 1], "HMMA")]
+        rest = [code[p.first : p.last + 1] for p in rest if count(code[p.first : p.last + 1], *PRODUCTS)]
         if rest:
             step["rest"] = round(simulate(rest[0], 1, own))
         if units not in steps or step["cycles"]["1"] > steps[units]["cycles"]["1"]:
@@ -351,7 +374,7 @@ def read(build: Path = ptxas.BUILD, targets: Sequence[str] = TARGETS) -> list[di
     for file in ptxas.objects(build):
         own = ptxas.parse_ptxas(Path(f"{file}.ptxas").read_text())
         names = ptxas.demangle([row["symbol"] for row in own])
-        for target in targets:
+        for target in sorted({row["arch"] for row in own}.intersection(targets)):
             for symbol, code in parse(ptxas.disassemble(tool, file, target)).items():
                 shape = form(names.get(symbol, ""))
                 warps = shape[0] * shape[1] * shape[4] if shape else 4
@@ -359,14 +382,15 @@ def read(build: Path = ptxas.BUILD, targets: Sequence[str] = TARGETS) -> list[di
                         "arch": target}  # fmt: skip
                 if shape:
                     head |= {"block": name(ptxas.block(shape))}
-                unit, slices = (shape[2] * shape[3], shape[4]) if shape else (1, 1)
+                slices = shape[4] if shape else 1
+                unit = shape[2] * (shape[3] if ptxas.base(symbol) != "wgmma" else 1) if shape else 1
                 rows.append(head | {"warps": warps} | describe(code, warps, unit, slices))
     return sorted(rows, key=lambda row: (row["base"], row["object"], row["arch"], row["kernel"]))
 
 
 def cycles(rows: Iterable[dict]) -> dict[str, object]:
     """What :mod:`stdc_fast.backends.cuda.tiles` reads: the most cycles of a block alone, of all targets."""
-    found: dict[str, dict] = {"conv": {}, "down": {}, "stem": {}}
+    found: dict[str, dict] = {"conv": {}, "wgmma": {}, "down": {}, "stem": {}}
     copy = 0
     for row in rows:
         for units, step in row.get("steps", {}).items() if row["base"] in found else ():
@@ -399,7 +423,7 @@ def problems(rows: Iterable[dict]) -> list[str]:
 
 
 def page(rows: Iterable[dict]) -> str:
-    """A table of the main loops, as Markdown."""
+    """A table of the main loops, as Markdown. Of wgmma HMMA stands for HGMMA."""
     cells = []
     for row in rows:
         for units, step in row.get("steps", {}).items():

@@ -57,8 +57,8 @@ void bind_gpu(py::module_& m) {
   };
   m.def("forms", [forms] {
     return std::map<std::string, std::vector<std::array<int, 5>>>{
-        {"conv", forms(conv_forms())}, {"stem", forms(stem_forms())}, {"stem_conv", forms(stem_conv_forms())},
-        {"down", forms(down_forms())}};
+        {"conv", forms(conv_forms())}, {"wgmma", forms(wgmma_forms())}, {"stem", forms(stem_forms())},
+        {"stem_conv", forms(stem_conv_forms())}, {"down", forms(down_forms())}};
   });
   m.def("shared_bytes", [](const ConvArgs& a) { return shared_bytes(a); });
   m.def("shared_bytes", [](const StemArgs& a) { return shared_bytes(a); });
@@ -140,7 +140,7 @@ void bind_emulator(py::module_& m) {
   m.def("statistics", [] {
     const emulator::Statistics& s = emulator::statistics();
     return std::map<std::string, int64_t>{{"launches", s.launches}, {"blocks", s.blocks},
-                                          {"mma", s.mma},           {"ldmatrix", s.ldmatrix},
+                                          {"mma", s.mma},           {"wgmma", s.wgmma}, {"ldmatrix", s.ldmatrix},
                                           {"barriers", s.barriers}, {"switches", s.switches},
                                           {"copied_bytes", s.copied_bytes}};
   });

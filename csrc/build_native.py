@@ -41,11 +41,12 @@ CUDA_OPTIONS = {
     "dependents_never": "-DSTDC_DEPENDENTS=0",
     "carveout": "-DSTDC_CARVEOUT=100",
 }
+WGMMA = "90a"  # the only target of *_wgmma.cu
 TYPES = {"f16": "half_t", "bf16": "bf16_t"}  # sources with STDC_TYPE in them are compiled once for each
 DEPENDENCIES = "\n  depfile = $out.d\n  deps = gcc"
 # What nvcc and ptxas write goes to a file for bench/ptxas.py; all but the report on registers is shown too.
 NVCC_REST = (
-    "$define -MD -MF $out.d -c $in -o $out 2> $out.ptxas; code=$$?; "
+    "$codes $define -MD -MF $out.d -c $in -o $out 2> $out.ptxas; code=$$?; "
     r"grep -Ev '^ptxas info |^ +[0-9]+ bytes stack frame|^$$' $out.ptxas; exit $$code" + DEPENDENCIES
 )
 
@@ -104,10 +105,11 @@ class Ninja:
         self.rule(name, self.flags + more, "-MMD -MF $out.d -c $in -o $out" + DEPENDENCIES)
         return [self.edge(f"{name}/{p.stem}.o", name, relative(p)) for p in sources("C++", *patterns)]
 
-    def compile_cuda(self, rule: str, files: list[Path], beside: str = "") -> list[str]:
+    def compile_cuda(self, rule: str, files: list[Path], beside: str = "", codes: str = "") -> list[str]:
         """Objects of .cu files, each of a type if the source is for one, by a rule that reads $define.
 
-        What else the rule writes is the name of the object and beside.
+        What else the rule writes is the name of the object and beside. ``codes`` says for what to compile,
+        which the rule reads as $codes; *_wgmma.cu is for sm_90a alone.
         """
         objects = []
         for source in files:
@@ -115,6 +117,9 @@ class Ninja:
             for short, name in types.items():
                 target = f"{rule}/{'-'.join(filter(None, [source.stem, short]))}.o"
                 more = f"  define = -DSTDC_TYPE={name}\n" if short else ""
+                if codes:
+                    own = gencode(WGMMA, [f"sm_{WGMMA[:2]}"])[1] if source.stem.endswith("_wgmma") else None
+                    more += f"  codes = {shlex.join(own) if own else codes}\n"
                 target += f" | {target}{beside}" if beside else ""
                 objects.append(self.edge(target, rule, relative(source), more))
         return objects
@@ -179,9 +184,16 @@ class Cuda:
         # NOTE: nvcc refuses a g++ that is newer than itself; NVCC_CCBIN names another, as for nvcc alone.
         host = os.environ.get("NVCC_CCBIN") or (cxx[0] if len(cxx) == 1 else "")
         self.options, macros = cuda_options()
-        self.command = [*nvcc, *CUDA_FLAGS.split(), *macros, *codes, *(["-ccbin", host] if host else [])]
+        wgmma = WGMMA in self.targets
+        if not wgmma:
+            self.sources = [source for source in self.sources if not source.stem.endswith("_wgmma")]
+        self.command = [*nvcc, *CUDA_FLAGS.split(), *macros, f"-DSTDC_HAVE_WGMMA={wgmma:d}"]
+        self.command += ["-ccbin", host] if host else []
+        self.codes = shlex.join(codes)
         # NOTE: exclude-libs: another library of the process may have another version of the same runtime.
-        folder = shlex.quote(str(runtime_folder([*self.command, "--dryrun", "-x", "cu", "-c", os.devnull])))
+        folder = shlex.quote(
+            str(runtime_folder([*self.command, *codes, "--dryrun", "-x", "cu", "-c", os.devnull]))
+        )
         self.link = f"-L{folder} -Wl,--exclude-libs,ALL -lcudart_static -ldl -lrt -lpthread"
 
 
@@ -273,7 +285,7 @@ def _build(ninja: Ninja, module: bool, cuda: Cuda | None = None) -> tuple[Path, 
     objects, have, skipped = [], {}, {}
     if cuda:  # ninja starts with what comes first: here what takes longest
         ninja.rule("cuda", cuda.command, NVCC_REST)
-        objects += ninja.compile_cuda("cuda", cuda.sources, beside=".ptxas")
+        objects += ninja.compile_cuda("cuda", cuda.sources, ".ptxas", cuda.codes)
     for name, (own, pattern, instruction) in SETS.items():
         try:
             ninja.probe(own, instruction)
@@ -306,6 +318,7 @@ def build_emulator() -> Path:
         flags.append("-march=native")
     except Missing:  # as some compilers for other processors; it only takes longer
         pass
+    flags.append("-DSTDC_HAVE_WGMMA=1")
     flags_cuda = [*ninja.flags, *flags, *cuda_options()[1]]
     ninja.rule("cuda", flags_cuda, "$define -MMD -MF $out.d -x c++ -c $in -o $out" + DEPENDENCIES)
     objects = ninja.compile_cuda("cuda", sources("CUDA", "cuda/*.cu"))

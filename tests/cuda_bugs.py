@@ -81,6 +81,9 @@ CASES = {
     "prologue": (prologue(32, 3, scale=True, add="vector"), {}),
     "average": (average, {}),
     "shared": (plain(64, 40, 3, 1), {"split": 4}),
+    "wgmma 3x3": (plain(64, 40, 3, 1), {"chunk": 64, "wgmma": 1}),
+    "wgmma chunks": (plain(64, 40, 3, 1), {"wgmma": 1}),
+    "wgmma 1x1": (plain(160, 40, 1, 1), {"wgmma": 1}),
     "stem": (STEMS["32 of frames"], None),
     "opening": (opening, None),
     "gated": (gated, {}),
@@ -92,7 +95,7 @@ CASES = {
 }
 #: Cases in which ops have no kernels of their own where there is one for several.
 FUSED = {"opening", "gated", "head"}
-PRODUCT, PIXELS = "tile_product.cuh", "tile_pixels.cuh"
+PRODUCT, PIXELS, PLACE = "tile_product.cuh", "tile_pixels.cuh", "conv_tile.cuh"
 SHAPES = [(2, 6, 19), (1, 3, 5)]
 
 
@@ -100,7 +103,7 @@ def outcomes(case):
     """What each schedule finds in a case, with races watched for and without: a message, or nothing."""
     make, tiles = CASES[case]
     plan = make()
-    choose = None if tiles is None else forced((64, 64, 4), **tiles)
+    choose = None if tiles is None else forced(None if "wgmma" in tiles else (64, 64, 4), **tiles)
     fused = possible if case in FUSED else False
     known = answers(plan, HALF, SHAPES)
     found = {"watched": {}, "unwatched": {}}
@@ -168,6 +171,7 @@ BETWEEN = "  cp_async_wait<0>();\n  block_sync();\n\n"
 OUTSIDE = "outside of all tensors"
 RACE, EARLY = "race in shared memory", "in flight|race in shared memory"
 conv = functools.partial(Bug, source="conv.cu")
+wgmma = functools.partial(Bug, "wgmma_product.cuh", source="conv_wgmma.cu")
 BUGS = {
     "the barrier of a step is missing": conv(PRODUCT, SYNC, "", "3x3", EARLY, unwatched=1),
     "the barrier after the products is missing": conv(
@@ -183,7 +187,7 @@ BUGS = {
         f"{WRONG}|{EARLY}", unwatched=6,
     ),
     "the halo starts one row too low": conv(
-        "conv.cu", "row * a.stride - a.kernel / 2", "row * a.stride - a.kernel / 2 + 1", "3x3", WRONG,
+        PLACE, "row * a.stride - a.kernel / 2", "row * a.stride - a.kernel / 2 + 1", "3x3", WRONG,
         unwatched=6,
     ),
     "half a warp at ldmatrix": conv(
@@ -199,7 +203,7 @@ BUGS = {
         f"{OUTSIDE}|race between blocks", unwatched=6,
     ),
     "one row too many": conv(
-        "conv.cu", "if (rows - row < place.rows) place.rows = rows - row;",
+        PLACE, "if (rows - row < place.rows) place.rows = rows - row;",
         "if (rows - row + 1 < place.rows) place.rows = rows - row + 1;", "3x3",
         f"{OUTSIDE}|race between blocks", unwatched=6,
     ),
@@ -261,6 +265,54 @@ BUGS = {
     "counters are not set back": conv(
         "epilogue.cuh", "store(arrivals + shared, 0);", "", "shared", WRONG, unwatched=6
     ),
+    "wgmma, a stage filled again without a wait": wgmma(
+        "          mbarrier_wait(empty + 8 * old, stage < 2 ? phase ^ 1 : phase);\n", "", "wgmma 3x3",
+        "may still read|in flight|no thread can go on|none can go on",
+    ),
+    "wgmma, a stage that is said to be read too early": wgmma(
+        "if (u == L::kUnits - 1 && begun > 1", "if (u == 0 && begun > 1", "wgmma 3x3", "may still read",
+    ),
+    "wgmma, a wait for the other phase": wgmma(
+        "mbarrier_wait(full + 8 * stage, phase);", "mbarrier_wait(full + 8 * stage, phase ^ 1);", "wgmma 3x3",
+        "in flight",
+    ),
+    "wgmma, one thread waits for a stage for all": wgmma(
+        "        mbarrier_wait(full + 8 * stage, phase);",
+        "        if (lane_id() == 0) mbarrier_wait(full + 8 * stage, phase);", "wgmma 3x3", "did not wait",
+    ),
+    "wgmma, the offsets of a descriptor exchanged": wgmma(
+        "kStageBytes, 128, 256)", "kStageBytes, 256, 128)", "wgmma 3x3", WRONG, unwatched=6,
+    ),
+    "wgmma, a unit's weights one core matrix too far": wgmma(
+        "(u * L::kUnitBytes >> 4)", "((u * L::kUnitBytes + 128) >> 4)", "wgmma 3x3", f"{WRONG}|in flight",
+        unwatched=6,
+    ),
+    "wgmma, registers that no fence is for": wgmma(
+        "          wgmma_fence();\n", "", "wgmma 3x3", "without a wgmma_fence", unwatched=6,
+    ),
+    "wgmma, registers that are written too early": wgmma(
+        "wgmma_wait<L::kAhead - 1>();", "wgmma_wait<L::kAhead>();", "wgmma 3x3",
+        "registers of wgmma were written", unwatched=6,
+    ),
+    "wgmma, sums read before they are there": wgmma(
+        "    wgmma_wait<0>();\n", "", "wgmma 3x3", f"{WRONG}|under way", unwatched=6,
+    ),
+    "wgmma, fewer bytes expected than come": wgmma(
+        "mbarrier_expect(barrier, L::kUnits * bytes)", "mbarrier_expect(barrier, bytes)", "wgmma 3x3",
+        "no thread can go on|none can go on", unwatched=6,
+    ),
+    "wgmma, barriers that copies may not see yet": wgmma(
+        "      async_fence();\n", "", "wgmma 3x3", "without async_fence", unwatched=6,
+    ),
+    "wgmma, the barrier of a chunk is missing": wgmma(
+        "        block_sync();  // all see", "        // all see", "wgmma chunks", f"{EARLY}|no mbarrier",
+    ),
+    "wgmma, the barrier after the products is missing": wgmma(
+        "    block_sync();  // shared memory may", "    // shared memory may", "wgmma 3x3", RACE,
+    ),
+    "wgmma, what is beyond a chunk is not zero": wgmma(
+        "              if (!within) a[u][i][k] = 0;\n", "              ;\n", "wgmma 1x1", WRONG, unwatched=6,
+    ),
     "no wait for the weights of the stem": Bug(
         "stem.cu", "  cp_async_wait<0>();\n", "", "stem", "in flight", unwatched=6
     ),
@@ -320,7 +372,7 @@ BUGS = {
     ),
     "the last of equal classes": Bug("upsample.cu", "value > best[c]", "value >= best[c]", "labels", WRONG),
 }  # fmt: skip
-BUGS = {"none": conv("conv.cu", "Products.", "Products.", "3x3", "^$"), **BUGS}
+BUGS = {"none": conv(PLACE, "Products.", "Products.", "3x3", "^$"), **BUGS}
 
 
 def plant(bug, folder):
@@ -336,7 +388,10 @@ def plant(bug, folder):
         r"(#define STDC_CONV_FORMS\(X\)) \\\n(?:.*\n)*?(  X\(.*/\* 64 x 64, 4 slices \*/) \\\n(?:  X.*\n)*"
     )
     assert one.search(forms)
-    (sources / "forms.h").write_text(one.sub(r"\1 \\\n\2\n", forms))
+    forms = one.sub(r"\1 \\\n\2\n", forms)
+    first = re.compile(r"(#define STDC_WGMMA_FORMS\(X\) \\\n  X.*/\* 64 x 64 \*/) \\\n(?:  X.*\n)*")
+    assert first.search(forms)
+    (sources / "forms.h").write_text(first.sub(r"\1\n", forms))
     objects = ROOT / "build/emulator"
     rules = (objects / "build.ninja").read_text()
     compile_, link = (

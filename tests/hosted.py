@@ -195,7 +195,8 @@ def counters(executable):
 
 def written_cores():
     """As csrc/cuda/forms.h has them: tests are listed without the module."""
-    found, path = {"conv": [], "stem": [], "stem_conv": [], "down": []}, ROOT / "csrc/cuda/forms.h"
+    found = {"conv": [], "wgmma": [], "stem": [], "stem_conv": [], "down": []}
+    path = ROOT / "csrc/cuda/forms.h"
     kind = ""
     for line in path.read_text().splitlines() if path.is_file() else ():
         if match := re.match(r"#define STDC_(\w+)_FORMS", line):
@@ -218,7 +219,7 @@ def cores(kind):
     return [_core(*form) for form in module().forms()[kind]]
 
 
-def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=None):
+def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=None, wgmma=0):
     """The same tiles for every op of a kind that can have them; other kinds have theirs from ``usual``, by
     default the model.
     """
@@ -228,6 +229,20 @@ def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=N
         if work.kind != kind:
             return usual(work)
         parts = min(split, sum(-(-c // chunk) for c in work.inputs))
-        return Tiles(core or (64, 16), height, width, chunk, parts)
+        return Tiles(core or ((64, 64) if wgmma else (64, 16)), height, width, chunk, parts, wgmma)
+
+    return choose
+
+
+def warp_groups():
+    """Forms of wgmma for every convolution, each for some; other kinds have theirs from the model."""
+    usual = chooser()
+
+    def choose(work):
+        if work.kind != "conv":
+            return usual(work)
+        pixels = 64 if work.stride == 2 or work.kernel == 2 else 128
+        channels = next(n for n in (64, 128, 256) if work.outputs <= n or n == 256)
+        return Tiles((pixels, channels), 8, pixels // 8, 16 if work.prologue else 64, 1, 1)
 
     return choose

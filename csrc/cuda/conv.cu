@@ -1,230 +1,29 @@
-// Convolutions: 1x1, 3x3 with stride 1 and 2, and the sub-pixel form of a doubled map; with their prologues and
-// epilogues. Compiled once a type, STDC_TYPE.
-#include "classifier.cuh"
-#include "epilogue.cuh"
-#include "launch.cuh"
+// Convolutions with mma.sync, and which of the two cores has a form. Compiled once a type, STDC_TYPE.
+#include "conv_tile.cuh"
 #include "forms.h"
 
 namespace stdc {
 namespace gpu {
 namespace {
 
-struct Params {
-  ConvArgs a;
-  Source s;
-  Divisor width;                     // of a tile
-  int tiles_x, tiles, sets_x, sets;  // tiles of one set; sets of one image
-  int aligned;                       // y, to 16 bytes
-  float share;                       // of a pixel in an average
-  int gate_columns, gate_blocks;     // columns of the grid that have a gate's blocks, and the number of these
-  Gate gate;
-  uint32_t classifier_at;            // in shared memory
-};
-
-// A block of a gate that runs beside the convolution.
-template <class T, class F>
-STDC_DEVICE void compute_gate(const Params& p, int block) {
-  const GateArgs& a = p.a.beside;
-  const int of_image = p.gate_blocks / a.images, image = block / of_image;
-  const int begin = (block - image * of_image) * kGateOutputs;
-  const int end = begin + kGateOutputs < a.outputs ? begin + kGateOutputs : a.outputs;
-  const bool exists = block < p.gate_blocks;
-  if (exists) fetch_gate<F::kThreads, kSimple>(p.gate, begin, end);
-  cp_async_commit();
-  grid_wait();
-  if (!exists) return;
-  cp_async_wait<0>();  // before the barriers of add_rows
-  add_rows<F::kThreads, kSimple>(p.gate, image);
-  run_gate<T, F::kThreads, kGateLanes, kSimple>(p.gate, begin, end, 0, a.y + image * a.out_pitch);
-}
-
 template <class T, class F>
 STDC_KERNEL(F::kThreads, 1)
 conv_kernel(const STDC_CONSTANT Params p) {
-  launch_dependents<kFirst>();
-  const ConvArgs& a = p.a;
-  Index block = block_id();
-  block.x -= p.gate_columns;
-  if (block.x < 0) {
-    compute_gate<T, F>(p, ((block.x + p.gate_columns) * grid_size().y + block.y) * grid_size().z + block.z);
-    return;
-  }
-
-  // Where the tile lies. Sub-pixel: on the small map, for one of its sets of rows and columns.
-  const int of_image = p.tiles * p.sets;
-  const int image = block.x / of_image, inner = block.x - image * of_image;
-  const int set = p.sets > 1 ? inner / p.tiles : 0;
-  const int spot = inner - set * p.tiles;
-  const int tile_y = spot / p.tiles_x, tile_x = spot - tile_y * p.tiles_x;
-  const int row = tile_y * a.tiling.height, column = tile_x * a.tiling.width;
-  Where w;
-  w.image = image;
-  w.block = block.y * (F::kChannels / 16);
-  w.first = p.s.chunks * block.z / a.tiling.split;
-  w.last = p.s.chunks * (block.z + 1) / a.tiling.split;
-  w.set = 0;
-  TilePlace place{image, row, column, 1, a.tiling.height, a.tiling.width, -1, -1};
-  int rows = a.out_height, columns = a.out_width;  // of the map that tiles cover
-  if (a.kernel == 2) {
-    rows = a.height;
-    columns = a.width;
-    const int set_y = set / p.sets_x, set_x = set - set_y * p.sets_x;
-    const int odd_y = set_y & 1, odd_x = set_x & 1;
-    // The last row of an odd height belongs to the third set and to no other; columns alike.
-    if (a.out_height % 2) {
-      if (set_y == 2)
-        place.pick_row = rows - 1 - row;
-      else
-        --rows;
-    }
-    if (a.out_width % 2) {
-      if (set_x == 2)
-        place.pick_column = columns - 1 - column;
-      else
-        --columns;
-    }
-    w.row = row - 1 + odd_y;
-    w.column = column - 1 + odd_x;
-    w.set = static_cast<int64_t>(set_y * 3 + set_x) * 4 * p.s.first.units;
-    place.row = 2 * row + odd_y;
-    place.column = 2 * column + odd_x;
-    place.step = 2;
-  } else {
-    w.row = row * a.stride - a.kernel / 2;
-    w.column = column * a.stride - a.kernel / 2;
-  }
-  if (rows - row < place.rows) place.rows = rows - row;
-  if (columns - column < place.columns) place.columns = columns - column;
-  if (place.rows <= 0 || place.columns <= 0 || place.pick_row >= place.rows || place.pick_column >= place.columns) {
-    grid_wait();  // nothing to do, but kernels are done in their order
-    return;
-  }
-
-  const int first = block.y * F::kChannels;
-  if (a.classes > 0) fetch_classifier<F>(a, first, p.classifier_at);
-
-  // Products.
-  uint32_t pixel[F::kM];
-  const int step = a.stride * p.s.pixel;
-  lane_pixels<F>(pixel, a.tiling.height * a.tiling.width, p.width, p.s.halo.by * step, step);
-  Sums<F> sums;
-  if (a.kernel == 1)
-    products<T, F, 1>(p.s, w, pixel, sums);
-  else if (a.kernel == 2)
-    products<T, F, 2>(p.s, w, pixel, sums);
-  else
-    products<T, F, 3>(p.s, w, pixel, sums);
-
-  // Epilogue.
-  launch_dependents<kSummed>();
-  if (a.tiling.split > 1 &&
-      !add_up(sums, a.workspace, a.arrivals, block.x * grid_size().y + block.y, a.tiling.split, block.z))
-    return;
-  finish(sums, a.bias, first, a.outputs, a.act);
-  if (a.sums != nullptr)
-    average(sums, place, p.width, a.sums + (w.image * a.sums_rows + inner) * a.sums_pitch + first, a.outputs - first,
-            p.share);
-  const int64_t area = static_cast<int64_t>(a.out_height) * a.out_width;
-  if (a.classes > 0) {
-    stage_tile<T>(sums);
-    block_sync();
-    classify<T, F>(a, place, p.width, block.x, p.classifier_at);
-  } else if (a.planar) {
-    store_planes(sums, static_cast<float*>(a.y), place, p.width, area, a.out_width, a.out_pitch, first, a.outputs);
-  } else {
-    stage_tile<T>(sums);
-    block_sync();
-    store_tile<T, F>(static_cast<T*>(a.y), place, p.width, area, a.out_width, a.out_pitch, first, a.outputs,
-                     p.aligned);
-  }
-}
-
-template <class F>
-Params params(const ConvArgs& a) {
-  Params p{};
-  p.a = a;
-  Source& s = p.s;
-  const Tiling& t = a.tiling;
-  s.first = input(a.x, a.channels, a.pitch);
-  s.second = input(a.other, a.other_channels, a.other_pitch);
-  s.weight = a.weight;
-  s.blocks = rounded_up(a.outputs, 16);
-  s.height = a.height;
-  s.width = a.width;
-  s.kernel = a.kernel;
-  s.scale = a.scale;
-  s.add = a.add;
-  s.scale_pitch = a.scale_pitch;
-  s.add_kind = a.add_kind;
-  s.changes = a.prologue || a.add_kind != kNothing;
-  s.add_pitch = a.add_pitch;
-  s.add_aligned = aligned(a.add, a.add_pitch);
-  complete<F>(s, t, a.stride);
-  if (a.gate.outputs > 0) {
-    s.gated = 1;
-    s.gate = lay_out_simple(a.gate, F::kThreads, a.channels, s.end);
-  }
-  p.width = divisor(t.width);
-  const bool subpixel = a.kernel == 2;
-  p.tiles_x = rounded_up(subpixel ? a.width : a.out_width, t.width);
-  p.tiles = p.tiles_x * rounded_up(subpixel ? a.height : a.out_height, t.height);
-  p.sets_x = subpixel ? 2 + a.out_width % 2 : 1;
-  p.sets = p.sets_x * (subpixel ? 2 + a.out_height % 2 : 1);
-  p.aligned = aligned(a.y, a.out_pitch);
-  if (a.beside.outputs > 0) {
-    int end = 0;
-    p.gate = lay_out_simple(a.beside, F::kThreads, kGateOutputs, end);
-    p.gate_blocks = a.beside.images * rounded_up(a.beside.outputs, kGateOutputs);
-    p.gate_columns = rounded_up(p.gate_blocks, rounded_up(a.outputs, F::kChannels) * t.split);
-    s.end = std::max(s.end, end);
-  }
-  if (a.classes > 0) {
-    p.classifier_at = std::max(s.end, F::kPixels * kRowBytes<F>);
-    s.end = p.classifier_at + kClassifierBytes<F>;
-  }
-  p.share = 1.f / (static_cast<float>(a.out_height) * static_cast<float>(a.out_width));
-  return p;
-}
-
-template <class T, class F>
-void launch_form(const ConvArgs& a, const Stream& stream) {
-  check<F>("conv", a.tiling);
-  if (a.other_channels && (a.prologue || a.add_kind != kNothing || a.kernel == 2))
-    throw std::runtime_error("conv: two inputs with a prologue or up-sampling");
-  if (a.gate.outputs > 0 && (a.kernel == 1 || a.gate.outputs != a.channels || a.gate.images != a.images))
-    throw std::runtime_error("conv: a gate of " + std::to_string(a.gate.outputs) + " outputs for " +
-                             std::to_string(a.channels) + " channels of a kernel of " + std::to_string(a.kernel));
-  if (a.classes > 0 && (!kClassifies<F> || a.classes > kClasses || a.outputs % F::kChannels > 0 || a.planar ||
-                        a.kernel == 2 || a.sums != nullptr || a.tiling.split > 1))
-    throw std::runtime_error("conv: no classifier of " + std::to_string(a.classes) + " classes on " +
-                             std::to_string(a.outputs) + " channels in blocks of " + std::to_string(F::kChannels));
-  const Params p = params<F>(a);
-  const int split = a.tiling.split;
-  if (split > p.s.chunks)
-    throw std::runtime_error("conv: " + std::to_string(p.s.chunks) + " chunks do not split into " +
-                             std::to_string(split));
-  const Index grid{p.gate_columns + a.images * p.tiles * p.sets, rounded_up(a.outputs, F::kChannels), split};
-  launch(conv_kernel<T, F>, "conv", grid, F::kThreads, bytes<F>(p.s), p, stream);
-}
-
-template <class F>
-int bytes_of(const ConvArgs& a) {
-  check<F>("conv", a.tiling);
-  return bytes<F>(params<F>(a).s);
+  convolve<T, F>(p);
 }
 
 }  // namespace
 
 #define STDC_CASE(index, ...) \
   case index:                 \
-    return launch_form<STDC_TYPE, CompiledForm<__VA_ARGS__>>(a, stream);
+    return launch_form<CompiledForm<__VA_ARGS__>>(conv_kernel<STDC_TYPE, CompiledForm<__VA_ARGS__>>, a, stream);
 
 template <>
 void conv_of<STDC_TYPE>(const ConvArgs& a, const Stream& stream) {
   switch (a.tiling.form) {
     STDC_CONV_FORMS(STDC_CASE)
     default:
-      throw std::runtime_error("conv: no form " + std::to_string(a.tiling.form));
+      return wgmma_of<STDC_TYPE>(a, stream);
   }
 }
 #undef STDC_CASE
@@ -238,7 +37,7 @@ int conv_bytes_of<STDC_TYPE>(const ConvArgs& a) {
   switch (a.tiling.form) {
     STDC_CONV_FORMS(STDC_CASE)
     default:
-      return 0;
+      return wgmma_bytes_of<STDC_TYPE>(a);
   }
 }
 

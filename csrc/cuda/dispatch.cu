@@ -5,6 +5,30 @@
 namespace stdc {
 namespace gpu {
 
+#if !STDC_HAVE_WGMMA
+namespace {
+[[noreturn]] void refuse(const ConvArgs& a) {
+  throw std::runtime_error("conv: no form " + std::to_string(a.tiling.form) + " without code for sm_90a");
+}
+}  // namespace
+template <>
+void wgmma_of<half_t>(const ConvArgs& a, const Stream&) {
+  refuse(a);
+}
+template <>
+void wgmma_of<bf16_t>(const ConvArgs& a, const Stream&) {
+  refuse(a);
+}
+template <>
+int wgmma_bytes_of<half_t>(const ConvArgs&) {
+  return 0;
+}
+template <>
+int wgmma_bytes_of<bf16_t>(const ConvArgs&) {
+  return 0;
+}
+#endif
+
 // By Type.
 template <class Args>
 using Launchers = void (*[kTypes])(const Args&, const Stream&);
@@ -60,6 +84,11 @@ int shared_bytes(const DownArgs& a) { return down_bytes_of<half_t>(a); }
 
 #define STDC_FORM(index, wm, wn, mi, ni, slices) {wm, wn, mi, ni, slices},
 std::vector<Form> conv_forms() { return {STDC_CONV_FORMS(STDC_FORM)}; }
+#if STDC_HAVE_WGMMA
+std::vector<Form> wgmma_forms() { return {STDC_WGMMA_FORMS(STDC_FORM)}; }
+#else
+std::vector<Form> wgmma_forms() { return {}; }
+#endif
 std::vector<Form> stem_forms() { return {STDC_STEM_FORMS(STDC_FORM)}; }
 std::vector<Form> stem_conv_forms() { return {STDC_STEM_CONV_FORMS(STDC_FORM)}; }
 std::vector<Form> down_forms() { return {STDC_DOWN_FORMS(STDC_FORM)}; }

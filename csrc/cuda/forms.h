@@ -20,6 +20,15 @@ namespace gpu {
   X(9, 1, 1, 4, 4, 4)  /* 64 x 32, 4 slices */ \
   X(10, 1, 1, 4, 2, 4)  /* 64 x 16, 4 slices */
 
+// Of wgmma, numbered after those: warp groups of four warps along pixels.
+#define STDC_WGMMA_FORMS(X) \
+  X(11, 4, 1, 1, 8, 1)   /* 64 x 64 */ \
+  X(12, 4, 1, 1, 16, 1)  /* 64 x 128 */ \
+  X(13, 4, 1, 1, 32, 1)  /* 64 x 256 */ \
+  X(14, 8, 1, 1, 8, 1)   /* 128 x 64 */ \
+  X(15, 8, 1, 1, 16, 1)  /* 128 x 128 */ \
+  X(16, 8, 1, 1, 32, 1)  /* 128 x 256 */
+
 #define STDC_STEM_FORMS(X) \
   X(0, 4, 1, 4, 4, 1)  /* 256 x 32 */ \
   X(1, 4, 1, 2, 2, 1)  /* 128 x 16 */
@@ -43,6 +52,11 @@ template <class T>
 void conv_of(const ConvArgs&, const Stream&);
 template <class T>
 int conv_bytes_of(const ConvArgs&);
+// What is not in STDC_CONV_FORMS. Where there is no code for sm_90a, dispatch.cu refuses it.
+template <class T>
+void wgmma_of(const ConvArgs&, const Stream&);
+template <class T>
+int wgmma_bytes_of(const ConvArgs&);
 template <class T>
 void stem_of(const StemArgs&, const Stream&);
 template <class T>

@@ -23,6 +23,17 @@ inline std::string text(const Index& i) {
 
 #if defined(__CUDACC__)
 
+// Refuses a device that is of another compute capability, as code for sm_90a runs on no other.
+inline void require(int major, int minor, const char* what) {
+  int device = 0, have_major = 0, have_minor = 0;
+  check(cudaGetDevice(&device), what);
+  check(cudaDeviceGetAttribute(&have_major, cudaDevAttrComputeCapabilityMajor, device), what);
+  check(cudaDeviceGetAttribute(&have_minor, cudaDevAttrComputeCapabilityMinor, device), what);
+  if (have_major != major || have_minor != minor)
+    throw std::runtime_error(std::string(what) + " runs on sm_" + std::to_string(major * 10 + minor) +
+                             " alone, the device is sm_" + std::to_string(have_major * 10 + have_minor));
+}
+
 template <class Args>
 void launch(Kernel<Args> kernel, const char* name, Index grid, int threads, int shared, const Args& args,
             const Stream& stream) {
@@ -66,6 +77,7 @@ void launch(Kernel<Args> kernel, const char* name, Index grid, int threads, int 
 struct DeviceGuard {
   explicit DeviceGuard(int) {}
 };
+inline void require(int, int, const char*) {}
 
 template <class Args>
 void launch(Kernel<Args> kernel, const char* name, Index grid, int threads, int shared, const Args& args,

@@ -47,6 +47,7 @@ struct Source {
   int end;             // of shared memory that the products need
   int gated;           // whether scales are what the gate gives
   Gate gate;
+  int barriers;        // of wgmma, where they are in shared memory
 };
 
 // Eight channels from memory, of which those from `count` on are zero; and to memory.

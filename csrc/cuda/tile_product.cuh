@@ -19,10 +19,13 @@ namespace gpu {
 
 constexpr int kUnitBytes = 512;  // of the weights of 16 input by 16 output channels
 
+struct Mma;
+
 // Warps along pixels and channels, of each warp blocks of 16 pixels and of 8 channels, and slices: as many times these
 // warps, which share the units of a step and add up what they have in the end.
 template <int WM, int WN, int MI, int NI, int WK>
 struct CompiledForm {
+  using Core = Mma;
   static constexpr int kWarpsM = WM, kWarpsN = WN, kM = MI, kN = NI, kSlices = WK;
   static constexpr int kPixels = WM * MI * 16, kChannels = WN * NI * 8;
   static constexpr int kOfSlice = WM * WN, kWarps = kOfSlice * WK, kThreads = 32 * kWarps;
@@ -390,6 +393,22 @@ void check(const char* name, const Tiling& t) {
                            std::to_string(t.width) + " in blocks of " + std::to_string(F::kPixels) + " pixels, " +
                            std::to_string(t.chunk) + " channels at once, split " + std::to_string(t.split));
 }
+
+// The core of mma.sync and cp.async, for sm_80 and later. A core has what convolve() of conv_tile.cuh needs.
+struct Mma {
+  template <class T, class F, int K>
+  static STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixel)[F::kM], Sums<F>& sums) {
+    gpu::products<T, F, K>(s, w, pixel, sums);
+  }
+  template <class F>
+  static void complete(Source& s, const Tiling& t, int stride) {
+    gpu::complete<F>(s, t, stride);
+  }
+  template <class F>
+  static int bytes(const Source& s) {
+    return gpu::bytes<F>(s);
+  }
+};
 
 }  // namespace gpu
 }  // namespace stdc

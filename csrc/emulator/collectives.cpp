@@ -101,6 +101,7 @@ void read_matrices(uint32_t (&r)[4], uint32_t at, Site site) {
       for (int j = 0; j < 4; ++j) w.result[i % 8 * 4 + j][i / 8] = row[j];
     }
     ++counts.ldmatrix;
+    w.written = true;
     leave();
   }
   memcpy(r, w.result[me.lane], 16);
@@ -117,6 +118,7 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, b
   memcpy(&w.c[row + 8][col], c + 2, 8);
   if (arrive(ThreadState::mma, site, half)) {
     multiply_all(w);
+    w.written = true;
     ++counts.mma;
     leave();
   }

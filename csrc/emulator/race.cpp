@@ -1,5 +1,7 @@
 // Shared memory: bounds, races, and copies on their way. Two accesses by different threads, one of them a write, are
 // in order if a barrier of the block lies between them, or within a warp a warp_sync or a shuffle.
+#include <algorithm>
+
 #include "state.h"
 
 namespace stdc {
@@ -8,7 +10,7 @@ namespace emulator {
 namespace {
 
 constexpr uint32_t kCell = 2;             // bytes
-constexpr uint32_t kAlways = UINT32_MAX;  // the epoch of cells that a copy is on its way to
+constexpr uint32_t kAlways = UINT32_MAX;  // the epoch of cells that a copy is on its way to, and of barriers
 constexpr uint16_t kNobody = UINT16_MAX;
 
 // The last write to a cell and the reads since the last barrier.
@@ -25,7 +27,8 @@ std::vector<Cell> cells;
 std::vector<Vec> memory;
 
 std::string name_of(Access access) {
-  static const char* const names[] = {"shared_load", "shared_store", "ldmatrix", "cp_async"};
+  static const char* const names[] = {"shared_load", "shared_store", "ldmatrix", "cp_async", "", "",
+                                      "bulk_copy",   "wgmma",        "mbarrier"};
   return names[static_cast<int>(access)];
 }
 
@@ -41,13 +44,18 @@ bool unordered(const Thread& thread, uint16_t step, uint16_t now, int other) {
   return other / 32 != thread.warp || step == now;
 }
 
+// Whether all lanes of the warp take part.
+bool collective(Access access) { return access == Access::ldmatrix || access == Access::wgmma; }
+
 void check_writer(const Cell& c, const Thread& thread, uint16_t now, uint32_t at, Access access, Site site) {
   if (c.write_epoch == kAlways)
     fail(name_of(access) + " of byte " + std::to_string(at) + " of shared memory by " + describe_thread(thread.id) +
-         " at " + describe(site) + " while a cp_async by " + describe_thread(c.writer) + " at line " +
-         std::to_string(c.write_line) + " is in flight");
+         " at " + describe(site) + " while a " + name_of(c.write) + " by " + describe_thread(c.writer) + " at line " +
+         std::to_string(c.write_line) + (c.write == Access::mbarrier ? " is there" : " is in flight"));
+  // Between bulk copies and wgmma are mbarriers, which mbarrier.cpp sees to.
+  if (c.write == Access::bulk && (access == Access::bulk || access == Access::wgmma)) return;
   // All lanes have what ldmatrix reads, other than its own lane's too.
-  if ((c.writer != thread.id || access == Access::ldmatrix) && unordered(thread, c.write_step, now, c.writer))
+  if ((c.writer != thread.id || collective(access)) && unordered(thread, c.write_step, now, c.writer))
     fail_race(thread, at, access, site, c.writer, c.write, c.write_line);
 }
 
@@ -61,14 +69,14 @@ void note_read(const Thread& thread, uint32_t at, uint32_t bytes, Access access,
     if (c->read_epoch != epoch) {
       c->read_epoch = epoch;
       c->other = kNobody;
-      c->lanes = access == Access::ldmatrix;
+      c->lanes = collective(access);
     } else if (c->reader / 32 != thread.warp) {
       c->other = c->reader;
-      c->lanes = access == Access::ldmatrix;
+      c->lanes = collective(access);
     } else if (c->read_step != now) {
-      c->lanes = access == Access::ldmatrix;
+      c->lanes = collective(access);
     } else {
-      c->lanes |= c->reader != id || access == Access::ldmatrix;
+      c->lanes |= c->reader != id || collective(access);
     }
     c->reader = id;
     c->read_step = now;
@@ -84,7 +92,7 @@ void note_write(const Thread& thread, uint32_t at, uint32_t bytes, Access access
   for (Cell* c = &cells[at / kCell]; c != end; ++c) {
     const uint32_t place = static_cast<uint32_t>(c - cells.data()) * kCell;
     if (c->write_epoch >= epoch) check_writer(*c, thread, now, place, access, site);
-    if (c->read_epoch == epoch) {
+    if (c->read_epoch == epoch && !(access == Access::bulk && c->read == Access::wgmma)) {
       if (c->other != kNobody) {
         const int other = c->reader / 32 != thread.warp ? c->reader : c->other;
         fail_race(thread, place, access, site, other, c->read, c->read_line);
@@ -101,11 +109,11 @@ void note_write(const Thread& thread, uint32_t at, uint32_t bytes, Access access
 }
 
 // Marks the place of a copy: nobody may use it before the copy is done.
-void set_copying(const Fiber& fiber, uint32_t at, bool copying) {
+void set_copying(const Thread& thread, uint32_t at, bool copying, uint32_t bytes = 16) {
   Cell* const first = &cells[at / kCell];
-  for (Cell* c = first; c != first + 16 / kCell; ++c) {
+  for (Cell* c = first; c != first + bytes / kCell; ++c) {
     c->write_epoch = copying ? kAlways : epoch;
-    c->write_step = static_cast<uint16_t>(warps[static_cast<size_t>(fiber.warp)].step);
+    c->write_step = static_cast<uint16_t>(warps[static_cast<size_t>(thread.warp)].step);
   }
 }
 
@@ -190,6 +198,31 @@ void copy_wait(int pending) {
     for (size_t& group : me.groups) group -= me.copied;
     me.copied = 0;
   }
+}
+
+void place_barrier(uint32_t at, Site site) {
+  check_shared(at, 8, 8, Access::mbarrier, site);
+  if (!launch.options.races) return;
+  note_write(*view.thread, at, 8, Access::mbarrier, site);
+  set_copying(*view.thread, at, true, 8);
+}
+
+void forget_barrier(uint32_t at) {
+  for (size_t i = at / kCell; i < std::min<size_t>(cells.size(), (at + 8) / kCell); ++i) cells[i] = Cell();
+}
+
+void begin_bulk(uint32_t at, uint32_t bytes, Site site) {
+  if (!launch.options.races) return;
+  note_write(*view.thread, at, bytes, Access::bulk, site);
+  set_copying(*view.thread, at, true, bytes);
+}
+
+void end_bulk(uint32_t at, uint32_t bytes) {
+  if (launch.options.races) set_copying(*view.thread, at, false, bytes);
+}
+
+void note_matrix(uint32_t at, uint32_t bytes, Site site) {
+  if (launch.options.races) note_read(*view.thread, at, bytes, Access::wgmma, site);
 }
 
 void end_copies(Fiber& fiber) {

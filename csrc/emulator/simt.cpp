@@ -166,7 +166,11 @@ void live() {
   if (launch.dependent && !me.waited) fail("a thread ended without grid_wait in a dependent launch");
   me.state = ThreadState::finished;
   stop(me.warp, me.lane);
-  if (--alive == 0) go_home();
+  if (--alive == 0) {
+    end_barriers();
+    end_groups();
+    go_home();
+  }
   Fiber* const to = next();
   ++counts.switches;
   view.thread = to;
@@ -180,6 +184,8 @@ void run_block(int block, Index grid) {
   ++epoch;
   begin_shared_block();
   begin_global_block();
+  begin_groups();
+  begin_barriers();
   ready_warps = 0;
   at_barrier = 0;
   alive = launch.threads;
@@ -196,6 +202,7 @@ void run_block(int block, Index grid) {
   for (int w = 0; w < launch.threads / 32; ++w) {
     Warp& warp = warps[static_cast<size_t>(w)];
     warp.ready = warp.arrived = warp.step = 0;
+    warp.written = true;
     make_ready(w, 0xffffffffu);
   }
   view.thread = nullptr;
@@ -227,7 +234,9 @@ void reset_statistics() { counts = Statistics(); }
 
 const char* name_of(ThreadState state) {
   static const char* const names[] = {"running",  "block_sync", "warp_sync", "shuffle_xor",
-                                      "ldmatrix", "mma",        "mma_int8",  "finished"};
+                                      "ldmatrix", "mma",        "mma_int8",  "mbarrier_wait",
+                                      "wgmma",    "wgmma_fence", "wgmma_commit", "wgmma_wait",
+                                      "finished"};
   return names[static_cast<int>(state)];
 }
 
@@ -286,6 +295,19 @@ void leave() {
   if (schedule == Schedule::round_robin || schedule == Schedule::random) go_to(next());
 }
 
+void park(ThreadState state, Site site) {
+  Fiber& me = self();
+  me.state = state;
+  me.site = site;
+  stop(me.warp, me.lane);
+  go_to(next());
+}
+
+void wake(Fiber& fiber) {
+  fiber.state = ThreadState::running;
+  make_ready(fiber.warp, 1u << fiber.lane);
+}
+
 void barrier(Site site) {
   Fiber& me = self();
   me.state = ThreadState::block_sync;
@@ -306,6 +328,7 @@ void barrier(Site site) {
   }
   at_barrier = 0;
   ++epoch;
+  meet_barriers();
   ++counts.barriers;
   go_to(next());
 }

@@ -53,8 +53,8 @@ struct Options {
 };
 
 struct Statistics {
-  int64_t launches = 0, blocks = 0, mma = 0, ldmatrix = 0, barriers = 0, switches = 0;
-  int64_t copied_bytes = 0;  // by cp_async, without the zeros
+  int64_t launches = 0, blocks = 0, mma = 0, wgmma = 0, ldmatrix = 0, barriers = 0, switches = 0;
+  int64_t copied_bytes = 0;  // by cp_async, without the zeros, and by bulk_copy
 };
 
 // Memory that kernels may use: weights are never written and may be read before grid_wait.
@@ -96,7 +96,7 @@ struct View {
 };
 extern STDC_HIDDEN View view;
 
-enum class Access : uint8_t { load, store, ldmatrix, copy, weight, atomic };
+enum class Access : uint8_t { load, store, ldmatrix, copy, weight, atomic, bulk, wgmma, mbarrier };
 
 // Each ends the launch with an error where the access is not allowed.
 STDC_HIDDEN void touch_shared(uint32_t at, uint32_t bytes, uint32_t align, Access access, Site site);

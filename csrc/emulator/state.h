@@ -7,13 +7,17 @@
 
 #include "../cuda/primitives.cuh"
 #include "fiber.h"
+#include "hopper.h"
 
 namespace stdc {
 namespace gpu {
 namespace emulator {
 
 // Where a thread is when it does not run.
-enum class ThreadState : uint8_t { running, block_sync, warp_sync, shuffle, ldmatrix, mma, mma_int8, finished };
+enum class ThreadState : uint8_t {
+  running, block_sync, warp_sync, shuffle, ldmatrix, mma, mma_int8, mbarrier_wait, wgmma, wgmma_fence, wgmma_commit,
+  wgmma_wait, finished
+};
 const char* name_of(ThreadState state);
 
 // A copy of 16 bytes on its way; the source was read when it was issued.
@@ -39,6 +43,7 @@ struct Warp {
   Site site;
   int mask;       // of the shuffle
   bool mixed;     // another state arrived since
+  bool written;   // registers were, by ldmatrix or mma, and no wgmma_fence was since
   uint32_t step;  // counts what orders the warp's accesses
   // Operands and results of the collective; each lane fills and reads its own.
   alignas(32) float a[16][16], b[16][8], c[16][8];
@@ -77,6 +82,9 @@ std::string describe_thread(int id);
 // return when that is done.
 bool arrive(ThreadState state, Site site, int mask = 0);
 void leave();
+// The calling thread waits, until another one wakes it.
+void park(ThreadState state, Site site);
+void wake(Fiber& fiber);
 
 // Shared memory: race.cpp.
 void begin_shared_launch(bool forget);
@@ -84,6 +92,25 @@ void begin_shared_block();
 void check_shared(uint32_t at, uint32_t bytes, uint32_t align, Access access, Site site);
 void read_row(const Thread& thread, uint32_t at, Site site);
 void end_copies(Fiber& fiber);
+// Eight bytes become a barrier, and are memory again.
+void place_barrier(uint32_t at, Site site);
+void forget_barrier(uint32_t at);
+void begin_bulk(uint32_t at, uint32_t bytes, Site site);
+void end_bulk(uint32_t at, uint32_t bytes);
+void note_matrix(uint32_t at, uint32_t bytes, Site site);
+
+// Barriers in shared memory and bulk copies: mbarrier.cpp.
+void begin_barriers();
+void end_barriers();
+void meet_barriers();  // at a barrier of the block
+// Whether the calling warp may read a core matrix of wgmma.
+void check_matrix(uint32_t at, Site site);
+
+// wgmma of the block: wgmma.cpp.
+void begin_groups();
+void end_groups();
+// How many wgmma of a warp are done; or with those under way.
+uint64_t products_done(int warp, bool under_way = false);
 
 // Global memory: memory.cpp.
 void begin_global_launch();

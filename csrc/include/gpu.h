@@ -31,7 +31,7 @@ struct Form {
 
 // How one kernel is cut: tile_h * tile_w is at most the form's pixels. Fields are sizes in pixels and channels.
 struct Tiling {
-  int form;    // index into conv_forms(), stem_forms(), stem_conv_forms() or down_forms()
+  int form;    // index into conv_forms() and after them wgmma_forms(), stem_forms(), stem_conv_forms() or down_forms()
   int height, width;
   int chunk;   // input channels whose pixels are in shared memory at once; a multiple of 16
   int split;   // blocks that share a tile, each with some of the chunks
@@ -60,7 +60,7 @@ struct Tiling {
   FIELD(Tiling, tiling)                                                                                             \
   POINTER(const void, x)       /* [images, height, width, channels of pitch] */                                     \
   POINTER(const void, other)   /* second input, or null */                                                          \
-  POINTER(const void, weight)  /* fragments, see stdc_fast/backends/cuda/fragments.py */                            \
+  POINTER(const void, weight)  /* fragments, or core matrices of wgmma: stdc_fast/backends/cuda/fragments.py */     \
   POINTER(const float, bias)   /* [outputs] */                                                                      \
   POINTER(void, y)             /* [images, out_height, out_width, outputs of out_pitch]; if `planar`, float32 */    \
                                /* planes [images, out_pitch, out_height, out_width] */                              \
@@ -200,6 +200,7 @@ int driver_version();
 int runtime_version();
 
 std::vector<Form> conv_forms();
+std::vector<Form> wgmma_forms();  // of convolutions on sm_90; none without code for sm_90a
 std::vector<Form> stem_forms();
 std::vector<Form> stem_conv_forms();
 std::vector<Form> down_forms();

@@ -10,11 +10,11 @@ import pytest
 from oracle import FULL, HALF, LOW
 
 from engines.cpu import CPUS
-from engines.emulated_cuda import EMULATED
+from engines.emulated_cuda import EMULATED, EMULATED_WGMMA
 from engines.gpu import GPU
 from engines.triton import TRITON
 
-ENGINES = [*CPUS, TRITON, EMULATED, GPU]
+ENGINES = [*CPUS, TRITON, EMULATED, EMULATED_WGMMA, GPU]
 #: Those on which a frame takes no seconds.
 QUICK = [engine for engine in ENGINES if not engine.thrifty]
 #: Those that keep a graph, or what stands for one, of each request.

@@ -1,7 +1,9 @@
 """The CUDA kernels in the emulator, which watches for races and for what kernels may read and write."""
 
+import functools
+
 import torch
-from hosted import Hosted, module, spared
+from hosted import Hosted, module, spared, warp_groups
 from oracle import HALF, LOW
 
 from engines.base import Engine
@@ -33,7 +35,7 @@ class EmulatedCuda(Engine):
 
         def compile(plan, precision, device, small=False):
             plans.append(plan)
-            return Hosted(plan, precision)
+            return self.compile(plan, precision)
 
         instead = {
             "why_not_here": lambda: None,
@@ -57,4 +59,14 @@ class EmulatedCuda(Engine):
         return of_one_run(executable, image, **how)
 
 
-EMULATED = EmulatedCuda()
+class EmulatedWgmma(EmulatedCuda):
+    """With wgmma wherever there is a form of it."""
+
+    name = "emulated_wgmma"
+
+    def compile(self, plan, dtype, tiles=None, **how):
+        return super().compile(plan, dtype, tiles=tiles or _warp_groups(), **how)
+
+
+_warp_groups = functools.cache(warp_groups)  # the module is built at the first call
+EMULATED, EMULATED_WGMMA = EmulatedCuda(), EmulatedWgmma()

@@ -91,7 +91,7 @@ def test_what_is_read(build):
     names = {"kernel": "conv_kernel<half_t, CompiledForm<9, 1, 1, 4>>", "base": "conv", "object": "conv-f16"}
     report = {"arch": "sm_80", "registers": 116, "stack": 0, "spill_stores": 0, "spill_loads": 0}
     memory = {"shared": 0, "constant": 720}
-    instructions = {"HMMA": 1, "LDGSTS": 2, "LDSM": 1, "LDL": 0, "STL": 0, "BAR": 1}
+    instructions = {"HMMA": 1, "HGMMA": 0, "LDGSTS": 2, "LDSM": 1, "LDL": 0, "STL": 0, "BAR": 1}
     instructions |= {"ACQBULK": 0, "PREEXIT": 0}
     assert conv == names | report | memory | instructions
     assert (conv90["arch"], conv90["registers"]) == ("sm_90a", 120) and "HMMA" not in conv90
@@ -110,6 +110,37 @@ def test_what_is_read(build):
 def test_faults_in_the_report(build, old, new, problem):
     (build / "cuda/conv-f16.o.ptxas").write_text(REPORT.replace(old, new, 1))
     assert found(build) == [f"conv-f16: conv_kernel<half_t, CompiledForm<9, 1, 1, 4>> for sm_80: {problem}"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "(C7518) Potential Performance Loss: wgmma.mma_async instructions are serialized due to program "
+        "dependence on compiler-inserted WG.DP in divergent path in the",
+        "(C7519) warpgroup.arrive is injected in around line 5135 by compiler to allow use of registers in "
+        "GMMA in",
+    ],
+)
+def test_wgmma_one_by_one(build, said):
+    (build / "cuda/conv-f16.o.ptxas").write_text(f"ptxas info    : {said} function '{GATE}'\n{REPORT}")
+    assert found(build) == [
+        "conv-f16: gate_kernel for sm_80: ptxas serialised wgmma, or put waits among them"
+    ]
+
+
+def test_kernels_of_wgmma_have_their_instructions():
+    row = {
+        "kernel": "wgmma_kernel<half_t, WarpGroupForm<4, 1, 1, 8>>",
+        "base": "wgmma",
+        "object": "conv_wgmma",
+    }
+    row |= dict.fromkeys(("shared", "spill_stores", "spill_loads", "stack", *ptxas.COUNTED), 0)
+    row |= {"arch": "sm_90a", "registers": 128, "ACQBULK": 1, "PREEXIT": 1, "LDGSTS": 1}
+    assert not ptxas.problems([row | {"HGMMA": 1}])
+    (line,) = ptxas.problems([row | {"HMMA": 1}])
+    assert line.endswith("no HGMMA: the tensor cores are not used as warp groups do")
+    (line,) = ptxas.problems([row | {"HGMMA": 1, "registers": 129}])
+    assert line.endswith("129 registers, the budget is 128")
 
 
 def test_faults_of_a_function_that_a_kernel_calls(build):

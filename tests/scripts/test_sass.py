@@ -1,5 +1,6 @@
 """What bench.sass reads of machine code: control bits, loops and their paths, and how long steps take."""
 
+import dataclasses
 import json
 
 import pytest
@@ -50,6 +51,26 @@ def test_results_are_waited_for():
     free = Instruction(16, "FADD R5, R6, R6", 2, None, None, ())
     waits = sass.simulate([load, use], 1, 1)
     assert waits >= sass.LATENCY["LDS"] > sass.simulate([load, free], 1, 1)
+
+
+GROUP = code(
+    "HGMMA.64x128x16.F32 R24, R88, gdesc[UR12], R24, gsb0", "WARPGROUP.DEPBAR.LE gsb0, 0x1", "LDSM R88, [R2]",
+    "@P0 BRA 0x0", "EXIT", "SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [R3], R4", "@!P1 BRA 0x50", "BRA 0x10",
+)  # fmt: skip
+
+
+def test_a_wait_behind_the_end_is_no_loop():
+    (loop,) = sass.main_loops(GROUP)
+    assert (loop.first, loop.last) == (0, 3)
+
+
+def test_wgmma_takes_the_tensor_cores_for_half_its_columns():
+    """And a wait for all but one lets the next be issued meanwhile, a wait for all does not."""
+    path = sass.usual_path(GROUP, sass.main_loops(GROUP)[0])
+    assert 63 < sass.simulate(path, 1, 1, 100) < 66
+    assert 127 < sass.simulate(path, 1, 2, 100) < 130
+    all_ = [dataclasses.replace(one, text=one.text.replace("0x1", "0x0")) for one in path]
+    assert sass.simulate(all_, 1, 1, 100) >= 64 + sass.LATENCY["HMMA"]
 
 
 def test_control_bits():

@@ -52,6 +52,16 @@ def fragments(weight: Tensor) -> Tensor:
     return parts.permute(0, 1, 5, 7, 3, 6, 2, 4).reshape(taps, parts.shape[1], parts.shape[5], 32, 8)
 
 
+def core_matrices(stream: Tensor) -> Tensor:
+    """Flat :func:`fragments` in the order of ``wgmma``: ``[.., outputs / 8, 2, 8, 8]``, as many bytes.
+
+    Of each 16 inputs of a tap and 8 outputs the first 8 inputs of each output, then the others: core matrices
+    without swizzle, K-major (PTX ISA, matrix descriptors of wgmma).
+    """
+    parts = stream.view(-1, 8, 4, 2, 2, 2)  # ., g, t, eight, half, row
+    return parts.permute(0, 3, 4, 1, 2, 5).flatten()
+
+
 def _of_stem(op: Stem, weight: Tensor) -> Tensor:
     """Rows of three pixels of three colours as four pixels of four."""
     taps = weight[:27].view(3, 3, 3, -1)

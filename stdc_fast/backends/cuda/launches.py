@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stdc_fast.backends.cuda import fusion
+from stdc_fast.backends.cuda.fragments import core_matrices
 from stdc_fast.backends.cuda.fusion import Fusion, Part
 from stdc_fast.backends.cuda.tiles import ADDS, CompiledForms, CudaTiles, Form, predict
 from stdc_fast.backends.gpu.model import Device, Prediction, Work
@@ -177,6 +178,13 @@ class CudaLowered(Lowered):
             raise ValueError(f"{op.name}: there is no kernel for tiles of {t}")
         return {"work": work, "tiles": t, "form": form}, self._forms.sized(work, t), t
 
+    @staticmethod
+    def _matrices(packed: SimpleNamespace) -> Tensor:
+        """The weights for wgmma, in that order when they are first wanted; they stay with the packed ones."""
+        if not hasattr(packed, "matrices"):
+            vars(packed).setdefault("matrices", core_matrices(packed.weight))  # of two threads one wins
+        return packed.matrices
+
     def _stem(self, op: Stem) -> None:
         packed, r = self.packed[op.name], self.request
         about, sized, _ = self._products(op)
@@ -208,7 +216,8 @@ class CudaLowered(Lowered):
         sums, rows, pitch = self._sums(op.mean)
         self._emit(
             op, "ConvArgs", about, type=self._type, x=self._view(first),
-            other=self._none if second is None else self._view(second), weight=packed.weight,
+            other=self._none if second is None else self._view(second),
+            weight=self._matrices(packed) if t.wgmma else packed.weight,
             bias=packed.bias, y=self._view(op.output),
             scale=self._none if op.scale is None else self._view(op.scale), add=added, sums=sums,
             workspace=workspace, arrivals=arrivals, pitch=self._pitch(first),

@@ -33,6 +33,9 @@ THREAD = {
         (128, 128): 208, (128, 64): 208, (128, 32): 160, (64, 16): 112, (144, 128): 168, (144, 64): 184,
         (144, 32): 128, (128, 32, 4): 216, (64, 64, 4): 216, (64, 32, 4): 216, (64, 16, 4): 168,
     },
+    "wgmma": {
+        (64, 64): 128, (64, 128): 168, (64, 256): 255, (128, 64): 128, (128, 128): 168, (128, 256): 255,
+    },
     "stem": {(256, 32): 128, (128, 16): 64},
     "stem_conv": {(128, 64): 104, (64, 64): 80},
     "down": {(160, 64): 208, (96, 64): 160, (96, 32, 2): 168, (160, 128): 208},
@@ -49,6 +52,7 @@ class CudaTiles:
         height, width: pixels of its tile, of the output; in the sub-pixel form of the small map.
         chunk: input channels whose pixels are in shared memory at once.
         split: blocks that share a tile, each with some of the chunks.
+        wgmma: 1 for the forms of convolutions on warp groups, else 0.
 
     ValueError for what no kernel can have.
     """
@@ -58,21 +62,29 @@ class CudaTiles:
     width: int
     chunk: int = 16
     split: int = 1
+    wgmma: int = 0
     prefix: ClassVar[str] = "cuda_"
 
     def __post_init__(self) -> None:
-        if not all(type(n) is int and 1 <= n <= 4096 for n in self.numbers):
+        if self.wgmma not in (0, 1) or not all(type(n) is int and 1 <= n <= 4096 for n in self.numbers):
             raise ValueError(f"tiles of {self.numbers}: no kernel has such")
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """As a table has them."""
-        return (*self.block[:2], self.slices, self.height, self.width, self.chunk, self.split)
+        """As a table has them: seven, and an eighth for wgmma."""
+        return (
+            *self.block[:2], self.slices, self.height, self.width, self.chunk, self.split,
+            *(1,) * self.wgmma,
+        )  # fmt: skip
+
+    def forms(self, work: Work) -> str:
+        """Of which forms the block is: those of the work's kind, or "wgmma"."""
+        return "wgmma" if self.wgmma else work.kind
 
     @classmethod
     def of(cls, numbers: list[int]) -> CudaTiles:
-        pixels, channels, slices, height, width, chunk, split = numbers
-        return cls(block_of(pixels, channels, slices), height, width, chunk, split)
+        pixels, channels, slices, height, width, chunk, split, *wgmma = numbers
+        return cls(block_of(pixels, channels, slices), height, width, chunk, split, *wgmma)
 
     @property
     def slices(self) -> int:
@@ -81,7 +93,8 @@ class CudaTiles:
     def __str__(self) -> str:
         split = f"/{self.split}" if self.split > 1 else ""
         tile = f"{self.height}x{self.width}x{self.block[1]}{split}"
-        return f"{tile} in {name(self.block)}, chunks of {self.chunk}"
+        core = " of wgmma" if self.wgmma else ""
+        return f"{tile} in {name(self.block)}{core}, chunks of {self.chunk}"
 
 
 def block_of(pixels: int, channels: int, slices: int = 1) -> tuple[int, ...]:
@@ -123,20 +136,28 @@ class CompiledForms:
     Args:
         native: the module.
         shared: bytes of shared memory that a block may have.
+        wgmma: whether the device has it.
     """
 
-    def __init__(self, native: ModuleType, shared: int = 1 << 30):
+    def __init__(self, native: ModuleType, shared: int = 1 << 30, wgmma: bool = True):
         self.native, self.shared = native, shared
-        #: By kind and block: index, and what of a :class:`Form` is known.
+        found = native.forms()
+        found["wgmma"] = found["wgmma"] if wgmma else []
+        #: By kind, or "wgmma" for those of convolutions, and block: index, and what of a :class:`Form` is
+        #: known. Those of wgmma are numbered after the others of convolutions.
         self.by_block = {
-            kind: {block_of(f[0] * f[2] * 16, f[1] * f[3] * 8, f[4]): (i, *f) for i, f in enumerate(found)}
-            for kind, found in native.forms().items()
+            kind: {
+                block_of(f[0] * f[2] * 16, f[1] * f[3] * 8, f[4]): (i, *f)
+                for i, f in enumerate(forms, len(found["conv"]) if kind == "wgmma" else 0)
+            }
+            for kind, forms in found.items()
         }
 
     def form(self, work: Work, t: CudaTiles) -> Form | None:
         """What a block is, or None if there is no such kernel or not the memory for it."""
         chunks = sum(-(-c // t.chunk) for c in work.inputs) if work.kind == "conv" else 1
-        if t.block not in self.by_block[work.kind] or t.split > chunks:
+        known = self.by_block[t.forms(work)]
+        if t.block not in known or t.split > chunks or (t.wgmma and work.kind != "conv"):
             return None
         made = getattr(self.native, f"{work.kind.title().replace('_', '')}Args")()
         for name, value in self.sized(work, t).items():
@@ -145,12 +166,12 @@ class CompiledForms:
             shared = self.native.shared_bytes(made)
         except RuntimeError:
             return None
-        return Form(*self.by_block[work.kind][t.block][1:], shared) if shared <= self.shared else None
+        return Form(*known[t.block][1:], shared) if shared <= self.shared else None
 
     def sized(self, work: Work, t: CudaTiles) -> dict[str, Any]:
         """The fields of a kernel's arguments that follow from sizes and tiles."""
         height, width = tile_of_input(work, t)
-        index = self.by_block[work.kind][t.block][0]
+        index = self.by_block[t.forms(work)][t.block][0]
         found = {
             "tiling": self.native.Tiling(index, height, width, t.chunk, t.split), "images": work.images,
             "outputs": work.outputs, "out_height": work.height, "out_width": work.width,
@@ -181,6 +202,8 @@ def _steps(work: Work, t: CudaTiles, form: Form) -> tuple[int, int]:
     depth = form.depth(work.kernel)
     parts = [min(t.chunk, c - start) for c in work.inputs for start in range(0, c, t.chunk)]
     units = [-(-c // UNIT) for c in parts]
+    if t.wgmma:  # which multiplies zeros in shorter steps
+        return sum(-(-n // depth) for n in units), 0
     return sum(n // depth for n in units), sum(n % depth for n in units) * work.kernel**2
 
 
@@ -223,15 +246,18 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     number = blocks(work, t)
     busy = min(number, device.processors)
     rounds = -(-number // device.processors)  # blocks that a processor runs in all
-    room = device.shared // (form.shared + 1024), REGISTERS // (warps * 32 * THREAD[work.kind][t.block])
+    room = device.shared // (form.shared + 1024), REGISTERS // (warps * 32 * THREAD[t.forms(work)][t.block])
     together = max(1, min(rounds, *room))
     units = -(-_units(work) // t.split)
     # mma.sync has 0.62 of what wgmma gives on Hopper.
-    rate = device.products * (0.62 if device.wgmma else 0.85) / device.processors
+    rate = device.products * (0.62 if device.wgmma and not t.wgmma else 0.85) / device.processors
     multiplied = 2 * pixels * channels * UNIT * units / rate
     height, width, step = _fetched(work, t)
     crowded = conflicts(*tile_of_input(work, t), width, step)
-    loaded = form.warps_m * form.warps_n * (form.m * 512 * crowded + form.n * 256) * units / (128 * CLOCK)
+    # Of wgmma's weights a warp group reads once what with mma.sync each warp does.
+    readers = form.warps_m * form.warps_n
+    weighed = readers / 4 * form.m if t.wgmma else readers
+    loaded = (readers * form.m * 512 * crowded + weighed * form.n * 256) * units / (128 * CLOCK)
     if work.kind == "stem_conv":
         # The map between with its halo: three units to 32 channels; written by all warps, then read by them.
         between = 16 * -(-(2 * t.height + 1) * (2 * t.width + 1) // 16)
@@ -242,7 +268,7 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     if work.kind in ("conv", "down"):  # the others have neither
         vectors = height * width * sum(-(-c // 8) for c in work.inputs) * (1 + work.mapped) / t.split
         steps, rest = _steps(work, t, form)
-        cycles = CYCLES[work.kind].get(name(t.block), {})
+        cycles = CYCLES[t.forms(work)].get(name(t.block), {})
         alone = steps * cycles.get(str(form.depth(work.kernel) * work.kernel**2), 0)
         alone += rest / form.slices * cycles.get("rest", 0)
         alone /= t.split
@@ -292,9 +318,12 @@ def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Fo
     chunks = sorted({min(c, deepest) for c in (32, 64, 128, 256, 512)})
     if work.kind in ("stem", "stem_conv"):
         chunks = [16]
-    for block in forms.by_block[work.kind]:
+    known = [(block, 0) for block in forms.by_block[work.kind]]
+    known += [(block, 1) for block in forms.by_block["wgmma"] if work.kind == "conv"]
+    narrowest = min(block[1] for block in forms.by_block[work.kind])
+    for block, wgmma in known:
         widest = max(16, 1 << (work.outputs - 1).bit_length())
-        if block[1] > widest and block[1] != min(b[1] for b in forms.by_block[work.kind]):
+        if block[1] > widest and block[1] != narrowest:
             continue
         for height, width in _shapes(work, block):
             for chunk in chunks:
@@ -303,7 +332,7 @@ def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Fo
                 if work.kernel == 2:
                     splits = [1]
                 for split in splits:
-                    t = CudaTiles(block, height, width, chunk, split)
+                    t = CudaTiles(block, height, width, chunk, split, wgmma)
                     if (form := forms.form(work, t)) is not None:
                         yield t, form
 
@@ -314,7 +343,8 @@ def ranked(work: Work, device: Device, forms: CompiledForms) -> list[CudaTiles]:
     def order(choice: tuple[CudaTiles, Form]):
         t, form = choice
         nanoseconds = round(predict(work, t, device, form).seconds * 1e9)
-        return nanoseconds, t.split, -t.chunk, abs(math.log2(t.height / t.width)), t.block, t.height
+        squareness = abs(math.log2(t.height / t.width))
+        return nanoseconds, t.split, -t.chunk, squareness, t.block, t.height, t.wgmma
 
     found = sorted(candidates(work, forms), key=order)
     if not found:
@@ -340,7 +370,8 @@ class CudaModel(TileModel):
 
     @functools.cached_property
     def forms(self) -> CompiledForms:
-        return CompiledForms(self.native, min(self.shared or self.device.shared, self.device.shared))
+        shared = min(self.shared or self.device.shared, self.device.shared)
+        return CompiledForms(self.native, shared, self.device.wgmma)
 
     def fits(self, work: Work, tiles: CudaTiles) -> bool:
         return self.forms.form(work, tiles) is not None
@@ -349,4 +380,4 @@ class CudaModel(TileModel):
         return ranked(work, self.device, self.forms)
 
     def shape(self, tiles: CudaTiles) -> Hashable:
-        return tiles.block, tiles.split
+        return tiles.block, tiles.split, tiles.wgmma

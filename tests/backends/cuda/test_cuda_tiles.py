@@ -71,23 +71,34 @@ def forms(channels):
 
 
 FORMS = [name for name, _ in forms(16)]
+SHAPES["wgmma"] = SHAPES["conv"]
 # Of each core one form by default, and both dtypes among them; all of them widely.
 EACH = [
-    pytest.param(core, shape, form, dtype, id=f"{core}, {shape}, {form}, {dtype}", marks=() if few else mark)
+    pytest.param(
+        kind,
+        core,
+        shape,
+        form,
+        dtype,
+        id=f"{kind}, {core}, {shape}, {form}, {dtype}",
+        marks=() if few else mark,
+    )
     for mark in [pytest.mark.wide]
-    for i, core in enumerate(CORES["conv"])
-    for j, shape in enumerate(SHAPES["conv"][core[0]])
+    for kind in ("conv", "wgmma")
+    for i, core in enumerate(CORES[kind])
+    for j, shape in enumerate(SHAPES[kind][core[0]])
     for k, form in enumerate(FORMS)
     for m, dtype in enumerate(DTYPES)
     for few in [(i + 2 * j) % len(FORMS) == k and (i + j) % 2 == m]
 ]
 
 
-@pytest.mark.parametrize("core, shape, form, dtype", EACH)
-def test_every_core_of_conv(core, shape, form, dtype):
+@pytest.mark.parametrize("kind, core, shape, form, dtype", EACH)
+def test_every_core_of_conv(kind, core, shape, form, dtype):
     """Several tiles an image and a rest in both directions, but of the longest tiles."""
     make = dict(forms(core[1]))[form]
-    agrees(make, dtype, [(2, 13, 29), (1, 3, 5)], forced(core, *shape, chunk=32))
+    choose = forced(core, *shape, chunk=32, wgmma=int(kind == "wgmma"))
+    agrees(make, dtype, [(2, 13, 29), (1, 3, 5)], choose)
 
 
 @pytest.mark.parametrize(
@@ -121,27 +132,29 @@ def test_tiles_that_do_not_fill_a_core(shape):
 # Chunks.
 
 
-@pytest.mark.parametrize("core", [(64, 16), (64, 16, 4)], ids=str)
+@pytest.mark.parametrize("core, wgmma", [((64, 16), 0), ((64, 16, 4), 0), ((64, 64), 1)], ids=str)
 @pytest.mark.parametrize("chunk", [16, 32, 48, 80, 128, 512])
-def test_chunks_of_channels(chunk, core):
+def test_chunks_of_channels(chunk, core, wgmma):
     """Less and more than there are, all of a multiple and not; many more than there are buffers for them.
 
     A core with slices has longer steps, which most of these chunks do not fill.
     """
-    choose = forced(core, 4, 8, chunk)
+    choose = forced(core, 4, 8, chunk, wgmma=wgmma)
     agrees(plain(150, 19, 1, 1), HALF, [(2, 3, 5)], choose)
     agrees(between(70, 40, 3, 1), LOW, [(1, 5, 11)], choose)
     agrees(plain(34, 40, 3, 2), HALF, [(1, 5, 11)], choose)
     agrees(subpixel(70, 19), LOW, [(1, 3, 5)], choose)
     agrees(prologue(70, 3, scale=True, add="vector"), HALF, [(1, 5, 11)], choose)
-    agrees(down(70, 34, True), LOW, [(1, 5, 11)], forced((96, 32, 2), 3, 6, chunk, kind="down"))
+    if not wgmma:
+        agrees(down(70, 34, True), LOW, [(1, 5, 11)], forced((96, 32, 2), 3, 6, chunk, kind="down"))
 
 
-def test_many_chunks():
-    """Sixty-five; with one step each the pixels of four are on their way at once."""
-    agrees(plain(1030, 19, 1, 1), HALF, [(1, 3, 5)], forced(chunk=16))
-    agrees(plain(1030, 19, 1, 2), LOW, [(1, 3, 5)], forced(chunk=16, split=8))
-    agrees(plain(262, 19, 3, 1), HALF, [(1, 3, 5)], forced(chunk=16))
+@pytest.mark.parametrize("wgmma", [0, 1])
+def test_many_chunks(wgmma):
+    """Sixty-five; with one step each the pixels of four are on their way at once, with wgmma of two."""
+    agrees(plain(1030, 19, 1, 1), HALF, [(1, 3, 5)], forced(chunk=16, wgmma=wgmma))
+    agrees(plain(1030, 19, 1, 2), LOW, [(1, 3, 5)], forced(chunk=16, split=8, wgmma=wgmma))
+    agrees(plain(262, 19, 3, 1), HALF, [(1, 3, 5)], forced(chunk=16, wgmma=wgmma))
 
 
 UNEVEN = [(64, 6), (6, 70), (16, 150), (34, 34), (2, 1), (150, 17)]
@@ -150,9 +163,9 @@ UNEVEN = [(64, 6), (6, 70), (16, 150), (34, 34), (2, 1), (150, 17)]
 @pytest.mark.parametrize("first, second", UNEVEN)
 def test_two_inputs_with_other_numbers_of_chunks(first, second):
     """A block that shares a tile may start or end in either."""
-    for chunk, split in itertools.product((16, 64), (1, 4)):
+    for chunk, split, wgmma in itertools.product((16, 64), (1, 4), (0, 1)):
         for kernel, stride in ((3, 1), (1, 2)):
-            choose = forced(chunk=chunk, split=split)
+            choose = forced(chunk=chunk, split=split, wgmma=wgmma)
             agrees(pair(first, second, 19, kernel, stride, wide=2), HALF, [(2, 3, 5)], choose)
 
 
@@ -180,18 +193,26 @@ SHARED = {
     "sub-pixel with an average": (SUBPIXEL["views"], 16, True),
 }
 SPLIT = [
-    pytest.param(name, split, DTYPES[i % 2], id=f"{name}, {split}", marks=() if few else pytest.mark.wide)
+    pytest.param(
+        name,
+        split,
+        wgmma,
+        DTYPES[i % 2],
+        id=f"{name}, {split}, {wgmma}",
+        marks=() if few else pytest.mark.wide,
+    )
     for i, (name, split) in enumerate(itertools.product(SHARED, (2, 4, 8)))
-    for few in [split == (2, 4, 8)[i // 3 % 3] or name == "many chunks"]
+    for wgmma in (0, 1)
+    for few in [split == (2, 4, 8)[(i // 3 + wgmma) % 3] or name == "many chunks"]
 ]
 
 
-@pytest.mark.parametrize("case, split, dtype", SPLIT)
-def test_blocks_that_share_a_tile(case, split, dtype):
+@pytest.mark.parametrize("case, split, wgmma, dtype", SPLIT)
+def test_blocks_that_share_a_tile(case, split, wgmma, dtype):
     """Their counters are zero again after each run, so that the next is right too."""
     make, chunk, several = SHARED[case]
     plan = make()
-    executable = Hosted(plan, dtype, forced(chunk=chunk, split=split))
+    executable = Hosted(plan, dtype, forced(chunk=chunk, split=split, wgmma=wgmma))
     with scheduled(block_races=True):
         for inputs, expected in answers(plan, dtype, [(2, 5, 6), (2, 5, 6), (1, 3, 5)]):
             check(executable(*inputs), expected, dtype)
@@ -220,10 +241,15 @@ def test_sums_of_blocks_have_one_order(case):
 # Orders of warps and blocks.
 
 ORDERS = {
-    "3x3, many chunks": (plain(70, 40, 3, 1), forced),
-    "two inputs": (pair(34, 22, 40, 1, 2), forced),
+    "3x3, many chunks": (plain(70, 40, 3, 1), {}),
+    "two inputs": (pair(34, 22, 40, 1, 2), {}),
     "prologue": (PROLOGUES["scale and add a map"], None),
     "sub-pixel": (SUBPIXEL["views"], None),
+    "wgmma, many chunks": (plain(70, 40, 3, 1), {"wgmma": 1}),
+    "wgmma, two inputs": (pair(34, 22, 70, 1, 2), {"wgmma": 1}),
+    "wgmma, prologue": (PROLOGUES["scale and add a map"], {"wgmma": 1}),
+    "wgmma, sub-pixel": (SUBPIXEL["views"], {"wgmma": 1}),
+    "wgmma of two groups": (plain(150, 70, 3, 2), {"core": (128, 128), "wgmma": 1}),
     "stem": (STEMS["a view"], None),
     "down": (down(34, 40, True, include=False), None),
     "gate": (GATES["two layers, relu and sigmoid"], None),
@@ -234,10 +260,11 @@ ORDERS = {
 @every_schedule
 def test_every_order_gives_the_same_bits(schedule):
     """With races of threads and of blocks watched for; and without, in memory that starts as zeros."""
-    for name, (make, choose) in ORDERS.items():
+    for name, (make, tiles) in ORDERS.items():
         plan = make()
         inputs = given(plan, LOW, 2, 5, 11)
-        executable = Hosted(plan, LOW, choose and choose((64, 64, 4), 4, 8))
+        usual = {"core": (64, 64) if (tiles or {}).get("wgmma") else (64, 64, 4), "height": 4, "width": 8}
+        executable = Hosted(plan, LOW, None if tiles is None else forced(**usual | tiles))
         expected = executable(*inputs)
         with scheduled(schedule, block_races=True):
             assert torch.equal(executable(*inputs), expected), name

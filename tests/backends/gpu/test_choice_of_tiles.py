@@ -98,7 +98,7 @@ def sane(work, t, forms):
     """What a launch of the CUDA kernels asks of tiles."""
     height, width = cuda_tiles.tile_of_input(work, t)
     chunks = sum(-(-c // t.chunk) for c in work.inputs)
-    assert t.block in forms.by_block[work.kind] and 1 <= height * width <= t.block[0]
+    assert t.block in forms.by_block[t.forms(work)] and 1 <= height * width <= t.block[0]
     assert t.chunk >= 16 and t.chunk % 16 == 0 and 1 <= t.split <= chunks
     assert t.split == 1 or (work.kind == "conv" and work.kernel != 2)
     form = forms.form(work, t)

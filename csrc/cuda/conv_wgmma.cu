@@ -1,0 +1,47 @@
+// Convolutions with wgmma. Compiled once a type, STDC_TYPE, and for sm_90a alone.
+#include "forms.h"
+#include "wgmma_product.cuh"
+#include "conv_tile.cuh"
+
+namespace stdc {
+namespace gpu {
+namespace {
+
+template <class T, class F>
+STDC_KERNEL(F::kThreads, 1)
+wgmma_kernel(const STDC_CONSTANT Params p) {
+  convolve<T, F>(p);
+}
+
+}  // namespace
+
+#define STDC_CASE(index, ...)                                                                                      \
+  case index:                                                                                                      \
+    require(kWgmmaMajor, kWgmmaMinor, "conv: wgmma");                                                              \
+    return launch_form<WarpGroupForm<__VA_ARGS__>>(wgmma_kernel<STDC_TYPE, WarpGroupForm<__VA_ARGS__>>, a, stream);
+
+template <>
+void wgmma_of<STDC_TYPE>(const ConvArgs& a, const Stream& stream) {
+  switch (a.tiling.form) {
+    STDC_WGMMA_FORMS(STDC_CASE)
+    default:
+      throw std::runtime_error("conv: no form " + std::to_string(a.tiling.form));
+  }
+}
+#undef STDC_CASE
+
+#define STDC_CASE(index, ...) \
+  case index:                 \
+    return bytes_of<WarpGroupForm<__VA_ARGS__>>(a);
+
+template <>
+int wgmma_bytes_of<STDC_TYPE>(const ConvArgs& a) {
+  switch (a.tiling.form) {
+    STDC_WGMMA_FORMS(STDC_CASE)
+    default:
+      return 0;
+  }
+}
+
+}  // namespace gpu
+}  // namespace stdc
