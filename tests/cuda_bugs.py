@@ -165,7 +165,9 @@ FENCE = (
     "  block_sync();\n  if (thread_id() == 0) {\n"
     "    fence();  // for the whole block, whose writes came before the barrier\n"
 )
-GATE = "  cp_async_wait<0>();  // before the barriers of add_rows\n  add_rows<kThreads>(p.g, image);\n"
+GATE = (
+    "  cp_async_wait<0>();  // before the barriers of add_rows\n  add_rows<kThreads, kAnyGate>(p.g, image);\n"
+)
 GATHERED = "exists ? load(add + c) : 0.f);\n  }\n"
 BETWEEN = "  cp_async_wait<0>();\n  block_sync();\n\n"
 OUTSIDE = "outside of all tensors"
