@@ -59,12 +59,12 @@ BUDGETS = {
     ("conv", "64x64/4", "36"): 1410, ("down", "160x128", "4"): 870, ("down", "160x64", "4"): 870,
     ("down", "96x32/2", "8"): 570, ("down", "96x64", "4"): 555,
     ("wgmma", "64x64", "4"): 270, ("wgmma", "64x64", "9"): 455, ("wgmma", "64x128", "4"): 270,
-    ("wgmma", "64x128", "9"): 455, ("wgmma", "64x256", "4"): 275, ("wgmma", "64x256", "9"): 525,
+    ("wgmma", "64x128", "9"): 455,
     ("wgmma", "128x64", "4"): 270, ("wgmma", "128x64", "9"): 455, ("wgmma", "128x128", "4"): 270,
     ("wgmma", "128x128", "9"): 455, ("wgmma", "128x256", "4"): 275, ("wgmma", "128x256", "9"): 525,
 }  # fmt: skip
 #: Loads that a kernel has in front of its wait for the kernel before it, at least: of weights and tables.
-EARLY = {"conv": 9, "down": 12, "stem": 1, "stem_conv": 14, "gate": 4, "upsample": 20}
+EARLY = {"conv": 9, "down": 8, "stem": 1, "stem_conv": 14, "gate": 4, "upsample": 20}
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)$", re.M)
 _INSTRUCTION = re.compile(
