@@ -1,71 +1,94 @@
-"""The worth of new main loops by the model of tiles: networks with steps of machine code before and now.
+"""What each part of the CUDA kernels is worth, by the model of tiles: networks without it, with tiles chosen anew.
 
     python -m bench.cuda_ladder --out docs/results/cuda_ladder.json
 
-Before: docs/results/cuda_sass_before.jsonl, with steps of four units of any taps. In a checkout of revision
-1ac2303 that was built, at OLD: python -m bench.sass --build OLD/build/native --targets sm_90a --out FILE.
-Tiles are chosen anew for each. Simulated, not measured.
+The model takes its steps from machine code (``python -m bench.sass``). Simulated, not measured. What it said of
+the kernels of revision 26fd6fb, and of those of 1ac2303 before them, is docs/results/cuda_ladder_before.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from bench import ahead, sass
+from bench import ahead
 from stdc_fast import _native
 from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda import tiles
+from stdc_fast.backends.cuda.tiles import CudaModel
 from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.model import DEVICES
 from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.files import write_atomic
 
-BEFORE = Path("docs/results/cuda_sass_before.jsonl")
-NETWORKS = {"stdc1": (512, 1024), "stdc2": (768, 1536)}
+NETWORKS = (("stdc1", (512, 1024), 1), ("stdc2", (768, 1536), 1), ("stdc1", (512, 1024), 16))
 CLASSES = ("sm_90", "sm_80", "sm_89")
 
 
-def microseconds() -> dict[str, float]:
-    """Of each network and class, one frame to labels in float16, as the model is now."""
+def without_slices(blocks: dict) -> None:
+    for kind in blocks:
+        blocks[kind] = {block: form for block, form in blocks[kind].items() if len(block) == 2}
+
+
+def without_wgmma(blocks: dict) -> None:
+    blocks["wgmma"] = {}
+
+
+def both(blocks: dict) -> None:
+    without_slices(blocks)
+    without_wgmma(blocks)
+
+
+#: The parts: what is taken out of the forms, and whether launches may cover several ops.
+LADDER: dict[str, tuple[Callable[[dict], None] | None, bool]] = {
+    "now": (None, True),
+    "one kernel an op": (None, False),
+    "no wgmma": (without_wgmma, True),
+    "no slices": (without_slices, True),
+    "none of these": (both, False),
+}
+
+
+def microseconds(change: Callable[[dict], None] | None, fused: bool) -> dict[str, float]:
+    """Of each network and class, a frame or a batch to labels in float16."""
     native, found = _native.module().gpu, {}
     for key in CLASSES:
         device = DEVICES[key]
-        for variant, size in NETWORKS.items():
-            choose = Chooser(tiles.CudaModel(native, device), tables=())
-            plan, cpu = ahead.network(variant), torch.device("cpu")
-            lowered = cuda.CudaExecutable(plan, cuda.PRECISIONS[0], cpu, native, choose).lower(
-                Request(1, size, size, size)
-            )
-            found[f"{variant} {size[0]}x{size[1]} {key}"] = round(lowered.predicted(device) * 1e6, 1)
+        for variant, size, batch in NETWORKS:
+            model = CudaModel(native, device)
+            if change:
+                change(model.forms.by_block)
+            executable = cuda.CudaExecutable(
+                ahead.network(variant), cuda.PRECISIONS[0], torch.device("cpu"), native,
+                Fresh(model), fused=fused,
+            )  # fmt: skip
+            lowered = executable.lower(Request(batch, size, size, size))
+            name = f"{variant} {size[0]}x{size[1]}, batch {batch}, {key}"
+            found[name] = round(lowered.predicted(device) * 1e6, 1)
     return found
 
 
-def four_units(work: tiles.Work, t: tiles.CudaTiles) -> int:
-    """Steps of the loop before: four units of any taps, anew with each chunk."""
-    if work.kind == "stem":
-        return 1
-    parts = [min(t.chunk, c - start) for c in work.inputs for start in range(0, c, t.chunk)]
-    return sum(math.ceil(work.kernel**2 * math.ceil(c / tiles.UNIT) / 4) for c in parts)
+class Fresh(Chooser):
+    """Without tables, and without what was chosen of other forms before."""
+
+    def __init__(self, model: CudaModel):
+        super().__init__(model, tables=())
+        self._known: dict = {}
+
+    def __call__(self, work):
+        if work not in self._known:
+            self._known[work] = self.model.ranked(work)[0]
+        return self._known[work]
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cuda_ladder", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    rows = [json.loads(line) for line in BEFORE.read_text().splitlines()]
-    now, before = tiles.CYCLES, sass.cycles(rows)
-    found = {"now": microseconds()}
-    tiles.CYCLES = now | {"copy": before["copy"]}
-    found["copies of pixels as before"] = microseconds()
-    tiles.CYCLES = now | before
-    tiles._step, tiles._steps = (lambda work: 4), four_units
-    found["all as before"] = microseconds()
-    text = json.dumps(found, indent=1) + "\n"
+    text = json.dumps({name: microseconds(*how) for name, how in LADDER.items()}, indent=1) + "\n"
     if options.out:
         write_atomic(options.out, lambda path: Path(path).write_text(text))
     print(text, end="")

@@ -158,7 +158,7 @@ class Hosted(cuda.CudaExecutable):
     @property
     def last(self) -> Watched:
         """What ran last."""
-        return list(self._instances.values())[-1].lowered
+        return max(self._instances.values(), key=lambda one: one.used).lowered
 
 
 def beside(executable):
@@ -241,8 +241,8 @@ def warp_groups():
     def choose(work):
         if work.kind != "conv":
             return usual(work)
-        pixels = 64 if work.stride == 2 or work.kernel == 2 else 128
         channels = next(n for n in (64, 128, 256) if work.outputs <= n or n == 256)
+        pixels = 64 if channels < 256 and (work.stride == 2 or work.kernel == 2) else 128
         return Tiles((pixels, channels), 8, pixels // 8, 16 if work.prologue else 64, 1, 1)
 
     return choose

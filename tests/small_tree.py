@@ -15,6 +15,7 @@ SOURCES = {
     "csrc/cpu/conv.cpp": "namespace STDC_ISA { int conv() { return 2; } }\n",
     "csrc/cpu/down.cpp": "namespace STDC_ISA { int down() { return 3; } }\n",
     "csrc/bindings.cpp": "int bindings() { return 4; }\n",
+    "csrc/bindings_watch.cpp": "int bindings_watch() { return 10; }\n",
 }
 
 

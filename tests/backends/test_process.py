@@ -44,14 +44,14 @@ def test_the_sizes_that_were_used_last_are_kept(engine):
         check(executable(*map(engine.put, inputs)).cpu(), expected, dtype, shape)
 
     def kept():
-        return [request.given[1] - 3 for request, _ in executable._instances]
+        return sorted(request.given[1] - 3 for request, _ in executable._instances)
 
     for i in range(GRAPHS):
         run(i)
     assert kept() == list(range(GRAPHS))
     run(0)
     run(GRAPHS)
-    assert kept() == [*range(2, GRAPHS), 0, GRAPHS]
+    assert kept() == [0, *range(2, GRAPHS), GRAPHS]
     for i in (*range(len(shapes)), 0, 1, 0):
         run(i)
         assert len(executable._instances) <= GRAPHS

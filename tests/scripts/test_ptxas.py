@@ -11,7 +11,7 @@ from stdc_fast.errors import UserError
 
 STATIC = "static shared memory, which launches do not reckon with"
 SPACE = "_ZN4stdc3gpu44_GLOBAL__N__b79ee923_7_conv_cu_9d543fe3_6419"
-CONV = SPACE + "11conv_kernelINS0_6half_tENS0_12CompiledFormILi9ELi1ELi1ELi4EEEEEvNS1_6ParamsE"
+CONV = SPACE + "11conv_kernelINS0_6half_tENS0_12CompiledFormILi9ELi1ELi1ELi4ELi1EEEEEvNS1_6ParamsE"
 GATE = "_ZN4stdc3gpu11gate_kernelENS0_8GateArgsE"
 REPORT = f"""ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '{CONV}' for 'sm_80'
@@ -88,7 +88,7 @@ def found(folder):
 def test_what_is_read(build):
     conv, conv90, gate = rows = ptxas.read(build, ("sm_80",))
     assert ptxas.problems(rows) == []
-    names = {"kernel": "conv_kernel<half_t, CompiledForm<9, 1, 1, 4>>", "base": "conv", "object": "conv-f16"}
+    names = {"kernel": "conv_kernel<half_t, CompiledForm<9, 1, 1, 4, 1>>", "base": "conv", "object": "conv-f16"}
     report = {"arch": "sm_80", "registers": 116, "stack": 0, "spill_stores": 0, "spill_loads": 0}
     memory = {"shared": 0, "constant": 720}
     instructions = {"HMMA": 1, "HGMMA": 0, "LDGSTS": 2, "LDSM": 1, "LDL": 0, "STL": 0, "BAR": 1}
@@ -109,7 +109,7 @@ def test_what_is_read(build):
 )
 def test_faults_in_the_report(build, old, new, problem):
     (build / "cuda/conv-f16.o.ptxas").write_text(REPORT.replace(old, new, 1))
-    assert found(build) == [f"conv-f16: conv_kernel<half_t, CompiledForm<9, 1, 1, 4>> for sm_80: {problem}"]
+    assert found(build) == [f"conv-f16: conv_kernel<half_t, CompiledForm<9, 1, 1, 4, 1>> for sm_80: {problem}"]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_wgmma_one_by_one(build, said):
 
 def test_kernels_of_wgmma_have_their_instructions():
     row = {
-        "kernel": "wgmma_kernel<half_t, WarpGroupForm<4, 1, 1, 8>>",
+        "kernel": "wgmma_kernel<half_t, WarpGroupForm<4, 1, 1, 8, 1>>",
         "base": "wgmma",
         "object": "conv_wgmma",
     }
@@ -171,7 +171,7 @@ def test_a_kernel_that_does_not_wait_for_the_one_before_it():
 )
 def test_faults_in_the_instructions(build, monkeypatch, old, new, problem):
     dump(build, monkeypatch, SASS.replace(old, new))
-    assert found(build) == [f"conv-f16: conv_kernel<half_t, CompiledForm<9, 1, 1, 4>> for sm_80: {problem}"]
+    assert found(build) == [f"conv-f16: conv_kernel<half_t, CompiledForm<9, 1, 1, 4, 1>> for sm_80: {problem}"]
 
 
 def test_a_budget_of_registers(build, monkeypatch):
@@ -201,7 +201,7 @@ def test_command_line(build, capsys, monkeypatch):
     ]
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split()[:3] == ["kernel", "arch", "registers"]
-    assert re.match(r"conv_kernel<half_t, CompiledForm<9, 1, 1, 4>> +sm_90a +120 .* - +-$", printed[2])
+    assert re.match(r"conv_kernel<half_t, CompiledForm<9, 1, 1, 4, 1>> +sm_90a +120 .* - +-$", printed[2])
     assert printed[-1] == "3 kernels and targets, 0 problems"
     dump(build, monkeypatch, SASS.replace("LDSM", "STL"))
     assert ptxas.main(arguments) == 1

@@ -246,7 +246,7 @@ def _gated(lowered: CudaLowered, gate: CudaLaunch, conv: CudaLaunch, field: str)
 
 def _classified(lowered: CudaLowered, classifier: CudaLaunch, head: CudaLaunch) -> CudaLaunch | None:
     native, form, tiles = lowered.native, head.form, head.tiles
-    pixels, channels = tiles.block
+    pixels, channels = tiles.block[:2]
     outputs, classes = head.op.output.channels, classifier.op.output.channels
     # As kClassifies of csrc/cuda/classifier.cuh: whole blocks of 16 pixels for each warp.
     planar = classifier.arguments.planar

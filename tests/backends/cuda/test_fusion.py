@@ -179,7 +179,8 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("core", [c for c in CORES["conv"] if c[0] != 144], ids=str)
+# Whole blocks of 16 pixels for each warp: not in those of 144 pixels, nor where four pixel blocks have eight warps.
+@pytest.mark.parametrize("core", [c for c in CORES["conv"] if c[0] != 144 and c != (64, 64, 4)], ids=str)
 def test_classifiers(core):
     """By one block a tile and by several, whose partial logits are added up in one order."""
     for i, make in enumerate(HEADS.values()):
@@ -211,7 +212,8 @@ def test_a_fused_network(dtype):
 def test_resized_frames():
     """The resizing is the stem's, so it is the fused kernel's too."""
     frames = street((50, 71))
-    fused, apart = (Hosted(trained_plan(), HALF, fused=how) for how in (fusion.possible, False))
+    # NOTE: the classifier's tiles are the same for both, and no core adds up in slices.
+    fused, apart = (Hosted(trained_plan(), HALF, WHOLE, fused=how) for how in (fusion.possible, False))
     got, expected = (one.labels(frames, (47, 81), seen=(64, 96)) for one in (fused, apart))
     assert torch.equal(got, expected)
     assert fused.last.fused and not apart.last.fused
