@@ -88,7 +88,11 @@ def found(folder):
 def test_what_is_read(build):
     conv, conv90, gate = rows = ptxas.read(build, ("sm_80",))
     assert ptxas.problems(rows) == []
-    names = {"kernel": "conv_kernel<half_t, CompiledForm<9, 1, 1, 4, 1>>", "base": "conv", "object": "conv-f16"}
+    names = {
+        "kernel": "conv_kernel<half_t, CompiledForm<9, 1, 1, 4, 1>>",
+        "base": "conv",
+        "object": "conv-f16",
+    }
     report = {"arch": "sm_80", "registers": 116, "stack": 0, "spill_stores": 0, "spill_loads": 0}
     memory = {"shared": 0, "constant": 720}
     instructions = {"HMMA": 1, "HGMMA": 0, "LDGSTS": 2, "LDSM": 1, "LDL": 0, "STL": 0, "BAR": 1}
@@ -109,7 +113,9 @@ def test_what_is_read(build):
 )
 def test_faults_in_the_report(build, old, new, problem):
     (build / "cuda/conv-f16.o.ptxas").write_text(REPORT.replace(old, new, 1))
-    assert found(build) == [f"conv-f16: conv_kernel<half_t, CompiledForm<9, 1, 1, 4, 1>> for sm_80: {problem}"]
+    assert found(build) == [
+        f"conv-f16: conv_kernel<half_t, CompiledForm<9, 1, 1, 4, 1>> for sm_80: {problem}"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +177,9 @@ def test_a_kernel_that_does_not_wait_for_the_one_before_it():
 )
 def test_faults_in_the_instructions(build, monkeypatch, old, new, problem):
     dump(build, monkeypatch, SASS.replace(old, new))
-    assert found(build) == [f"conv-f16: conv_kernel<half_t, CompiledForm<9, 1, 1, 4, 1>> for sm_80: {problem}"]
+    assert found(build) == [
+        f"conv-f16: conv_kernel<half_t, CompiledForm<9, 1, 1, 4, 1>> for sm_80: {problem}"
+    ]
 
 
 def test_a_budget_of_registers(build, monkeypatch):
