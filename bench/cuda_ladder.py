@@ -1,9 +1,10 @@
-"""What each part of the CUDA kernels is worth, by the model of tiles: networks without it, with tiles chosen anew.
+"""What each part of the CUDA kernels is worth by the model of tiles: networks without it, tiles chosen anew.
 
     python -m bench.cuda_ladder --out docs/results/cuda_ladder.json
 
-The model takes its steps from machine code (``python -m bench.sass``). Simulated, not measured. What it said of
-the kernels of revision 26fd6fb, and of those of 1ac2303 before them, is docs/results/cuda_ladder_before.json.
+The model takes its steps from machine code (``python -m bench.sass``). Simulated, not measured. What it said
+of the kernels of revision 26fd6fb ("now" there), and of those of 1ac2303 before them, is
+docs/results/cuda_ladder_before.json.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def test_a_photo_seen_at_another_size(engine, dtype):
     size = engine.photos[0]
     frames = street(size)
     executable, limit = engine.compile(trained_plan(), dtype), numerics.tolerance(dtype)
-    # NOTE: at 56x75 bfloat16 agrees to 98.999 or 99.08 %, by the order of its sums: no size to tell faults by.
+    # NOTE: at 56x75 bfloat16 agrees to 98.999 or 99.08 %, by the order of sums: no size to tell faults by.
     for seen in ((61, 91),) if engine.thrifty else ((120, 192), (97, 255)):
         logits = trained().logits8(upsample(images.normalise(frames, torch.float64), seen))
         expected = resize_argmax(upsample(logits, seen), size)[0]

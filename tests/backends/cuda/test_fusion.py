@@ -179,7 +179,7 @@ HEADS = {
 }
 
 
-# Whole blocks of 16 pixels for each warp: not in those of 144 pixels, nor where four pixel blocks have eight warps.
+# Whole blocks of 16 pixels for each warp: not of 144 pixels, nor where eight warps have four such blocks.
 @pytest.mark.parametrize("core", [c for c in CORES["conv"] if c[0] != 144 and c != (64, 64, 4)], ids=str)
 def test_classifiers(core):
     """By one block a tile and by several, whose partial logits are added up in one order."""
