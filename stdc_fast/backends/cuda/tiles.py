@@ -197,14 +197,15 @@ def _units(work: Work) -> int:
     return work.kernel**2 * sum(-(-c // UNIT) for c in work.inputs)
 
 
-def _steps(work: Work, t: CudaTiles, form: Form) -> tuple[int, int]:
-    """Whole steps of the pipeline, which start anew with each chunk, and units of shorter ones."""
+def _steps(work: Work, t: CudaTiles, form: Form) -> tuple[int, int, int]:
+    """Whole steps of the pipeline, which start anew with each chunk, shorter ones, and the units of those."""
     depth = form.depth(work.kernel)
     parts = [min(t.chunk, c - start) for c in work.inputs for start in range(0, c, t.chunk)]
     units = [-(-c // UNIT) for c in parts]
     if t.wgmma:  # which multiplies zeros in shorter steps
-        return sum(-(-n // depth) for n in units), 0
-    return sum(n // depth for n in units), sum(n % depth for n in units) * work.kernel**2
+        return sum(-(-n // depth) for n in units), 0, 0
+    rest = [n % depth for n in units]
+    return sum(n // depth for n in units), sum(map(bool, rest)), sum(rest) * work.kernel**2
 
 
 def blocks(work: Work, t: CudaTiles) -> int:
@@ -267,10 +268,10 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     alone = 0.0
     if work.kind in ("conv", "down"):  # the others have neither
         vectors = height * width * sum(-(-c // 8) for c in work.inputs) * (1 + work.mapped) / t.split
-        steps, rest = _steps(work, t, form)
+        steps, short, rest = _steps(work, t, form)
         cycles = CYCLES[t.forms(work)].get(name(t.block), {})
         alone = steps * cycles.get(str(form.depth(work.kernel) * work.kernel**2), 0)
-        alone += rest / form.slices * cycles.get("rest", 0)
+        alone += short * cycles.get("short", 0) + rest / form.slices * cycles.get("rest", 0)
         alone /= t.split
         alone += vectors / (warps * 32) * CYCLES["copy"]
     one = max(multiplied, loaded, alone / CLOCK / together)
