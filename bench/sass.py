@@ -396,7 +396,7 @@ def cycles(rows: Iterable[dict]) -> dict[str, object]:
         for units, step in row.get("steps", {}).items() if row["base"] in found else ():
             form_ = found[row["base"]].setdefault(row["block"], {})
             form_[units] = max(form_.get(units, 0), step["cycles"]["1"])
-            if "rest" in step:  # besides its units a shorter step takes what a whole one does besides products
+            if "rest" in step:  # besides units a shorter step takes what a whole one does besides products
                 short = step["cycles"]["1"] - step["products"]
                 form_["rest"] = max(form_.get("rest", 0), step["rest"])
                 form_["short"] = max(form_.get("short", 0), short)
