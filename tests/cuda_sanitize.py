@@ -30,9 +30,10 @@ OPTIONS = {
 KINDS = ("conv", "logits", "subpixel", "stem", "down", "gate", "prologue", "labels_of_some_sizes")
 # Those in which several warps, tiles and chunks meet the edges of maps; names of tests and cases.
 TESTS = {
-    "tests/backends/test_ops.py": f"emulated_cuda and ({' or '.join(KINDS)})",
+    "tests/backends/test_ops.py": f"(emulated_cuda or emulated_wgmma) and ({' or '.join(KINDS)})",
     "tests/backends/test_network.py": "emulated_cuda and small_network",
     "tests/backends/cuda/test_cuda_tiles.py": "core or share or chunks or (order and (random or backward))",
+    "tests/backends/cuda/test_fusion.py": "first_two or classifiers",
     "tests/backends/cuda/test_launches.py": "wrong_launches",
 }
 # What is planted: what of a launch is changed, and what must be reported.
