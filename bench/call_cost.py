@@ -21,10 +21,9 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
+from bench.turns import Tree
 from stdc_fast.benchmark.run import quantiles
 from stdc_fast.files import write_atomic
 from stdc_fast.hardware import cpu
@@ -131,26 +130,6 @@ for line in sys.stdin:
 """
 
 
-class Tree:
-    """A process that calls the library of a tree."""
-
-    def __init__(self, root: Path):
-        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER], cwd=root, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        found = Path(self.process.stdout.readline().strip()).parent.parent
-        if found.resolve() != root.resolve():
-            raise RuntimeError(f"{root} is hidden by {found}")
-
-    def turn(self, calls: int) -> dict[str, float]:
-        """Median seconds of each scope."""
-        self.process.stdin.write(f"{calls}\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.call_cost", description=__doc__.splitlines()[0])
     parser.add_argument("old", type=Path)
@@ -159,11 +138,11 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=1000, help="of each scope in a turn")
     parser.add_argument("--out", type=Path, help="file to write, JSON Lines, a row a scope of a tree")
     options = parser.parse_args()
-    trees = {"old": Tree(options.old), "new": Tree(options.new)}
+    trees = {name: Tree(getattr(options, name), _WORKER, OMP_NUM_THREADS="1") for name in ("old", "new")}
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
     for i in range(options.rounds):
         for name in (list(trees), list(trees)[::-1])[i % 2]:
-            turns[name].append(trees[name].turn(options.calls))
+            turns[name].append(trees[name].ask(options.calls))
     rows = []
     for scope in turns["old"][0]:
         for name, found in turns.items():

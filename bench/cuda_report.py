@@ -163,7 +163,8 @@ from another model: [triton-kernels.md](triton-kernels.md).
 ## Steps of the main loops, simulated
 
 `python -m bench.sass` reads the machine code of each form in float16. A step is four units of products, of
-1x1 and 2x2, or nine, of 3x3. Stalls are the least cycles of one warp. "Cycles" are simulated, on one of a
+1x1 and 2x2, or nine, of 3x3. Of forms with slices, as 64x64/4, it is eight or 36, shared among warps.
+For wgmma the products are HGMMA. Stalls are the least cycles of one warp. "Cycles" are simulated, on one of a
 processor's four schedulers, with one block there and with two. "Copy" is the stall cycles of one copy of 16
 bytes of pixels. The model takes the cycles of one block alone. A step beyond its budget fails the command.
 

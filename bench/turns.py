@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from stdc_fast import info, zoo
 from stdc_fast.benchmark.run import quantiles
@@ -57,20 +58,20 @@ for line in sys.stdin:
 
 
 class Tree:
-    """A process that runs the library of a tree."""
+    """A process that runs the library of a tree: it prints the library's file, then a line an answer."""
 
-    def __init__(self, root: Path):
-        environment = os.environ | {"PYTHONPATH": str(root)}
+    def __init__(self, root: Path, worker: str = _WORKER, **more: str):
+        environment = os.environ | {"PYTHONPATH": str(root)} | more
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER], cwd=root, env=environment, text=True,
+            [sys.executable, "-c", worker], cwd=root, env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         found = Path(self.process.stdout.readline().strip()).parent.parent
         if found.resolve() != root.resolve():
             raise RuntimeError(f"{root} is hidden by {found}")
 
-    def time(self, *workload: object) -> float:
-        self.process.stdin.write(json.dumps(workload) + "\n")
+    def ask(self, request: object) -> Any:
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
@@ -112,7 +113,7 @@ def main() -> None:
             times: dict[str, list[float]] = {"old": [], "new": []}
             for i in range(options.rounds):
                 for name in ("old", "new") if i % 2 else ("new", "old"):
-                    times[name].append(trees[name].time(*job, options.seconds))
+                    times[name].append(trees[name].ask([*job, options.seconds]))
             ratios = [new / old for new, old in zip(times["new"], times["old"], strict=True)]
             row = {**workload, "backend": backend, "dtype": dtype, "ratio": quantiles(ratios)}
             rows.append(row | {name: statistics.median(values) for name, values in times.items()})

@@ -101,8 +101,8 @@ struct Cursor {
     slot = 0;
   }
   STDC_DEVICE bool fresh() const { return left == width; }
-  // To the next step, of so many units of input channels. Where each ends a chunk's or is one unit, without a branch, so
-  // that it goes among the products.
+  // To the next step, of so many units of input channels. Steps of one unit have no branch here, so that this goes among
+  // the products.
   STDC_DEVICE void advance(const Source& s, int depth, uint32_t first_pixels) {
     if (depth > 1 && left > depth) {
       left -= depth;

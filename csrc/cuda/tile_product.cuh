@@ -208,7 +208,7 @@ STDC_DEVICE void add_slices(Sums<F>& sums) {
   block_sync();
 }
 
-// All products of a block, in the warps that lead. pixel: for each block of 16 pixels the byte offset of the lane's pixel in the halo.
+// All products of a block, in warps that lead. pixel: of each block of 16 the byte offset of the lane's in the halo.
 template <class T, class F, int K>
 STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixel)[F::kM], Sums<F>& sums) {
   using L = Loop<F, K>;

@@ -59,7 +59,9 @@ error a stream that is captured has 0 last nodes
 """
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="g++ is absent; it compiles the code with a fake CUDA"
+)
 def test_what_a_replay_asks_of_the_runtime(tmp_path):
     here, program = ROOT / "tests" / "native", tmp_path / "replay"
     command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-DSTDC_FAKE_CUDA", "-I", here / "fake_cuda"]
