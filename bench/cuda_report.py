@@ -130,7 +130,7 @@ kernel
 - lacks tensor core instructions or asynchronous copies;
 - on sm_90, lacks the wait for the kernel before it.
 
-The code for sm_86, sm_87 and sm_89 comes from the same PTX as the code for sm_80.
+The code for all targets of sm_8x comes from the same PTX.
 
 {by_target}
 

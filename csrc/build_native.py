@@ -33,7 +33,8 @@ SETS = {  # flags, the files of csrc/cpu, an instruction that the assembler must
 }
 CUDA_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --cudart static --threads 4 -Xptxas -v "
 CUDA_FLAGS += "-I../../csrc/include"
-CUDA_TARGETS = "80;86;87;89;90a;90+PTX"
+# NOTE: no 89. ptxas writes the same instructions for it as for 86, whose code GPUs of 89 run.
+CUDA_TARGETS = "80;86;87;90a;90+PTX"
 #: Of STDC_FAST_CUDA_OPTIONS: what only a GPU can decide between, and the macros of csrc/cuda.
 CUDA_OPTIONS = {
     "load_cg": "-DSTDC_LOAD_CG=1",
@@ -118,8 +119,9 @@ class Ninja:
                 target = f"{rule}/{'-'.join(filter(None, [source.stem, short]))}.o"
                 more = f"  define = -DSTDC_TYPE={name}\n" if short else ""
                 if codes:
-                    own = gencode(WGMMA, [f"sm_{WGMMA[:2]}"])[1] if source.stem.endswith("_wgmma") else None
-                    more += f"  codes = {shlex.join(own) if own else codes}\n"
+                    alone = gencode(WGMMA, [f"sm_{WGMMA[:2]}"], specific=True)[1]
+                    own = shlex.join(alone) if source.stem.endswith("_wgmma") else codes
+                    more += f"  codes = {own}\n"
                 target += f" | {target}{beside}" if beside else ""
                 objects.append(self.edge(target, rule, relative(source), more))
         return objects
@@ -220,11 +222,12 @@ def cuda_options() -> tuple[list[str], list[str]]:
     return options, [CUDA_OPTIONS[option] for option in options]
 
 
-def gencode(wanted: str, known: list[str]) -> tuple[list[str], list[str]]:
+def gencode(wanted: str, known: list[str], specific: bool = False) -> tuple[list[str], list[str]]:
     """(Targets, flags) of what STDC_FAST_CUDA_TARGETS wants: code for 86 or 90a, or PTX for 90 and all later.
 
-    The compiler proper runs once for each virtual architecture and takes most of the time: one serves all
-    targets of a major version, as compute_80 does for 80, 86, 87 and 89.
+    The compiler proper runs once for each virtual architecture and takes much of the time: one serves all
+    targets of a major version, as compute_80 does for 80, 86 and 87, and compute_90 for 90a and 90+PTX. With
+    ``specific`` 90a is of compute_90a, which has instructions that no other architecture has.
     """
     targets = list(dict.fromkeys(re.split(r"[;,\s]+", wanted.strip("; ,\t\n"))))
     numbers = {}
@@ -239,7 +242,7 @@ def gencode(wanted: str, known: list[str]) -> tuple[list[str], list[str]]:
             raise Missing(f"STDC_FAST_CUDA_TARGETS has {target!r}; this nvcc knows {there}")
     groups: dict[str, list[str]] = {}
     for target, number in numbers.items():
-        virtual = target.removesuffix("+PTX")
+        virtual = target if specific else str(number)
         if target == str(number):  # neither a nor PTX
             virtual = str(min(n for t, n in numbers.items() if t == str(n) and n // 10 == number // 10))
         code = f"{'compute' if target.endswith('PTX') else 'sm'}_{target.removesuffix('+PTX')}"

@@ -179,7 +179,7 @@ def test_the_version_of_triton_is_that_of_either_package(monkeypatch):
         triton.version.cache_clear()
 
 
-ALL = ("80", "86", "87", "89", "90a", "90+PTX")
+ALL = ("80", "86", "87", "90a", "90+PTX")
 FITS = [
     (ALL, [(8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)], [(7, 5), (7, 0)]),
     (("80",), [(8, 0), (8, 6), (8, 9)], [(9, 0), (12, 0)]),

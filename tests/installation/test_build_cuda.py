@@ -89,13 +89,14 @@ def symbols(tree):
 
 def test_sources_are_compiled_once_for_each_type(small):
     printed, cuda = build(small)
-    targets = ["80", "86", "87", "89", "90a", "90+PTX"]
+    targets = ["80", "86", "87", "90a", "90+PTX"]
     assert cuda == {"built": True, "compiler": "nvcc 12.4", "targets": targets, "options": []}
     assert "CUDA kernels not built" not in printed
     for name in ("gate()", "conv(half_t)", "conv(bf16_t)", "bindings_gpu()", "with_cuda()"):
         assert f" {name}\n" in symbols(small)
     assert len(lines := calls(small)) == 3
-    assert all("arch=compute_80,code=[sm_80,sm_86,sm_87,sm_89] " in line for line in lines)
+    for group in ("80,code=[sm_80,sm_86,sm_87]", "90,code=[sm_90a,compute_90]"):
+        assert all(f" -gencode arch=compute_{group} " in line for line in lines)
     # ptxas' report goes to a file; warnings are shown as well.
     assert "Used 10 registers" in (small / "build/native/cuda/conv-f16.o.ptxas").read_text()
     assert "Used 10 registers" not in printed and "look at this" in printed
@@ -184,13 +185,23 @@ KNOWN = [f"sm_{number}" for number in (80, 86, 87, 89, 90, 100, 120, 121)]
         ("80", ["80,code=[sm_80]"]),
         ("86 89,86", ["86,code=[sm_86,sm_89]"]),
         ("89;80;90+PTX;90;", ["80,code=[sm_89,sm_80]", "90,code=[compute_90,sm_90]"]),
-        ("90a, 90+PTX", ["90a,code=[sm_90a]", "90,code=[compute_90]"]),
+        ("90a, 90+PTX", ["90,code=[sm_90a,compute_90]"]),
+        ("90a", ["90,code=[sm_90a]"]),
         ("80+PTX;86", ["80,code=[compute_80]", "86,code=[sm_86]"]),
         ("120;121;100", ["120,code=[sm_120,sm_121]", "100,code=[sm_100]"]),
     ],
 )
 def test_targets(wanted, flags):
     assert build_native.gencode(wanted, KNOWN)[1][1::2] == [f"arch=compute_{flag}" for flag in flags]
+
+
+def test_what_only_one_architecture_has_is_compiled_for_that_alone(small):
+    write(small, {"csrc/cuda/conv_wgmma.cu": "int wgmma() { return 8; }\n"})
+    build(small)
+    *_, line = sorted(calls(small), key=lambda line: "conv_wgmma" in line)
+    assert re.findall(r"arch=\S+", line) == ["arch=compute_90a,code=[sm_90a]"]
+    build(small, STDC_FAST_CUDA_TARGETS="80;90")
+    assert not any("conv_wgmma" in line for line in calls(small))
 
 
 @pytest.mark.parametrize(
