@@ -2,7 +2,8 @@
 
 ``python setup.py library --out DIR`` makes only libstdc_fast.a, for C++ programs; ``emulator --out DIR`` the
 module stdc_fast_emulator, in which tests run the CUDA sources on the CPU. The environment: CXX, CXXFLAGS and
-LDFLAGS; STDC_FAST_NATIVE=0 leaves the module out; STDC_FAST_SANITIZE=address,undefined (or thread). For CUDA:
+LDFLAGS; STDC_FAST_NATIVE=0 leaves the module out; STDC_FAST_SETS="avx2;avx512" is what to compile the CPU
+engine for; STDC_FAST_SANITIZE=address,undefined (or thread). For CUDA:
 CUDACXX, or an nvcc in CUDA_HOME, on PATH or in /usr/local/cuda; STDC_FAST_CUDA=0 leaves it out, and
 STDC_FAST_CUDA_TARGETS="80;90a;90+PTX" is what to compile for, STDC_FAST_CUDA_OPTIONS="load_cg;carveout" how
 (docs/environment.md).

@@ -10,6 +10,7 @@ python -m bench.cuda_report
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import textwrap
@@ -43,11 +44,17 @@ SHOWN = "sm_90"
 
 def lowered(target: str, variant: str, size: tuple[int, int], batch: int) -> CudaLowered:
     """A network's launches in float16, frame to labels, for a class of GPUs; nothing runs."""
+    return _executable(target, variant).lower(Request(batch, size, size, size))
+
+
+@functools.lru_cache(2)  # of a class both networks
+def _executable(target: str, variant: str) -> CudaExecutable:
     native = _native.module().gpu
     chooser = Chooser(CudaModel(native, DEVICES[target]))
-    plan = ahead.network(variant)
-    executable = CudaExecutable(plan, FLOAT16, torch.device("cpu"), native, chooser)
-    return executable.lower(Request(batch, size, size, size))
+    return CudaExecutable(_plan(variant), FLOAT16, torch.device("cpu"), native, chooser)
+
+
+_plan = functools.cache(ahead.network)
 
 
 def by_target(rows: list[dict]) -> Iterator[str]:

@@ -82,7 +82,7 @@ class Ninja:
         usual = next(filter(shutil.which, ["g++", "c++", "clang++"]), "g++")
         self.cxx = shlex.split(os.environ.get("CXX") or usual)
         self.version = output([*self.cxx, "--version"]).splitlines()[0]
-        sanitize = f"-fsanitize={','.join(SANITIZE)} -O1 -g -fno-omit-frame-pointer" if SANITIZE else ""
+        sanitize = f"-fsanitize={','.join(SANITIZE)} -O1 -g1 -fno-omit-frame-pointer" if SANITIZE else ""
         own = shlex.split(os.environ.get("CXXFLAGS", ""))
         self.flags = [*self.cxx, *FLAGS.split(), *own, *sanitize.split()]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -289,8 +289,11 @@ def _build(ninja: Ninja, module: bool, cuda: Cuda | None = None) -> tuple[Path, 
     if cuda:  # ninja starts with what comes first: here what takes longest
         ninja.rule("cuda", cuda.command, NVCC_REST)
         objects += ninja.compile_cuda("cuda", cuda.sources, ".ptxas", cuda.codes)
+    wanted = chosen_sets()
     for name, (own, pattern, instruction) in SETS.items():
         try:
+            if name not in wanted:
+                raise Missing("STDC_FAST_SETS was set without it")
             ninja.probe(own, instruction)
         except Missing as error:
             skipped[name] = str(error).partition("\n")[0]
@@ -313,6 +316,14 @@ def _build(ninja: Ninja, module: bool, cuda: Cuda | None = None) -> tuple[Path, 
     return ninja.folder / target, info
 
 
+def chosen_sets() -> set[str]:
+    """The instruction sets of STDC_FAST_SETS, and the one that others are built upon; by default all."""
+    wanted = set(re.findall(r"[^;,\s]+", os.environ.get("STDC_FAST_SETS", ""))) or set(SETS)
+    if unknown := wanted - set(SETS):
+        raise Missing(f"STDC_FAST_SETS has {min(unknown)!r}; there are {', '.join(SETS)}")
+    return wanted | {"portable"} | ({"avx512_bf16"} if "amx_bf16" in wanted else set())
+
+
 def build_emulator() -> Path:
     """Makes the tests' module, in which the CUDA sources run on the CPU."""
     ninja, flags = Ninja("emulator"), [] if SANITIZE else ["-O2"]
@@ -326,7 +337,8 @@ def build_emulator() -> Path:
     ninja.rule("cuda", flags_cuda, "$define -MMD -MF $out.d -x c++ -c $in -o $out" + DEPENDENCIES)
     objects = ninja.compile_cuda("cuda", sources("CUDA", "cuda/*.cu"))
     objects += ninja.compile("emulator", flags, "emulator/*.cpp")
-    objects += ninja.compile("bindings", [*flags, *python_include(), "-DSTDC_EMULATOR=1"], "bindings_gpu.cpp")
+    quick = [*flags, "-O1", "-DSTDC_EMULATOR=1"]
+    objects += ninja.compile("bindings", [*quick, *python_include()], "bindings_gpu.cpp")
     ninja.link(EMULATOR_MODULE, objects)
     ninja.run(EMULATOR_MODULE)
     return ninja.folder / EMULATOR_MODULE

@@ -2,12 +2,14 @@
 
 ``python tests/cuda_bugs.py [--out FILE]`` prints a table, and writes it as JSON lines. Each bug is one
 change of the text of a source: a copy of that is compiled and linked with the other objects of the emulator's
-module, and runs in its own process.
+module, and runs in its own process. All are forked from one that has imported torch, which takes longer than
+most of what runs.
 """
 
 import dataclasses
 import functools
 import json
+import multiprocessing
 import os
 import re
 import shlex
@@ -414,23 +416,44 @@ def plant(bug, folder):
     return module
 
 
-def call(command, folder=ROOT, **environment):
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=300
-    )
+def call(command, folder):
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
-    return done.stdout
 
 
 def hunt(name):
     """What each schedule finds, or why that is not known."""
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            module = plant(BUGS[name], Path(temporary))
-            script = [sys.executable, str(Path(__file__).resolve()), "--run", BUGS[name].case]
-            return json.loads(call(script, **{READY: str(module), "OMP_NUM_THREADS": "1"}).splitlines()[-1])
+            return apart(BUGS[name].case, plant(BUGS[name], Path(temporary)))
         except (AssertionError, subprocess.TimeoutExpired) as error:
             return str(error)
+
+
+def apart(case, module, seconds=300):
+    """``outcomes`` of a case in a process with that module, or why there are none."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["stdc_fast.zoo", "stdc_fast.backends.cuda", "triton", "pytest"])
+    receiver, sender = forks.Pipe(duplex=False)
+    process = forks.Process(target=answer, args=(sender, case, str(module)))
+    process.start()
+    sender.close()  # so that the pipe ends with the process
+    try:
+        return receiver.recv() if receiver.poll(seconds) else f"no answer after {seconds} s"
+    except EOFError:
+        return "the process ended without an answer"
+    finally:
+        process.kill()
+        process.join()
+
+
+def answer(sender, case, module):
+    os.environ[READY] = module
+    torch.set_num_threads(1)
+    try:
+        sender.send(outcomes(case))
+    except Exception as error:
+        sender.send(f"{type(error).__name__}: {error}")
 
 
 @functools.cache
@@ -459,10 +482,6 @@ def row(name, found):
 
 
 def main():
-    if sys.argv[1:2] == ["--run"]:
-        torch.set_num_threads(1)
-        print(json.dumps(outcomes(sys.argv[2])))
-        return
     rows = []
     for name, found in hunted().items():
         print(row(name, found))

@@ -24,7 +24,11 @@ REASON = "from stdc_fast import _native as n; print(n.why_not() is None, n.why_n
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """This tree's sdist, unpacked; a wheel built from that; an environment with nothing but the wheel."""
+    """This tree's sdist, unpacked; a wheel built from that; an environment with nothing but the wheel.
+
+    The build starts with the objects of this tree, and compiles those whose sources, headers or flags differ
+    or are missing: of the bindings, without CUDA, all.
+    """
     folder = tmp_path_factory.mktemp("built")
     source = folder / "source"
     ignore = shutil.ignore_patterns(".git", ".venv", "build", "dist", "out", "runs", "*.egg-info", "*cache*")
@@ -34,6 +38,10 @@ def built(tmp_path_factory):
         names = [Path(*Path(name).parts[1:]) for name in sdist.getnames()]
         sdist.extractall(folder / "sdist", filter="data")
     (tree,) = (folder / "sdist").iterdir()
+    if (ROOT / "build/native").is_dir():
+        shutil.copytree(
+            ROOT / "build/native", tree / "build/native", ignore=shutil.ignore_patterns("cuda", "_C*")
+        )
     wheel = (*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, tree)
     run(*wheel, STDC_FAST_CUDA="0")  # its kernels take minutes
     (wheel,) = folder.glob("*.whl")
@@ -227,6 +235,16 @@ def test_an_instruction_set_that_the_compiler_lacks(small):
     assert info["sets"] == ["portable", "amx_emulated"]
     assert info["skipped"]["avx2"] == "g++: error: unknown -mavx2"
     assert "-mavx512f" in info["skipped"]["avx512"]
+
+
+def test_instruction_sets_can_be_chosen(small):
+    _, info = build_in_place(small, STDC_FAST_SETS="avx2, amx_emulated")
+    assert info["sets"] == ["portable", "amx_emulated", "avx2"]
+    assert info["skipped"]["avx512"] == "STDC_FAST_SETS was set without it"
+    assert build_in_place(small, STDC_FAST_SETS="portable")[1]["sets"] == ["portable"]
+    _, info = build_in_place(small, STDC_FAST_SETS="avx2;sse9")
+    known = "portable, amx_emulated, avx2, avx512, avx512_bf16, amx_bf16"
+    assert info["reason"] == f"STDC_FAST_SETS has 'sse9'; there are {known}"
 
 
 def test_the_module_can_be_left_out(small):
