@@ -2,10 +2,12 @@
 
 import dataclasses
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
+from bench import ptxas
 from stdc_fast import _native, backends, info
 from stdc_fast.backends import cuda, triton
 from stdc_fast.backends.cuda.tiles import CudaTiles
@@ -14,6 +16,8 @@ from stdc_fast.backends.gpu.chooser import _shipped
 from stdc_fast.backends.gpu.model import DEVICES, device_class
 from stdc_fast.precision import FLOAT16
 
+#: What this installation's module was built for.
+BUILT = _native.cuda_info().get("targets", []) if _native.why_not() is None else []
 #: As csrc/build_native.py has them where nobody says otherwise.
 USUAL = ("80", "86", "87", "89", "90a", "90+PTX")
 #: name: capability, processors, class, code of the usual build, whether tables of the class are used.
@@ -134,6 +138,16 @@ def test_code_for_one_major_version_does_not_run_on_another():
     """Machine code of sm_80 is for 8.x; later ones need PTX."""
     for capability, *_ in CARDS.values():
         assert (cuda.code(capability, ("80",)) is not None) == (capability[0] == 8)
+
+
+@pytest.mark.skipif(not BUILT, reason="the native module has no CUDA kernels")
+@pytest.mark.skipif(ptxas.find_cuobjdump() is None, reason="there is no cuobjdump; pip install triton")
+def test_the_module_has_the_code_that_it_says():
+    """Of every kernel for every target; of warp groups for sm_90a alone, in each of the two types."""
+    found = ptxas.images(ptxas.find_cuobjdump(), Path(_native.module().__file__))
+    assert set(found) == set(BUILT)
+    number = {target: n - 2 * (target == "90a") for target, n in found.items()}
+    assert len(set(number.values())) == 1 and min(number.values()) > 6
 
 
 def test_tables_are_for_what_they_name():
