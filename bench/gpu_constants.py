@@ -1,6 +1,7 @@
 """Measures what the model of kernels' times assumes of a GPU; see gpu_constants.cu.
 
-Its program, and that of bench.gpu_sanitize, come from ``PREBUILT`` (``python -m bench.gpu_prebuilt``), else from nvcc.
+Its program, and that of bench.gpu_sanitize, come from ``PREBUILT``, as ``python -m bench.gpu_prebuilt`` made
+them, else from nvcc.
 """
 
 from __future__ import annotations

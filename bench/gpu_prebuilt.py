@@ -1,14 +1,14 @@
-"""Build what a machine with a GPU but without nvcc needs: the native module, also as options have it, and tools.
+"""Build what a GPU's machine without nvcc needs: the native module, also as options have it, and tools.
 
     python3.12 -m bench.gpu_prebuilt --targets 90a --out bench/prebuilt
     python3.12 -m bench.gpu_prebuilt --check --out bench/prebuilt
 
-The module is for the Python that runs this. It needs setuptools, pybind11 and ninja, not torch, and includes no
-torch. Each folder of the output has a module and its _build_info.json, and ``bench/gpu.sh`` takes them from there.
-Beside them are the programs of ``bench.gpu_constants`` and ``bench.gpu_sanitize``, and ``made.json``. The sources are
-copied first: no other build is touched. Objects of build/native of the same sources and targets are used again, so
-the same targets for another Python take a minute. ``--check`` says whether what is there is of these sources and
-for this Python.
+The module is for the Python that runs this. It needs setuptools, pybind11 and ninja, not torch, and includes
+no torch. Each folder of the output has a module and its _build_info.json, and ``bench/gpu.sh`` takes them from
+there. Beside them are the programs of ``bench.gpu_constants`` and ``bench.gpu_sanitize``, and ``made.json``.
+The sources are copied first: no other build is touched. Objects of build/native of the same sources and
+targets are used again, so the same targets for another Python take a minute. ``--check`` says whether what is
+there is of these sources and for this Python.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 FOLDER has ``steps`` (lines of name, status and seconds, between tabs), ``NAME.log`` of each step,
 ``nvidia_smi`` (CSV, one GPU) and perhaps ``records`` of bench.suite and ``kernels`` of bench.gpu_kernels.
-Exit code 0 if no step failed or timed out, else 1. The last line is the verdict on the call. The second form prints the steps that passed in these
-files, of the same sources on a GPU of that name.
+Exit code 0 if no step failed or timed out, else 1. The last line is the verdict on the
+call. The second form prints the steps that passed in these files, of the same sources on a GPU of that name.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ def commit() -> str:
 
 
 def _gpus() -> list[dict[str, object]]:
-    """As :func:`stdc_fast.hardware.gpus`; with "class", whose numbers and tables are used, and "cuda", the code
-    that it runs or why there is none."""
+    """As :func:`stdc_fast.hardware.gpus`; with "class", whose numbers and tables are used, and "cuda", the
+    code that it runs or why there is none."""
     found = gpus()
     for gpu in found:
         capability = tuple(map(int, gpu["capability"].split(".")))

@@ -226,10 +226,9 @@ def test_one_file_with_the_summary_and_the_records(machine):
     assert records == [{"kind": "latency", "i": 1}, {"kind": "latency", "i": 2}, {"kind": "kernels"}]
     *_, said, last = out.splitlines()
     assert said.startswith("3 records: bench/results/gpu_")
-    assert last == (
-        "steps: good; 9 passed; skipped: memcheck (compute-sanitizer was not found), racecheck (compute-sanitizer "
-        "was not found), synccheck (compute-sanitizer was not found), variants (there is no bench/prebuilt/default)"
-    )
+    absent = ", ".join(f"{name} (compute-sanitizer was not found)" for name in OF_CUDA[1:4])
+    there = "variants (there is no bench/prebuilt/default)"
+    assert last == f"steps: good; 9 passed; skipped: {absent}, {there}"
     # Each backend is told to end before its part of the limit, and what it found is with the results.
     (first, short), (second, rest) = map(str.split, machine.tuned())
     assert (first, second) == ("cuda", "triton") and int(short) <= 20 < int(rest) <= 65
@@ -287,7 +286,8 @@ def test_the_other_steps_leave_time_to_the_benchmarks(machine):
     assert statuses(summary)["triton"] == "timed out" and steps["triton"]["seconds"] <= 15
     assert statuses(summary)["benchmarks"] == "passed"
     assert steps["tune"]["tail"] == "not started: nothing is left of 18 s"
-    assert "; not started for want of time: tune, per_kernel;" in out.splitlines()[-1]
+    assert "; not started for want of time: " in out.splitlines()[-1]
+    assert out.splitlines()[-1].endswith("tune, per_kernel")
 
 
 def test_only_the_wanted_steps_run(machine):
@@ -398,7 +398,11 @@ def test_what_is_tuned_and_what_was_measured_before_can_be_said(machine):
     (summary,) = machine.results()
     tune, suite = (step["tail"] for step in summary["steps"])
     assert code == 0
-    assert " --backend triton --seconds " in tune and "cuda" not in tune and " --have a.jsonl --have b.jsonl --out " in suite
+    assert (
+        " --backend triton --seconds " in tune
+        and "cuda" not in tune
+        and " --have a.jsonl --have b.jsonl --out " in suite
+    )
 
 
 # Calls of one kind.

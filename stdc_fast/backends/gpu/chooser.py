@@ -80,7 +80,7 @@ def best(model: TileModel, work: Work) -> Tiles:
 
 
 def _shipped(model: TileModel) -> Mapping[str, Tiles]:
-    """The table of the class, but on a GPU of far fewer or more processors, where the model chooses better."""
+    """The table of the class, but on a GPU of far fewer or more processors, whose tiles the model chooses."""
     device = model.device
     return tables.shipped(device.key, model.tiles) if like_its_class(device) else {}
 

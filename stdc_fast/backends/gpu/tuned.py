@@ -1,8 +1,8 @@
 """What ``stdc-fast tune`` measured: one JSON file for each backend, device, driver and set of versions.
 
 It lies in STDC_FAST_CACHE, else in the user's cache folder. Entries are by shape and dtype
-(:attr:`stdc_fast.backends.gpu.model.Work.key`). A file that can not be read counts as none. Beside it are, until
-all of a request was measured, the times so far, so that the next run goes on from there.
+(:attr:`stdc_fast.backends.gpu.model.Work.key`). A file that can not be read counts as none. Beside it
+are, until all of a request was measured, the times so far, so that the next run goes on from there.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Times:
         self.file, self.tiles = path(about, tiles).with_suffix(".times.jsonl"), tiles
 
     def load(self) -> dict[str, dict[Tiles, float]]:
-        """By :attr:`Work.key` and tiles; infinite for those that do not fit. Lines that are broken are none."""
+        """By :attr:`Work.key` and tiles; infinite for those that do not fit. Broken lines are none."""
         found: dict[str, dict[Tiles, float]] = {}
         try:
             lines = self.file.read_text().splitlines()

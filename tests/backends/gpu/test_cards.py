@@ -127,7 +127,8 @@ def test_a_module_for_another_gpu_is_told_and_triton_runs(name, card):
         assert cuda.BACKEND.why_not_here() is None
         return
     number = f"{capability[0]}{capability[1]}"
-    said = f"built for 90a, none of which runs on sm_{number}; set STDC_FAST_CUDA_TARGETS={number} and install again"
+    said = f"built for 90a, none of which runs on sm_{number}; "
+    said += f"set STDC_FAST_CUDA_TARGETS={number} and install again"
     assert cuda.BACKEND.why_not_here() == said
     assert decision.name == "triton" and f"cuda: {said}" in decision.reason
     (found,) = info._gpus()
