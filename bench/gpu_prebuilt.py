@@ -4,8 +4,8 @@
     python3.12 -m bench.gpu_prebuilt --check --out bench/prebuilt
 
 The module is for the Python that runs this. It needs setuptools, pybind11 and ninja, not torch, and includes
-no torch. Each folder of the output has a module and its _build_info.json, and ``bench/gpu.sh`` takes them from
-there. Beside them are the programs of ``bench.gpu_constants`` and ``bench.gpu_sanitize``, and ``made.json``.
+no torch. Each folder of the output has a module and its _build_info.json, where ``bench/gpu.sh`` takes them.
+Beside them are the programs of ``bench.gpu_constants`` and ``bench.gpu_sanitize``, and ``made.json``.
 The sources are copied first: no other build is touched. Objects of build/native of the same sources and
 targets are used again, so the same targets for another Python take a minute. ``--check`` says whether what is
 there is of these sources and for this Python.
