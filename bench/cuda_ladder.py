@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.files import write_atomic
 
 NETWORKS = (("stdc1", (512, 1024), 1), ("stdc2", (768, 1536), 1), ("stdc1", (512, 1024), 16))
-CLASSES = ("sm_90", "sm_80", "sm_89")
+CLASSES = ("sm_90", "sm_80", "sm_89", "sm_87")
 
 
 def without_slices(blocks: dict) -> None:
@@ -53,10 +53,12 @@ LADDER: dict[str, tuple[Callable[[dict], None] | None, bool]] = {
 }
 
 
-def microseconds(change: Callable[[dict], None] | None, fused: bool) -> dict[str, float]:
+def microseconds(
+    change: Callable[[dict], None] | None, fused: bool, classes: Sequence[str] = CLASSES
+) -> dict[str, float]:
     """Of each network and class, a frame or a batch to labels in float16."""
     native, found = _native.module().gpu, {}
-    for key in CLASSES:
+    for key in classes:
         device = DEVICES[key]
         for variant, size, batch in NETWORKS:
             model = CudaModel(native, device)
@@ -88,8 +90,13 @@ class Fresh(Chooser):
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cuda_ladder", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--classes", default=",".join(CLASSES), help="some of them; the others in --out stay")
     options = parser.parse_args(arguments)
-    text = json.dumps({name: microseconds(*how) for name, how in LADDER.items()}, indent=1) + "\n"
+    found = {name: microseconds(*how, options.classes.split(",")) for name, how in LADDER.items()}
+    if options.out and options.out.is_file():
+        old = json.loads(options.out.read_text())
+        found = {name: old.get(name, {}) | times for name, times in found.items()}
+    text = json.dumps(found, indent=1) + "\n"
     if options.out:
         write_atomic(options.out, lambda path: Path(path).write_text(text))
     print(text, end="")

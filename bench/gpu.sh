@@ -7,14 +7,17 @@
 # Without one, STEPS says what runs. A step that passed before, by the files OUT/gpu_*.jsonl and BEFORE, of these
 # sources on this GPU, is not repeated unless AGAIN=1. summary runs nothing and says in ten lines what held.
 # Where there is no nvcc, carry modules that were built elsewhere, `python -m bench.gpu_prebuilt --help`: what is in
-# PREBUILT/default is copied into the tree first, and the step variants tries all others in turn.
+# PREBUILT/default is copied into the tree first, and the step variants tries all others in turn. If it is of other
+# sources, or does not load, it is left aside, and the module is built where there is nvcc.
 #
 # Runs from the source tree, needs no network and leaves the card's settings alone. The step build compiles the
 # native module in the tree, for this GPU alone, and nothing is installed. A step that fails does not stop the
 # next; all of them end up in one file, gpu_<UTC time>.jsonl: a summary, then the records of bench.suite and of
-# bench.gpu_kernels. The step tune leaves its table of tiles in OUT/tuned; no other step uses it
-# (STDC_FAST_CACHE=OUT/tuned makes them). Exit code 0 if every step passed or was skipped, 1 if not, 2 for an
-# unknown step, 3 if there is no GPU here.
+# bench.gpu_kernels. It is written after each step, so who stops a call loses that step alone. The last line is the
+# verdict on the call. The step tune leaves its tables of tiles and all times in OUT/tuned; no other step uses them
+# (STDC_FAST_CACHE=OUT/tuned makes them). Where time ran out it is "unfinished", and the next call goes on from those
+# times, or from those in TUNED. Exit code 0 if no step failed or timed out, 1 if one did, 2 for an unknown step, 3
+# if there is no GPU here.
 #
 # All steps together take longer than ten minutes: give each call some of them, after build, which is quick
 # where nothing changed. What is not measured for want of time is by a call with BEFORE.
@@ -25,7 +28,8 @@
 #     PREBUILT        folder of modules that were built elsewhere (bench/prebuilt)
 #     AGAIN           1 repeats what passed before
 #     STDC_FAST_CUDA_TARGETS   for the build, as of setup.py (this GPU)
-#     TUNE            backend whose tiles are tuned: cuda, triton or auto, the one that is preferred (auto)
+#     TUNE            backends whose tiles are tuned, in this order, with the same time for each (cuda triton)
+#     TUNED           folder of tables and times of an earlier call of tune, which are copied to OUT/tuned first
 #     BEFORE          files of earlier calls: the benchmarks that these have, of this commit, are left out
 #     PYTHON          has torch and what the library needs (python3)
 #     OUT             folder of the results (bench/results)
@@ -39,7 +43,8 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 SECONDS=0 # bash counts on from here
-: "${OUT:=bench/results}" "${WORKERS:=8}" "${TUNE:=auto}" "${BEFORE:=}" "${PREBUILT:=bench/prebuilt}" "${AGAIN:=}"
+: "${OUT:=bench/results}" "${WORKERS:=8}" "${TUNE:=cuda triton}" "${TUNED:=}" "${BEFORE:=}"
+: "${PREBUILT:=bench/prebuilt}" "${AGAIN:=}"
 files=()
 for file in "$OUT"/gpu_*.jsonl; do [ ! -f "$file" ] || files+=("$file"); done
 for file in $BEFORE; do files+=("$file"); done
@@ -124,6 +129,15 @@ sys.exit(reason and "the CUDA backend does not run: %s" % reason)
 ' 2>&1
 }
 
+# Fails, with the reason, unless the module in the tree loads.
+loads() {
+    "$PYTHON" -c '
+import sys
+from stdc_fast import _native
+sys.exit(_native.why_not())
+' 2>&1
+}
+
 # The native module, and what there is. (Triton compiles at first use, for which it needs a C compiler.)
 build() {
     local result=0 nvcc
@@ -131,10 +145,20 @@ build() {
     if [ -n "$nvcc" ]; then $nvcc --version | tail -n 2; else echo "nvcc is absent"; fi
     echo "driver $(nvidia-smi -i "$GPU" --query-gpu=driver_version --format=csv,noheader)"
     export STDC_FAST_CUDA_TARGETS="${STDC_FAST_CUDA_TARGETS:-$(target)}"
+    local why=none
     if [ -d "$PREBUILT/default" ]; then
-        cp "$PREBUILT"/default/* stdc_fast/ || result=1
-        echo "the module of $PREBUILT/default"
-    else
+        why=$("$PYTHON" -m bench.gpu_prebuilt --check --out "$PREBUILT" 2>&1) && why=
+        if [ -z "$why" ]; then
+            cp "$PREBUILT"/default/* stdc_fast/ && why=$(loads) && why=
+        fi
+        if [ -z "$why" ]; then
+            echo "the module of $PREBUILT/default"
+        else
+            echo "$PREBUILT/default is left aside: $why"
+            [ -n "$nvcc" ] || result=1
+        fi
+    fi
+    if [ -n "$why" ] && { [ "$why" = none ] || [ -n "$nvcc" ]; }; then
         echo "building for $STDC_FAST_CUDA_TARGETS"
         "$PYTHON" setup.py -q build_ext --inplace || result=1
     fi
@@ -161,7 +185,38 @@ for backend in backends.BACKENDS:
     why_not = backend.why_not_here()
     print("backend", backend.name, "does not run: " + why_not if why_not else "runs: " + backend.about())
 PY
-    if [ -n "$nvcc" ] && ! cuda_runs; then result=1; fi # there is what it takes
+    # There is what it takes.
+    if { [ -n "$nvcc" ] || [ -d "$PREBUILT/default" ]; } && ! cuda_runs; then result=1; fi
+    return "$result"
+}
+
+# Tiles of each backend, in the same part of what is left: one that is done early leaves more to the next. Exit code 4
+# if there was not the time for all.
+tune() {
+    local result=0 code unfinished= name left=$# end=$((SECONDS + limit))
+    if [ -n "$TUNED" ] && [ "$TUNED" != "$OUT/tuned" ]; then
+        mkdir -p "$OUT/tuned" && cp "$TUNED"/* "$OUT/tuned"/ || return 1
+    fi
+    for name in "$@"; do
+        local each=$(((end - SECONDS) / left - 25)) # to compile the first choice, and for the last measurement
+        left=$((left - 1))
+        if [ "$each" -lt 1 ]; then each=1; fi
+        echo "tuning $name, $each s"
+        timeout --kill-after=5 $((each + 60)) env STDC_FAST_CACHE="$OUT/tuned" "$PYTHON" -m stdc_fast tune \
+            --size 512x1024 --backend "$name" --seconds "$each" >"$work/tune_$name" 2>&1
+        code=$?
+        cat "$work/tune_$name"
+        if [ "$code" = 124 ] || [ "$code" = 137 ] || [[ $(<"$work/tune_$name") == *"(stopped at the limit"* ]]; then
+            unfinished="$unfinished $name"
+        elif [ "$code" != 0 ]; then
+            echo "$name was not tuned"
+            result=1
+        fi
+    done
+    if [ "$result" = 0 ] && [ -n "$unfinished" ]; then
+        echo "not tuned to the end:$unfinished; the same call again goes on"
+        return 4
+    fi
     return "$result"
 }
 
@@ -183,8 +238,8 @@ variants() {
 command -v nvidia-smi >/dev/null || no_gpu "nvidia-smi was not found; install NVIDIA's driver"
 seen=$(timeout 30 nvidia-smi -L 2>&1) || no_gpu "nvidia-smi fails: ${seen:-it does not answer}"
 command -v "$PYTHON" >/dev/null || no_gpu "$PYTHON was not found; set PYTHON"
-export PREBUILT
-export -f torch_sees_gpu target cuda_runs build variants
+export PREBUILT TUNED OUT
+export -f torch_sees_gpu target cuda_runs loads build tune variants
 why=$(timeout 60 bash -c torch_sees_gpu) || no_gpu "${why:-torch does not answer}"
 GPU=${CUDA_VISIBLE_DEVICES:-0}
 export GPU="${GPU%%,*}"
@@ -196,6 +251,10 @@ fi
 work=$(mktemp -d) || exit 1
 export work
 timeout 10 nvidia-smi -i "$GPU" --query-gpu=name --format=csv,noheader >"$work/name" 2>/dev/null
+results=$OUT/gpu_$(date -u +%Y%m%dT%H%M%SZ).jsonl
+fields=name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit
+smi() { timeout 10 nvidia-smi -i "$GPU" --query-gpu="$fields" --format=csv >"$work/nvidia_smi" 2>&1; }
+smi
 passed=
 if [ -z "$AGAIN" ] && [ ${#files[@]} -gt 0 ]; then
     passed=$("$PYTHON" bench/gpu_summary.py --passed "$(cat "$work/name")" "${files[@]}")
@@ -204,9 +263,11 @@ child=
 trap 'rm -rf "$work"' EXIT
 trap '[ -z "$child" ] || kill "$child" 2>/dev/null; exit 130' INT TERM
 
-# note NAME STATUS SECONDS: one line for the summary; $work/NAME.log is what the step printed.
+# note NAME STATUS SECONDS: one line for the summary; $work/NAME.log is what the step printed. The file of results
+# is written anew: whoever stops the call keeps what was done.
 note() {
     printf '%s\t%s\t%s\n' "$@" >>"$work/steps"
+    "$PYTHON" bench/gpu_summary.py "$work" "$results" >/dev/null
     echo "gpu.sh: $1: $2"
 }
 
@@ -257,6 +318,7 @@ step() {
     child=
     case $code in
         0) status=passed ;;
+        4) status=unfinished ;;
         124 | 137) status="timed out" ;;
         *) status=failed ;;
     esac
@@ -307,8 +369,8 @@ step triton "$SECONDS_TRITON" "${pytest[@]}" "${both[@]}" -k "not cuda"
 step kernels "$SECONDS_KERNELS" "${pytest[@]}" $backends/triton/test_triton_tiles.py "${engines[@]}" -k triton
 # What follows is told to be done before its limit, so that it ends by itself and keeps what it found.
 before() { if [ "$1" -gt "$2" ]; then echo $(($1 - $2)); else echo 1; fi; }
-step tune "$SECONDS_TUNE" env STDC_FAST_CACHE="$OUT/tuned" "$PYTHON" -m stdc_fast tune --size 512x1024 \
-    --backend "$TUNE" --seconds "$(before "$(room tune "$SECONDS_TUNE")" 30)"
+# shellcheck disable=SC2016,SC2086 # the inner shell expands; TUNE is a list
+step tune "$SECONDS_TUNE" bash -c 'limit=$1; shift; tune "$@"' tune "$(room tune "$SECONDS_TUNE")" $TUNE
 step per_kernel "$SECONDS_PER_KERNEL" "$PYTHON" -m bench.gpu_kernels --out "$work/kernels" \
     --constants --seconds "$(before "$(room per_kernel "$SECONDS_PER_KERNEL")" 10)"
 if [ -d "$PREBUILT/default" ]; then
@@ -321,6 +383,5 @@ for file in ${files[@]+"${files[@]}"}; do have+=(--have "$file"); done
 step benchmarks "$(left)" "$PYTHON" -m bench.suite --device cuda --seconds "$(before "$(left)" 15)" \
     ${have[@]+"${have[@]}"} --out "$work/records"
 
-fields=name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit
-timeout 10 nvidia-smi -i "$GPU" --query-gpu="$fields" --format=csv >"$work/nvidia_smi" 2>&1
-"$PYTHON" bench/gpu_summary.py "$work" "$OUT/gpu_$(date -u +%Y%m%dT%H%M%SZ).jsonl"
+smi # the clocks, after the work
+"$PYTHON" bench/gpu_summary.py "$work" "$results" "${call:-steps}"

@@ -1,8 +1,13 @@
-"""Measures what the model of kernels' times assumes of a GPU; see gpu_constants.cu. Needs nvcc."""
+"""Measures what the model of kernels' times assumes of a GPU; see gpu_constants.cu.
+
+Its program, and that of bench.gpu_sanitize, come from ``PREBUILT``, as ``python -m bench.gpu_prebuilt`` made
+them, else from nvcc.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -24,6 +29,19 @@ def nvcc() -> list[str]:
         raise UserError(str(error)) from None
 
 
+def prebuilt(source: Path) -> Path | None:
+    """What ``bench.gpu_prebuilt`` made of a source, or None; it is in PREBUILT, as for bench/gpu.sh."""
+    path = Path(os.environ.get("PREBUILT") or SOURCE.with_name("prebuilt"), source.stem).resolve()
+    if path.is_file() and not os.access(path, os.X_OK):
+        path.chmod(0o755)  # lost on the way
+    return path if path.is_file() else None
+
+
+def made(source: Path, target: Path, capability: tuple[int, int], *flags: str) -> Path:
+    """The prebuilt one, or ``target``, which is built."""
+    return prebuilt(source) or build(source, target, capability, *flags)
+
+
 def build(source: Path, target: Path, capability: tuple[int, int], *flags: str) -> Path:
     """A program or library from one source, for one kind of GPU; UserError with nvcc's words if it fails."""
     number = f"{capability[0]}{capability[1]}"
@@ -38,7 +56,7 @@ def build(source: Path, target: Path, capability: tuple[int, int], *flags: str) 
 def measure(device: Device) -> dict[str, dict[str, float]]:
     """{"constants": as measured, "assumed": as the model has them}, of the first GPU."""
     with tempfile.TemporaryDirectory() as folder:
-        program = build(SOURCE, Path(folder, "constants"), device.capability)
+        program = made(SOURCE, Path(folder, "constants"), device.capability)
         done = subprocess.run([str(program)], capture_output=True, text=True, timeout=120)
     if done.returncode:
         raise UserError(f"{SOURCE.name}: {done.stderr.strip()}")

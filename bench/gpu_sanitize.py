@@ -133,9 +133,9 @@ def check(tool: str) -> list[str]:
         return done.returncode
 
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder, "planted.so")
         capability = torch.cuda.get_device_capability(0)
-        gpu_constants.build(SOURCE, library, capability, "-shared", "-Xcompiler", "-fPIC")
+        options = ("-shared", "-Xcompiler", "-fPIC")
+        library = gpu_constants.made(SOURCE, Path(folder, "planted.so"), capability, *options)
         if call("--planted", str(library)) != FOUND:
             wrong.append(
                 f"{tool} did not find the planted mistake: what it says of the kernels is worth nothing"

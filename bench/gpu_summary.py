@@ -1,12 +1,12 @@
 """Put what bench/gpu.sh has gathered into one file of JSON lines, print a table of the steps.
 
-    python bench/gpu_summary.py FOLDER FILE
+    python bench/gpu_summary.py FOLDER FILE [CALL]
     python bench/gpu_summary.py --passed GPU FILE...
 
 FOLDER has ``steps`` (lines of name, status and seconds, between tabs), ``NAME.log`` of each step,
 ``nvidia_smi`` (CSV, one GPU) and perhaps ``records`` of bench.suite and ``kernels`` of bench.gpu_kernels.
-Exit code 0 if every step passed or was skipped, else 1. The second form prints the steps that passed in these
-files, of the same sources on a GPU of that name.
+Exit code 0 if no step failed or timed out, else 1. The last line is the verdict on the
+call. The second form prints the steps that passed in these files, of the same sources on a GPU of that name.
 """
 
 from __future__ import annotations
@@ -81,7 +81,24 @@ def passed(gpu: str, files: list[Path]) -> list[str]:
     return sorted(found - {"build"})
 
 
-def main(folder: Path, target: Path) -> int:
+def verdict(call: str, done: list[dict[str, object]]) -> str:
+    """One line: how many steps passed, and which did not, with the reasons of those that did not run."""
+    found: dict[str, list[str]] = {}
+    for step in done:
+        name, status, last = step["name"], step["status"], str(step["tail"]).rpartition("\n")[2]
+        if status == "timed out" and last.startswith("not started"):
+            status = "not started for want of time"
+        because = status == "skipped" and last != "passed before"
+        if status == "skipped" and not because:
+            status = "passed before"
+        found.setdefault(status, []).append(f"{name} ({last})" if because else name)
+    ran = len(found.pop("passed", []))
+    rest = [f"{status}: {', '.join(names)}" for status, names in found.items()]
+    bad = {"failed", "timed out", "not started for want of time"} & found.keys()
+    return f"{call}: {'NOT GOOD' if bad else 'good'}; {'; '.join([f'{ran} passed', *rest])}"
+
+
+def main(folder: Path, target: Path, call: str = "steps") -> int:
     done = steps(folder)
     lines, broken = records("\n".join(read(folder / name) for name in ("records", "kernels")))
     summary = {
@@ -100,6 +117,7 @@ def main(folder: Path, target: Path) -> int:
     for step in done:
         print(f"{step['name']:<12}{step['status']:<12}{step['seconds']:>4} s")
     print(f"{len(lines)} records{f', {broken} broken' if broken else ''}: {target}")
+    print(verdict(call, done))
     return int(any(step["status"] in ("failed", "timed out") for step in done))
 
 
@@ -107,4 +125,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--passed":
         print(*passed(sys.argv[2], [Path(name) for name in sys.argv[3:]]))
         sys.exit(0)
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]))

@@ -134,6 +134,16 @@ def find_cuobjdump() -> str | None:
     return shutil.which(Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
 
 
+def images(cuobjdump: str, file: Path) -> Counter[str]:
+    """How often a file has code for each target, by the targets' names: "86", "90a", "90+PTX"."""
+    command = [cuobjdump, "--list-elf", "--list-ptx", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{cuobjdump} does not read {file}: {(done.stderr or done.stdout).strip()}")
+    found = re.findall(r"\.sm_(\d+a?)\.(cubin|ptx)$", done.stdout, re.M)
+    return Counter(f"{number}{'+PTX' if kind == 'ptx' else ''}" for number, kind in found)
+
+
 def disassemble(cuobjdump: str, file: Path, target: str) -> str:
     """What cuobjdump prints of an object's code for a target."""
     command = [cuobjdump, "-sass", "-arch", target, str(file)]

@@ -46,7 +46,7 @@ def cpu() -> dict[str, object]:
 
 
 def gpus() -> list[dict[str, object]]:
-    """Name, compute capability and memory of each GPU that torch sees."""
+    """Name, compute capability, processors and memory of each GPU that torch sees."""
     if not torch.cuda.is_available():
         return []
     found = []
@@ -56,6 +56,7 @@ def gpus() -> list[dict[str, object]]:
             {
                 "name": p.name,
                 "capability": f"{p.major}.{p.minor}",
+                "processors": p.multi_processor_count,
                 "memory_gib": round(p.total_memory / 2**30, 1),
             }
         )

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 from stdc_fast import _native, backends, checkpoints, zoo
+from stdc_fast.backends import cuda
+from stdc_fast.backends.gpu.model import device_class, like_its_class
 from stdc_fast.errors import UserError
 from stdc_fast.hardware import cpu, gpus
 from stdc_fast.plan import build, optimise
@@ -62,6 +64,21 @@ def commit() -> str:
     return "unknown"
 
 
+def _gpus() -> list[dict[str, object]]:
+    """As :func:`stdc_fast.hardware.gpus`; with "class", whose numbers and tables are used, and "cuda", the
+    code that it runs or why there is none."""
+    found = gpus()
+    for gpu in found:
+        capability = tuple(map(int, gpu["capability"].split(".")))
+        of = device_class(capability, gpu["processors"])
+        tables = "its tables" if like_its_class(of) else "no table, as it has other numbers of processors"
+        gpu["class"] = f"{of.key}, as {of.name}; {tables}"
+        targets = _native.cuda_info().get("targets", [])
+        if targets:
+            gpu["cuda"] = cuda.why_not_device(capability) or f"code for {cuda.code(capability, targets)}"
+    return found
+
+
 def _status(backend: backends.Backend) -> dict[str, object]:
     why_not = backend.why_not_here()
     return {"name": backend.name, "available": why_not is None, "reason": why_not or backend.about()}
@@ -78,7 +95,7 @@ def collect() -> dict[str, object]:
     return {
         "versions": versions(),
         "cpu": cpu(),
-        "gpus": gpus(),
+        "gpus": _gpus(),
         "native": {
             "available": missing is None,
             "reason": missing or _native.about(),

@@ -7,7 +7,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -128,10 +128,22 @@ class Tuner:
         model: of its backend's tiles.
         clock: what measures.
         seconds: after which no further tiles are tried.
+        known: times of kernels alone from a run that was not finished; they are not measured again.
+        keep: is told each time that is measured: the work's key, tiles, seconds.
     """
 
-    def __init__(self, executable, request, model: TileModel, clock: Clock, seconds: float = 300):
+    def __init__(
+        self,
+        executable,
+        request,
+        model: TileModel,
+        clock: Clock,
+        seconds: float = 300,
+        known: Mapping[str, Mapping[Any, float]] | None = None,
+        keep: Callable[[str, Any, float], None] = lambda key, t, seconds: None,
+    ):
         self.executable, self.request, self.model, self.clock = executable, request, model, clock
+        self.known, self.keep = known or {}, keep
         self.end = time.monotonic() + seconds
         self.chosen: dict[str, Any] = {}
         self.times: dict[str, dict[Any, float]] = {}
@@ -177,7 +189,12 @@ class Tuner:
         self.chosen[work.key] = min(timed, key=timed.get)
 
     def _time(self, work: Work, t: Any, timed: dict[Any, float]) -> None:
-        if t in timed or (timed and self._late()):
+        if t in timed:
+            return
+        if (before := self.known.get(work.key, {}).get(t)) is not None:
+            timed[t] = before
+            return
+        if timed and self._late():
             return
         lowered = self._lowered({work.key: t})
         launch = next(one for one in lowered.launches if one.work == work)
@@ -187,6 +204,7 @@ class Tuner:
             if not self.model.too_large(error):
                 raise
             timed[t] = math.inf
+        self.keep(work.key, t, timed[t])
 
     def _together(self, best: float) -> float:
         """Second bests in the place of the best, one after the other, where that makes the whole faster."""
@@ -221,7 +239,7 @@ def tune_network(
         sizes: (H, W) that the network sees.
         batch: images at a time.
         dtype, device: as of :func:`stdc_fast.load`.
-        seconds: of each size, after which what was found so far counts.
+        seconds: of each size, after which what was found so far counts. The next call goes on from there.
         backend: "cuda", "triton", or "auto" for the one that would run this.
 
     UserError where that backend does not run, or has no tiles.
@@ -241,9 +259,13 @@ def tune_network(
         for size in sizes:
             executable = of.compile(loaded.plan(), loaded.precision, loaded.device)
             request = Request(batch, tuple(size), tuple(size), tuple(size))
-            result = Tuner(executable, request, of.model(loaded.device), GraphClock(), seconds).run(quiet)
+            times, model = tuned.Times(about, of.tiles), of.model(loaded.device)
+            tuner = Tuner(executable, request, model, GraphClock(), seconds, times.load(), times.add)
+            result = tuner.run(quiet)
             result.backend = of.name
             tuned.save(about, result.tiles, of.tiles)
+            if result.finished:
+                times.forget()
             found.append(result)
     return found
 

@@ -212,3 +212,27 @@ def test_the_command_needs_a_gpu(backend, run_cli):
     finished = run_cli("tune", "--backend", backend)
     assert finished.code == 2 and len(finished.messages) == 1
     assert "measures a GPU" in finished.messages[0]
+
+
+def test_a_run_that_was_stopped_is_gone_on_with(case, tmp_path, monkeypatch):
+    """What was measured is known, also after a line that was cut off; what did not fit as well."""
+    monkeypatch.setenv("STDC_FAST_CACHE", str(tmp_path))
+    executable, model = case
+    about, request = {"device": "a GPU"}, Request(1, SIZE, SIZE, SIZE)
+    times = tuned.Times(about, model.tiles)
+    clock = Clock()
+    first = tune.Tuner(executable, request, model, clock, 60, times.load(), times.add)
+    found = first.run(quiet=True)
+    times.file.write_text(times.file.read_text() + '["conv1s1 64>')
+    assert times.load() == first.times
+    again = Clock()
+    second = tune.Tuner(executable, request, model, again, 60, times.load(), times.add)
+    assert second.run(quiet=True).tiles == found.tiles and second.times == first.times
+    alone = sum(map(len, first.times.values()))
+    assert again.calls == clock.calls - alone
+    some = next(iter(first.times))
+    times.add(some, next(iter(first.times[some])), float("inf"))
+    assert float("inf") in times.load()[some].values()
+    times.forget()
+    times.forget()
+    assert times.load() == {}

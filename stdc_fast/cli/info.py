@@ -59,7 +59,9 @@ def info(
     print(f"{'cpu':<12} {cpu['model']}, {cpu['cores']} cores, {cpu['threads']} threads")
     print(f"{'':<12} {' '.join(cpu['features']) or 'no vector extensions known to matter'}")
     for gpu in found["gpus"]:
-        print(f"{'gpu':<12} {gpu['name']}, compute {gpu['capability']}, {gpu['memory_gib']} GiB")
+        about = f"compute {gpu['capability']}, {gpu['processors']} processors, {gpu['memory_gib']} GiB"
+        print(f"{'gpu':<12} {gpu['name']}, {about}")
+        print(f"{'':<12} class {gpu['class']}" + (f"; {gpu['cuda']}" if "cuda" in gpu else ""))
     if not found["gpus"]:
         print(f"{'gpu':<12} none that torch sees")
     native = found["native"]

@@ -25,6 +25,8 @@ def tune(
 ) -> None:
     """Measure which tiles are fastest on this GPU for the backend; it uses them from then on.
 
+    A run that was stopped, or came to its limit, is gone on with by the next one.
+
     Example: stdc-fast tune --size 512x1024 --size 768x1536
     """
     from stdc_fast.tune import tune_network
@@ -34,7 +36,7 @@ def tune(
         model, [exact_size(text) for text in texts], batch, dtype, device, seconds, quiet, backend
     )
     for text, result in zip(texts, results, strict=True):
-        ended = "" if result.finished else " (stopped at the limit)"
+        ended = "" if result.finished else " (stopped at the limit; the same command goes on)"
         print(
             f"{result.backend}, {text}, batch {batch}: {result.before * 1e6:.0f} us before, "
             f"{result.after * 1e6:.0f} us after, {len(result.tiles)} kernels{ended}; "

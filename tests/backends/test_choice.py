@@ -95,7 +95,7 @@ REASONS = {
         "two old GPUs": ({"capabilities": ((7, 5), (6, 1))}, "sm_75 is too old"),
         "no code for it": (
             {"info": BUILT | {"targets": ["90a"]}, "capabilities": ((8, 6),)},
-            "built for 90a, none of which runs on sm_86; set STDC_FAST_CUDA_TARGETS and install again",
+            "built for 90a, none of which runs on sm_86; set STDC_FAST_CUDA_TARGETS=86 and install again",
         ),
     },
     "cpu": {"no module": ({"built": None}, "no module")},

@@ -38,7 +38,9 @@ def tool(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(type(cuda.BACKEND), "why_not_here", lambda _: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(gpu_constants, "build", lambda *arguments: built.append(arguments))
+    monkeypatch.setattr(gpu_constants, "build", lambda *arguments: built.append(arguments) or arguments[1])
+    monkeypatch.setenv("PREBUILT", str(tmp_path / "prebuilt"))
+    make.built, make.prebuilt = built, tmp_path / "prebuilt"
     return make
 
 
@@ -53,6 +55,17 @@ def test_the_planted_mistake_is_looked_for_first(name, tool, capfd):
         assert "kernel_substring=4stdc3gpu" in line
     assert planted.endswith("planted.so") and "--planted" not in rest
     assert "the planted mistake was found, and nothing else" in capfd.readouterr().out
+
+
+def test_a_planted_mistake_that_was_built_elsewhere_needs_no_nvcc(tool):
+    asked = tool()
+    tool.prebuilt.mkdir()
+    library = tool.prebuilt / "gpu_planted"
+    library.write_bytes(b"")
+    library.chmod(0o644)
+    assert gpu_sanitize.main(["memcheck"]) == 0 and tool.built == []
+    planted, _ = asked.read_text().splitlines()
+    assert planted.endswith(f"--planted {library}") and os.access(library, os.X_OK)
 
 
 CASES = {

@@ -4,140 +4,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
-from paths import ROOT
+from gpu_script import BENCH, NVIDIA_SMI, PYTHON, RECORDS, TOOLS, Machine, statuses
 
 from stdc_fast import backends
 
-BENCH = ROOT / "bench"
-TOOLS = (
-    "basename",
-    "bash",
-    "cat",
-    "cp",
-    "date",
-    "dirname",
-    "env",
-    "mkdir",
-    "mktemp",
-    "rm",
-    "sleep",
-    "tail",
-    "timeout",
-)
 pytestmark = pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in TOOLS), reason=f"one of {', '.join(TOOLS)} is absent"
 )
-
-NVIDIA_SMI = """
-echo "$*" >>"$ROOT/smi"
-case "$*" in
-    -L) echo "GPU 0: a stub" ;;
-    *query-gpu=driver_version*) echo 580.1 ;;
-    *"query-gpu=name "*) echo a stub ;;
-    *) printf 'name, driver_version, power.draw [W]\\na stub, 580.1, 70.5 W\\n' ;;
-esac
-"""
-# Each case is one call of the script; what the steps do comes from the environment.
-PYTHON = f"""
-case "$*" in
-    "-c import xdist") exit "$NO_XDIST" ;;
-    "-c "*"import cuda"*) eval "$CUDA_RUNS" ;;
-    "-c "*get_device_capability*) echo 90a ;;
-    "-c "*"import nvcc"*) eval "$NVCC" ;;
-    "-c "*) ;;
-    -) cat >/dev/null; echo torch 2.99 ;;
-    "setup.py -q build_ext --inplace") eval "$BUILD" ;;
-    "-m pytest"*" tests/backends/eager/test_eager_on_gpu.py") eval "$TESTS" ;;
-    "-m pytest"*"/test_cuda_on_gpu.py $ENGINES $BOTH -m gpu and not wide -k not triton") eval "$CUDA" ;;
-    "-m bench.gpu_sanitize "*check) TOOL=$3; eval "$SANITIZE" ;;
-    "-m bench.gpu_repeats --times "*00) eval "$REPEATS" ;;
-    "-m pytest"*" $BOTH -k not cuda") eval "$TRITON" ;;
-    "-m pytest"*" tests/backends/triton/test_triton_tiles.py $ENGINES -k triton") eval "$KERNELS" ;;
-    "-m stdc_fast tune --size 512x1024 --backend "*" --seconds "*) eval "$TILES" ;;
-    "-m bench.gpu_kernels --out "*" --constants --seconds "*) FILE=$4; eval "$TIMES" ;;
-    "-m bench.gpu_kernels --out "*" --backend cuda --whole --seconds "*) FILE=$4; eval "$TIMES" ;;
-    "-m bench.suite --device cuda --seconds "*" --out "*) FILE="${{@: -1}}"; eval "$SUITE" ;;
-    bench/gpu_summary.py*|bench/gpu_verdict.py*) exec {sys.executable} "$@" ;;
-    *) echo "unexpected: $*"; exit 99 ;;
-esac
-"""
-RECORDS = """for i in 1 2; do echo '{"kind": "latency", "i": '$i'}' >>"$FILE"; done"""
-
-
-class Machine:
-    """A copy of the script in a tree of its own, and the commands that it can see."""
-
-    def __init__(self, folder):
-        self.root, self.bin = folder / "tree", folder / "bin"
-        (self.root / "bench").mkdir(parents=True)
-        self.bin.mkdir()
-        (folder / "temporary").mkdir()
-        for name in ("gpu.sh", "gpu_summary.py", "gpu_verdict.py"):
-            shutil.copy(BENCH / name, self.root / "bench")
-        for tool in TOOLS:
-            (self.bin / tool).symlink_to(shutil.which(tool))
-        self.environment = {
-            "PATH": str(self.bin),
-            "TMPDIR": str(folder / "temporary"),
-            "ROOT": str(folder),
-            "PYTHON": "stub-python",
-            "NO_XDIST": "1",
-            "NVCC": "exit 1",
-            "BOTH": "tests/backends/gpu/test_on_gpu.py tests/backends/gpu/test_graphs.py",
-            "ENGINES": " ".join(f"tests/backends/test_{name}.py" for name in ("ops", "network", "process")),
-            "BUILD": 'echo "made for $STDC_FAST_CUDA_TARGETS"',
-            "CUDA_RUNS": "exit 0",
-            "TESTS": "echo 3 passed",
-            "CUDA": "echo 6 passed",
-            "SANITIZE": 'echo "$TOOL found nothing"',
-            "REPEATS": "echo 0 differ",
-            "TRITON": "echo 4 passed",
-            "KERNELS": "echo 5 passed",
-            "TILES": 'T="$STDC_FAST_CACHE"; mkdir -p "$T"; echo tiles for "${@: -1}" s >"$T/tiles.json"',
-            "TIMES": """echo '{"kind": "kernels"}' >>"$FILE"; echo 200 us""",
-            "SUITE": RECORDS,
-        }
-        self.folder = folder
-
-    def add(self, name, text):
-        path = self.bin / name
-        path.write_text(f"#!{self.bin}/bash\n{text}")
-        path.chmod(0o755)
-
-    def start(self, *call, **environment):
-        return subprocess.Popen(
-            [self.bin / "bash", self.root / "bench" / "gpu.sh", *call],
-            env={**self.environment, **environment},
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *call, **environment):
-        with self.start(*call, **environment) as process:
-            out, err = process.communicate(timeout=60)
-        return process.returncode, out, err
-
-    def written(self):
-        """Files that the script left, in the results and elsewhere, beside what stubs wrote."""
-        known = ("gpu.sh", "gpu_summary.py", "gpu_verdict.py", "tiles.json")
-        inside = [p for p in self.root.rglob("*") if p.name not in known]
-        return [p for p in (*inside, *(self.folder / "temporary").iterdir()) if p.is_file()]
-
-    def results(self):
-        """The lines of the one file that it left."""
-        (path,) = self.written()
-        assert path.parent == self.root / "bench" / "results"
-        assert path.name.startswith("gpu_2") and path.name.endswith("Z.jsonl")
-        text = path.read_text()
-        assert text.endswith("\n")
-        return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture
@@ -150,10 +27,6 @@ def machine(bare):
     bare.add("nvidia-smi", NVIDIA_SMI)
     bare.add("stub-python", PYTHON)
     return bare
-
-
-def statuses(summary):
-    return {step["name"]: step["status"] for step in summary["steps"]}
 
 
 # Without a GPU.
@@ -216,14 +89,17 @@ def test_one_file_with_the_summary_and_the_records(machine):
     assert tails["memcheck"] == "compute-sanitizer was not found"
     assert summary["nvidia_smi"] == {"name": "a stub", "driver_version": "580.1", "power.draw [W]": "70.5 W"}
     assert records == [{"kind": "latency", "i": 1}, {"kind": "latency", "i": 2}, {"kind": "kernels"}]
-    last = out.splitlines()[-1]
-    assert last.startswith("3 records: bench/results/gpu_")
-    # Told to end before its limit, and what it found is with the results.
-    tuned = machine.root / "bench" / "results" / "tuned" / "tiles.json"
-    assert tuned.read_text() == "tiles for 60 s\n"
+    *_, said, last = out.splitlines()
+    assert said.startswith("3 records: bench/results/gpu_")
+    absent = ", ".join(f"{name} (compute-sanitizer was not found)" for name in OF_CUDA[1:4])
+    there = "variants (there is no bench/prebuilt/default)"
+    assert last == f"steps: good; 9 passed; skipped: {absent}, {there}"
+    # Each backend is told to end before its part of the limit, and what it found is with the results.
+    (first, short), (second, rest) = map(str.split, machine.tuned())
+    assert (first, second) == ("cuda", "triton") and int(short) <= 20 < int(rest) <= 65
     # The card is asked, never told.
     asked = (machine.folder / "smi").read_text().splitlines()
-    assert len(asked) == 4 and all(line == "-L" or "--query-gpu=" in line for line in asked)
+    assert len(asked) == 5 and all(line == "-L" or "--query-gpu=" in line for line in asked)
 
 
 def test_a_failing_step_does_not_stop_the_next(machine):
@@ -249,7 +125,7 @@ def test_a_step_over_its_limit_is_stopped(machine):
 
 def test_a_suite_that_is_stopped_leaves_whole_records(machine):
     code, out, _ = machine.run(
-        SUITE=f"""{RECORDS}; printf '{{"kind": "late' >>"$FILE"; sleep 600""", SECONDS_TOTAL="4"
+        SUITE=f"""{RECORDS}; printf '{{"kind": "late' >>"$FILE"; sleep 600""", SECONDS_TOTAL="12"
     )
     summary, *records = machine.results()
     assert code == 1
@@ -268,13 +144,15 @@ def test_the_total_holds_for_all_steps(machine):
 
 def test_the_other_steps_leave_time_to_the_benchmarks(machine):
     """Never more than a third of the total; nothing where the benchmarks are not wanted."""
-    code, _, _ = machine.run(TRITON="sleep 600", SECONDS_TOTAL="6", SECONDS_BENCHMARKS="3")
+    code, out, _ = machine.run(TRITON="sleep 600", SECONDS_TOTAL="18", SECONDS_BENCHMARKS="9")
     summary, *records = machine.results()
     steps = {step["name"]: step for step in summary["steps"]}
     assert code == 1 and len(records) == 2
-    assert statuses(summary)["triton"] == "timed out" and steps["triton"]["seconds"] <= 5
+    assert statuses(summary)["triton"] == "timed out" and steps["triton"]["seconds"] <= 15
     assert statuses(summary)["benchmarks"] == "passed"
-    assert steps["tune"]["tail"] == "not started: nothing is left of 6 s"
+    assert steps["tune"]["tail"] == "not started: nothing is left of 18 s"
+    assert "; not started for want of time: " in out.splitlines()[-1]
+    assert out.splitlines()[-1].endswith("tune, per_kernel")
 
 
 def test_only_the_wanted_steps_run(machine):
@@ -282,8 +160,34 @@ def test_only_the_wanted_steps_run(machine):
     summary, *records = machine.results()
     assert (code, records) == (1, [])
     assert statuses(summary) == {"tests": "failed", "tune": "passed"}
-    tuned = machine.root / "bench" / "results" / "tuned" / "tiles.json"
-    assert tuned.read_text() == "tiles for 15 s\n"
+    assert machine.tuned()[0] == "cuda 1"  # of 45 s, all but what two of them need to begin and to end
+
+
+def test_tiles_of_a_backend_that_fails_do_not_stop_those_of_the_next(machine):
+    code, out, _ = machine.run(STEPS="tune", TILES='[ "$7" = triton ] && echo fine')
+    (summary,) = machine.results()
+    tail = summary["steps"][0]["tail"]
+    assert code == 1 and statuses(summary) == {"tune": "failed"}
+    assert "cuda was not tuned" in tail and "fine" in tail and "triton was not tuned" not in tail
+    assert out.splitlines()[-1] == "steps: NOT GOOD; 0 passed; failed: tune"
+
+
+def test_tuning_that_had_no_time_is_gone_on_with_in_the_next_call(machine):
+    kept, earlier = machine.folder / "kept", machine.folder / "earlier"
+    earlier.mkdir()
+    (earlier / "times").write_text("of before")
+    late = 'echo "cuda, 512x1024: 9 us (stopped at the limit; the same command goes on)"'
+    how = {"OUT": str(kept), "TUNED": str(earlier)}
+    code, out, _ = machine.run("tune", TILES=late, **how)
+    (first,) = kept.glob("gpu_*.jsonl")
+    steps = json.loads(first.read_text().splitlines()[0])["steps"]
+    assert code == 0 and {step["name"]: step["status"] for step in steps}["tune"] == "unfinished"
+    assert out.splitlines()[-1] == "tune: good; 1 passed; unfinished: tune"
+    assert (kept / "tuned" / "times").read_text() == "of before"
+    first.rename(machine.folder / "first.jsonl")
+    before = str(machine.folder / "first.jsonl")
+    code, out, _ = machine.run("tune", TILES="echo done", BEFORE=before, **how)
+    assert code == 0 and out.splitlines()[-1] == "tune: good; 2 passed"
 
 
 def test_an_unknown_step_is_refused(machine):
@@ -359,7 +263,11 @@ def test_what_is_tuned_and_what_was_measured_before_can_be_said(machine):
     (summary,) = machine.results()
     tune, suite = (step["tail"] for step in summary["steps"])
     assert code == 0
-    assert " --backend triton --seconds " in tune and " --have a.jsonl --have b.jsonl --out " in suite
+    assert (
+        " --backend triton --seconds " in tune
+        and "cuda" not in tune
+        and " --have a.jsonl --have b.jsonl --out " in suite
+    )
 
 
 # Calls of one kind.
@@ -429,6 +337,21 @@ def test_modules_that_were_built_elsewhere_are_tried_and_the_default_one_is_put_
     assert (package / "_C.so").read_text() == "default"
 
 
+@pytest.mark.parametrize("how", ["FITS", "LOADS"])
+def test_a_prebuilt_module_that_does_not_fit_is_left_aside(how, machine):
+    (machine.root / "stdc_fast").mkdir()
+    folder = machine.root / "bench" / "prebuilt" / "default"
+    folder.mkdir(parents=True)
+    (folder / "_C.so").write_text("default")
+    wrong = {how: "echo it is for another Python; exit 1"}
+    code, out, _ = machine.run(STEPS="build", **wrong)
+    assert code == 1
+    assert "bench/prebuilt/default is left aside: it is for another Python" in out and "building" not in out
+    (machine.written()[0]).unlink()
+    code, out, _ = machine.run(STEPS="build", NVCC="echo true", **wrong)
+    assert code == 0 and "building for 90a" in out
+
+
 def test_an_unusable_folder_is_found_before_the_work(machine):
     (machine.folder / "file").touch()
     code, _, err = machine.run(OUT=str(machine.folder / "file"), TESTS=': >"$ROOT/ran"')
@@ -436,7 +359,7 @@ def test_an_unusable_folder_is_found_before_the_work(machine):
     assert not (machine.folder / "ran").exists()
 
 
-def test_stopped_from_outside_it_leaves_nothing(machine):
+def test_stopped_from_outside_it_leaves_what_was_done(machine):
     with machine.start(TESTS=': >"$ROOT/begun"; exec sleep 600') as process:
         deadline = time.monotonic() + 30
         while not (machine.folder / "begun").exists() and time.monotonic() < deadline:
@@ -444,9 +367,9 @@ def test_stopped_from_outside_it_leaves_nothing(machine):
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
     assert process.returncode == 130
-    assert machine.written() == []
+    assert statuses(machine.results()[0]) == {"build": "passed"}
     assert not list((machine.folder / "temporary").iterdir())
-    assert os.listdir(machine.root / "bench" / "results") == []
+    assert len(os.listdir(machine.root / "bench" / "results")) == 1
 
 
 # The Python in the script, for which the stub stands above.

@@ -123,9 +123,10 @@ def why_not_device(
         return f"{name} is too old; the kernels need sm_80"
     found = code(capability, targets)
     if found is None:
+        wanted = f"{capability[0]}{capability[1]}{'a' if capability == (9, 0) else ''}"
         return (
             f"built for {', '.join(targets)}, none of which runs on {name}; "
-            "set STDC_FAST_CUDA_TARGETS and install again"
+            f"set STDC_FAST_CUDA_TARGETS={wanted} and install again"
         )
     if found.endswith("+PTX") and ptx is False:
         return f"on {name} the kernels need a driver as new as their compiler; update it"

@@ -9,7 +9,7 @@ import torch
 
 from stdc_fast.backends.base import Backend
 from stdc_fast.backends.gpu import tables, tuned
-from stdc_fast.backends.gpu.model import Device, Work
+from stdc_fast.backends.gpu.model import Device, Work, like_its_class
 from stdc_fast.backends.gpu.tables import Tiles
 
 
@@ -80,7 +80,9 @@ def best(model: TileModel, work: Work) -> Tiles:
 
 
 def _shipped(model: TileModel) -> Mapping[str, Tiles]:
-    return tables.shipped(model.device.key, model.tiles)
+    """The table of the class, but on a GPU of far fewer or more processors, whose tiles the model chooses."""
+    device = model.device
+    return tables.shipped(device.key, model.tiles) if like_its_class(device) else {}
 
 
 class GpuBackend(Backend):

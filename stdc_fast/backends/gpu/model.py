@@ -56,6 +56,9 @@ DEVICES = {
     for device in (
         Device("A100", (8, 0), 108, 250e12, 18e12, 4.0e12, 80e9, 1.4e12, 163 << 10),
         Device("RTX 3090", (8, 6), 82, 60e12, 30e12, 2.0e12, 90e9, 0.8e12, 99 << 10),
+        # Jetson AGX Orin 64 GB at 1.3 GHz, by NVIDIA's technical brief of that series: 16 processors, 4 MB of
+        # L2, 204.8 GB/s. A processor's tensor cores have A100's rate, its share of L2 is the RTX 3090's.
+        Device("Orin", (8, 7), 16, 34e12, 4.9e12, 0.3e12, 70e9, 0.18e12, 163 << 10),
         Device("RTX 4090", (8, 9), 128, 150e12, 70e12, 4.5e12, 130e9, 0.9e12, 99 << 10),
         Device("H100", (9, 0), 132, 800e12, 55e12, 5.5e12, 110e9, 3.0e12, 227 << 10, True),
         Device("B200", (10, 0), 148, 1500e12, 70e12, 8.0e12, 110e9, 6.5e12, 227 << 10),
@@ -69,10 +72,22 @@ LATENCY = 0.8e-6
 
 
 def device_class(capability: tuple[int, int], processors: int | None = None) -> Device:
-    """The class of a GPU: its own, or the last before it; with the number of processors that it has."""
+    """The class of a GPU: its own, or the last before it; with the number of processors that it has.
+
+    What all processors do together is of as many as there are: an L4 has 58 of the RTX 4090's 128.
+    """
     known = [d for d in DEVICES.values() if d.capability <= capability]
     device = max(known or DEVICES.values(), key=lambda d: d.capability if known else (0, 0))
-    return dataclasses.replace(device, processors=processors or device.processors)
+    if processors in (None, device.processors):
+        return device
+    share = processors / device.processors
+    rates = {name: getattr(device, name) * share for name in ("products", "fma", "cache")}
+    return dataclasses.replace(device, processors=processors, **rates)
+
+
+def like_its_class(device: Device) -> bool:
+    """Whether it has about as many processors as its class, for which tables are: by half as many more."""
+    return 2 / 3 <= device.processors / DEVICES[device.key].processors <= 1.5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What ``stdc-fast tune`` measured: one JSON file for each backend, device, driver and set of versions.
 
 It lies in STDC_FAST_CACHE, else in the user's cache folder. Entries are by shape and dtype
-(:attr:`stdc_fast.backends.gpu.model.Work.key`). A file that can not be read counts as none.
+(:attr:`stdc_fast.backends.gpu.model.Work.key`). A file that can not be read counts as none. Beside it
+are, until all of a request was measured, the times so far, so that the next run goes on from there.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,3 +86,43 @@ def save(about: Mapping[str, str], found: Mapping[str, Tiles], tiles: type[Tiles
     text = tables.dump(table)
     write_atomic(file, lambda p: Path(p).write_text(text))
     return file
+
+
+class Times:
+    """Seconds of kernels alone in an environment, kept as they are measured: JSON Lines beside its tiles."""
+
+    def __init__(self, about: Mapping[str, str], tiles: type[Tiles]):
+        self.file, self.tiles = path(about, tiles).with_suffix(".times.jsonl"), tiles
+
+    def load(self) -> dict[str, dict[Tiles, float]]:
+        """By :attr:`Work.key` and tiles; infinite for those that do not fit. Broken lines are none."""
+        found: dict[str, dict[Tiles, float]] = {}
+        try:
+            lines = self.file.read_text().splitlines()
+        except (OSError, ValueError):
+            return {}
+        for line in lines:
+            try:
+                key, numbers, seconds = json.loads(line)
+                t, seconds = self.tiles.of(numbers), math.inf if seconds is None else float(seconds)
+            except (ValueError, TypeError):  # a run was stopped in it
+                continue
+            if seconds > 0:
+                found.setdefault(key, {})[t] = seconds
+        return found
+
+    def add(self, key: str, t: Tiles, seconds: float) -> None:
+        """One more; UserError if it can not be written."""
+        line = json.dumps([key, t.numbers, None if seconds == math.inf else seconds])
+        try:
+            with self.file.open("a+b") as file:
+                if end := file.tell():
+                    file.seek(end - 1)  # a run may have been stopped within its last line
+                    line = line if file.read(1) == b"\n" else f"\n{line}"
+                file.write(f"{line}\n".encode())
+        except OSError as error:
+            raise UserError(f"{self.file} can not be written: {error.strerror}") from None
+
+    def forget(self) -> None:
+        """All was measured: the next run measures anew."""
+        self.file.unlink(missing_ok=True)

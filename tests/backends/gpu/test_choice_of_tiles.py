@@ -52,8 +52,8 @@ def test_works_have_names_of_their_own():
 
 @pytest.mark.parametrize(
     "capability, key",
-    [((8, 0), "sm_80"), ((8, 7), "sm_86"), ((8, 9), "sm_89"), ((9, 0), "sm_90"), ((10, 3), "sm_100"),
-     ((12, 1), "sm_120"), ((7, 5), "sm_80")],
+    [((8, 0), "sm_80"), ((8, 7), "sm_87"), ((8, 8), "sm_87"), ((8, 9), "sm_89"), ((9, 0), "sm_90"),
+     ((10, 3), "sm_100"), ((12, 1), "sm_120"), ((7, 5), "sm_80")],
 )  # fmt: skip
 def test_other_gpus_are_of_the_class_before_them(capability, key):
     device = device_class(capability, 17)
