@@ -68,10 +68,14 @@ class Emitter(Protocol):
     def crop(self, x: Value, start: int, size: tuple[int, int], name: str) -> Value:
         """Rows and columns from ``start``, as many as ``size``."""
 
-    def double(self, x: Value, size: tuple[int, int] | None, like: Value, name: str) -> Value:
-        """Every pixel twice in rows and columns, of which ``size`` is left or, where None, as many as ``like`` has."""
+    def double(
+        self, x: Value, channels: int, size: tuple[int, int] | None, like: Value, name: str
+    ) -> Value:
+        """Every pixel twice in rows and columns; ``size`` of them is left, or as many as ``like`` has."""
 
-    def resize(self, x: Value, size: tuple[int, int] | None, align_corners: bool, name: str) -> Value:
+    def resize(
+        self, x: Value, channels: int, size: tuple[int, int] | None, align_corners: bool, name: str
+    ) -> Value:
         """Bilinear, float32, to ``size`` or, where that is None, to the input's."""
 
     def labels(self, x: Value) -> Value:
@@ -103,7 +107,7 @@ class _Walk:
         x = e.image()
         if settings.frame is not None and settings.frame != settings.size:
             # Normalisation and interpolation can be exchanged: weights of an interpolation add up to one.
-            x = e.resize(x, settings.size, True, "resize_image")
+            x = e.resize(x, plan.buffers[plan.inputs[0]].channels, settings.size, True, "resize_image")
         self.values: dict[str, Value] = {plan.inputs[0]: x}
         self.result: Value = None
 
@@ -154,7 +158,7 @@ class _Walk:
         else:
             if op.up:
                 # An odd map has no such form: its last row and column would need weights of their own.
-                x = e.double(x, size, None if size else self.sibling(op.output), f"{name}.double")
+                x = e.double(x, op.inputs[0].channels, size, None if size else self.sibling(op.output), f"{name}.double")
             groups = op.output.channels if op.depthwise else 1
             x = e.convolve(x, name, weight, bias, op.stride, op.kernel // 2, groups)
         self.write(op.output, e.activate(x, op.act, name))
@@ -163,9 +167,9 @@ class _Walk:
         settings, e = self.settings, self.e
         x = e.widen(self.read(op.input))
         if settings.output != "logits8":
-            x = e.resize(x, settings.size, op.align_corners, "resize_logits")
+            x = e.resize(x, op.input.channels, settings.size, op.align_corners, "resize_logits")
             if settings.frame is not None and settings.frame != settings.size:
-                x = e.resize(x, settings.frame, op.align_corners, "resize_to_frame")
+                x = e.resize(x, op.input.channels, settings.frame, op.align_corners, "resize_to_frame")
         self.result = e.labels(x) if settings.output == "labels" else x
 
 

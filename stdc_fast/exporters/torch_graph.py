@@ -101,7 +101,9 @@ class _Tape:
         height, width = size
         return self.step(lambda v: v[:, :, start : start + height, start : start + width], x)
 
-    def double(self, x: int, size: tuple[int, int] | None, like: int | None, name: str) -> int:
+    def double(
+        self, x: int, channels: int, size: tuple[int, int] | None, like: int | None, name: str
+    ) -> int:
         if size is None:
             # A crop to another map's size would be a condition on it, which torch.export refuses.
             return self.step(lambda v, to: F.interpolate(v, to.shape[2:], mode="nearest"), x, like)
@@ -114,7 +116,9 @@ class _Tape:
 
         return self.step(run, x)
 
-    def resize(self, x: int, size: tuple[int, int] | None, align_corners: bool, name: str) -> int:
+    def resize(
+        self, x: int, channels: int, size: tuple[int, int] | None, align_corners: bool, name: str
+    ) -> int:
         if size is not None:
             return self.step(lambda v: upsample(v, size, align_corners), x)
         first = 1 if self.settings.input == "nhwc" else 2
