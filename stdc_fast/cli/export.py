@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -15,7 +16,8 @@ from stdc_fast.errors import UserError
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name or checkpoint file.")],
     out: Annotated[
-        Optional[Path], typer.Option("--out", "-o", metavar="FILE", help="File to write; its suffix says how.")
+        Optional[Path],
+        typer.Option("--out", "-o", metavar="FILE", help="File to write; its suffix tells."),
     ] = None,
     format: Annotated[
         Optional[str],
@@ -53,7 +55,7 @@ def export(
         if format not in exporters.FORMATS:
             raise UserError(f"give --out FILE, or --format, one of {', '.join(exporters.FORMATS)}")
         out = Path(f"{zoo.title(model)}{exporters.FORMATS[format].suffix}")
-    if batch != "any" and not batch.isascii() or not (batch == "any" or batch.isdigit()):
+    if batch != "any" and not re.fullmatch("[0-9]{1,9}", batch):
         raise UserError(f'--batch must be a number or "any", not {batch!r}')
     done = exporters.export(
         model, out, format=format, dtype=dtype, size=parse_size(size) if size != "native" else size,

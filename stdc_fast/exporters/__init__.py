@@ -125,9 +125,7 @@ def export(
 
     seconds = round(time.perf_counter() - start, 3)
     limit = LIMITS[dtype].logits
-    result = Report(
-        path, form.name, source.name, settings, form.versions(), rows, unchecked, limit, seconds
-    )
+    result = Report(path, form.name, source.name, settings, form.versions(), rows, unchecked, limit, seconds)
     if report is not None:
         text = json.dumps(result.to_dict(), indent=1) + "\n"
         write_atomic(report, lambda p: p.write_text(text))
@@ -165,7 +163,10 @@ def _write(
     if check and form.name == "plan":
         unchecked = _native.why_not()
     real = Path(os.path.realpath(path))
-    with write_errors(path), tempfile.TemporaryDirectory(dir=real.parent, prefix=f".{path.stem}.tmp") as folder:
+    with (
+        write_errors(path),
+        tempfile.TemporaryDirectory(dir=real.parent, prefix=f".{path.stem}.tmp") as folder,
+    ):
         made = Path(folder) / real.name
         try:
             WRITERS[form.name](source, settings, made)

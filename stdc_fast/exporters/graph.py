@@ -68,9 +68,7 @@ class Emitter(Protocol):
     def crop(self, x: Value, start: int, size: tuple[int, int], name: str) -> Value:
         """Rows and columns from ``start``, as many as ``size``."""
 
-    def double(
-        self, x: Value, channels: int, size: tuple[int, int] | None, like: Value, name: str
-    ) -> Value:
+    def double(self, x: Value, channels: int, size: tuple[int, int] | None, like: Value, name: str) -> Value:
         """Every pixel twice in rows and columns; ``size`` of them is left, or as many as ``like`` has."""
 
     def resize(
@@ -158,7 +156,13 @@ class _Walk:
         else:
             if op.up:
                 # An odd map has no such form: its last row and column would need weights of their own.
-                x = e.double(x, op.inputs[0].channels, size, None if size else self.sibling(op.output), f"{name}.double")
+                x = e.double(
+                    x,
+                    op.inputs[0].channels,
+                    size,
+                    None if size else self.sibling(op.output),
+                    f"{name}.double",
+                )
             groups = op.output.channels if op.depthwise else 1
             x = e.convolve(x, name, weight, bias, op.stride, op.kernel // 2, groups)
         self.write(op.output, e.activate(x, op.act, name))

@@ -35,7 +35,9 @@ class Limit:
 
 LIMITS = {
     # Seen: 1e-6 of direct convolutions, 2e-4 of Winograd's tiles of 6x6, which MNN has.
-    "float32": Limit(1e-3, "2^-24 an operation, a thousand times that by Winograd's largest tiles, forty layers"),
+    "float32": Limit(
+        1e-3, "2^-24 an operation, a thousand times that by Winograd's largest tiles, forty layers"
+    ),
     "float16": Limit(2e-2, "2^-11 an operation, forty layers deep, at the worst of all pixels"),
     "bfloat16": Limit(1e-1, "2^-8 an operation, forty layers deep, at the worst of all pixels"),
 }
@@ -73,7 +75,9 @@ def shapes(form: Format, settings: Settings) -> list[tuple[int, int, int]]:
 def probe(batch: int, height: int, width: int) -> Tensor:
     """Frames uint8 ``[N, H, W, 3]`` of a real photo; the second is turned around itself, and so on."""
     photo = Image.fromarray(read_image(PHOTO)).resize((width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.stack([np.roll(np.asarray(photo), i * width // batch, 1) for i in range(batch)]))
+    return torch.from_numpy(
+        np.stack([np.roll(np.asarray(photo), i * width // batch, 1) for i in range(batch)])
+    )
 
 
 @torch.inference_mode()

@@ -101,9 +101,7 @@ class _Tape:
         height, width = size
         return self.step(lambda v: v[:, :, start : start + height, start : start + width], x)
 
-    def double(
-        self, x: int, channels: int, size: tuple[int, int] | None, like: int | None, name: str
-    ) -> int:
+    def double(self, x: int, channels: int, size: tuple[int, int] | None, like: int | None, name: str) -> int:
         if size is None:
             # A crop to another map's size would be a condition on it, which torch.export refuses.
             return self.step(lambda v, to: F.interpolate(v, to.shape[2:], mode="nearest"), x, like)
