@@ -1,4 +1,4 @@
-"""The formats of exported networks: suffixes, what each can hold, and the packages that write and check it."""
+"""The formats of exported networks: suffixes, what each can hold, and the packages that it needs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ FORMATS: dict[str, Format] = {
             any_size=True, beside=(".bin",), packages=("onnx", "openvino"),
         ),
         Format("torch", ".pt2", "torch.export.load", any_size=True, least=33),
-        Format("plan", ".plan", "this library's C++ API", ("float32", "bfloat16"), any_size=True, graph=False),
+        Format(
+            "plan", ".plan", "this library's C++ API", ("float32", "bfloat16"), any_size=True, graph=False,
+        ),
         Format("safetensors", ".safetensors", "stdc_fast.load", _HALF, any_size=True, graph=False),
         Format(
             "ncnn", ".param", "ncnn", _HALF, ("onnx", "ncnn", "pnnx"), "ncnn",

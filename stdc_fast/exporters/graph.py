@@ -63,7 +63,7 @@ class Emitter(Protocol):
         """Average of each image, ``[N, C, 1, 1]``."""
 
     def shuffle(self, x: Value, name: str) -> Value:
-        """``[N, 4 C, h, w]`` to ``[N, C, 2 h, 2 w]``; channel ``4 c + 2 i + j`` has rows 2 y + i, columns 2 x + j."""
+        """``[N, 4 C, h, w]`` to ``[N, C, 2 h, 2 w]``: channel ``4 c + 2 i + j`` to (2 y + i, 2 x + j)."""
 
     def crop(self, x: Value, start: int, size: tuple[int, int], name: str) -> Value:
         """Rows and columns from ``start``, as many as ``size``."""
@@ -199,8 +199,8 @@ _KINDS: dict[type[Op], Callable[[_Walk, Any], None]] = {
 def shuffled(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Weights of a 3x3 on a map that nearest neighbours double, as a 2x2 of padding 1 on the map itself.
 
-    ``[out, in, 3, 3]`` to ``[4 out, in, 2, 2]``. Its pixel p reads rows p - 1 and p. These give row 2 p - 1 of
-    the output, by the set of odd rows, and row 2 p, by the set of even ones. So after
+    ``[out, in, 3, 3]`` to ``[4 out, in, 2, 2]``. Its pixel p reads rows p - 1 and p. These give row 2 p - 1
+    of the output, by the set of odd rows, and row 2 p, by the set of even ones. So after
     :meth:`Emitter.shuffle` row k of the output is row k + 1, and a crop of one at each side is left. It is
     exact for maps of even sides.
     """

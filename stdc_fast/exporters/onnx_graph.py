@@ -23,8 +23,8 @@ _IR_VERSION = 9
 def model_of(plan: Plan, settings: Settings, metadata: dict[str, object]) -> onnx.ModelProto:
     """The ONNX model of a plan of :func:`stdc_fast.exporters.graph.plan_of`.
 
-    Its input is ``image``, its output ``logits`` or ``labels``. ``metadata`` goes to ``metadata_props``, texts
-    as they are, other values as JSON.
+    Its input is ``image``, its output ``logits`` or ``labels``. ``metadata`` goes to ``metadata_props``,
+    texts as they are, other values as JSON.
     """
     from onnx import checker, helper
 

@@ -35,9 +35,7 @@ class Limit:
 
 LIMITS = {
     # Seen: 1e-6 of direct convolutions, 2e-4 of Winograd's tiles of 6x6, which MNN has.
-    "float32": Limit(
-        1e-3, "2^-24 an operation, a thousand times that by Winograd's largest tiles, forty layers"
-    ),
+    "float32": Limit(1e-3, "2^-24 an operation, by Winograd's largest tiles a thousand times that"),
     "float16": Limit(2e-2, "2^-11 an operation, forty layers deep, at the worst of all pixels"),
     "bfloat16": Limit(1e-1, "2^-8 an operation, forty layers deep, at the worst of all pixels"),
 }

@@ -34,7 +34,7 @@ class GraphModule(nn.Module):
 
 
 class _Tape:
-    """Writes down what the walk asks for. Values are places in the list of what was computed; 0 is the input."""
+    """Writes down what the walk asks for. Values are places in the list of results; 0 is the input."""
 
     def __init__(self, module: nn.Module, settings: Settings):
         self.module, self.settings = module, settings
