@@ -61,7 +61,7 @@ def summary(lines: list[dict]) -> str:
                     form.suffix,
                     dtype,
                     listed(" ".join(item) for item in mine[0]["versions"].items()) if mine else NONE,
-                    listed(f"{h}x{w}" for h, w in sizes) or "not tested",
+                    listed(f"{h}x{w}" for h, w in sizes) or "not recorded",
                     f"{max(errors):.1e}" if errors else NONE,
                     f"{min(row['agreement'] for row in seen):.3%}" if seen else NONE,
                     sum("refused" in a for a in mine),
