@@ -1,5 +1,6 @@
 """Exported files in their real runtimes: the reference's logits and labels at every size, or no file."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -7,6 +8,8 @@ import os
 import numpy as np
 import pytest
 import torch
+from folders import save
+from paths import ROOT
 
 import stdc_fast
 from stdc_fast import UserError, _native, checkpoints
@@ -166,6 +169,20 @@ def test_onnx_says_what_it_is(source, tmp_path):
     assert [i.name for i in model.graph.input] == ["image"]
     assert [o.name for o in model.graph.output] == ["labels"]
     assert model.opset_import[0].version == 18
+
+
+def test_the_example_of_the_document(tiny_model, photo, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    text = (ROOT / "docs/export.md").read_text().split("ONNX Runtime, raw frames to labels:")[1]
+    code = text.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    save(photo(), tmp_path / "street.png")
+    os.rename("street.png", "street.jpg")  # told apart by content
+    how = {"size": (512, 1024), "input": "nhwc", "output": "labels"}
+    stdc_fast.export(tiny_model, "s1.onnx", check=False, **how)
+    exec(compile(code, "docs/export.md", "exec"), {})
+    shown = ast.literal_eval(capsys.readouterr().out)
+    assert list(shown) == list(tiny_model.classes.names) and sum(shown.values()) == 512 * 1024
 
 
 # A file that computes something else.
