@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= logical
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo check test test-all test-sanitize sanitize-cpu sanitize-cuda lint format clean
+.PHONY: demo check test test-all test-exports test-sanitize sanitize-cpu sanitize-cuda lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stdc-fast predict stdc_fast/assets/street.jpg --out out
@@ -25,6 +25,14 @@ test: $(VENV)/.test-installed
 # All of them; without a GPU this takes hours, as kernels are interpreted.
 test-all: $(VENV)/.test-installed
 	$(PYTEST) -m "wide or not wide"
+
+# Exports whose packages are not in the dev extras, each in an environment of its own.
+test-exports:
+	for extra in litert executorch; do \
+		$(PYTHON) -m venv .venv-$$extra && \
+		STDC_FAST_NATIVE=0 .venv-$$extra/bin/python -m pip install --quiet -c constraints.txt -e ".[test,export,$$extra]" && \
+		.venv-$$extra/bin/python -m pytest tests/exporters || exit 1; \
+	done
 
 # The native engine, and the CUDA kernels on the CPU, under AddressSanitizer and UBSan, the engine under ThreadSanitizer too.
 test-sanitize: $(VENV)/.test-installed
@@ -60,4 +68,4 @@ $(VENV)/.check-installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json
+	rm -rf $(VENV) .venv-litert .venv-executorch out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json

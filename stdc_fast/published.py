@@ -10,6 +10,11 @@ from stdc_fast.precision import Precision
 from stdc_fast.reference.networks import STDCSeg, normalise, upsample
 
 
+def exporting() -> bool:
+    """Whether torch.export or torch.onnx writes a model down."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+
+
 class Published:
     """The network as it is, for what no plan may run: training, hooks inside of it, and whoever traces it.
 
@@ -27,6 +32,10 @@ class Published:
         if x.shape[2:] != seen:
             x = upsample(x, seen)
         x = x.to(next(self.network.parameters()).dtype).contiguous(memory_format=torch.channels_last)
+        if exporting():
+            # A file is for other machines: the dtype that is the fastest on this one must not be in it.
+            with torch.autocast(x.device.type, enabled=False):
+                return self.network.logits8(x).to(self.precision.sums)
         if not torch.compiler.is_compiling():
             return self.network.logits8(x).to(self.precision.sums)
         # The precision of the model counts, whatever autocast it is called under.

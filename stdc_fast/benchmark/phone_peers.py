@@ -5,60 +5,24 @@ Both print from C to the process's own output, so their set-up runs within :func
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-import subprocess
-import sys
+import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stdc_fast.benchmark.runtime_peers import Exported, quiet
-from stdc_fast.benchmark.torch_peers import Deployed
+from stdc_fast.benchmark.runtime_peers import Exported
 from stdc_fast.benchmark.workloads import Workload
-from stdc_fast.images import MEAN, STD, normalise
-
-
-@contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """Without what libraries print past Python, which would tear the table and spoil ``--json``."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
-    try:
-        yield
-    finally:
-        # Into a pipe C keeps its lines until later; they must go while they go nowhere.
-        with contextlib.suppress(OSError, TypeError, AttributeError):
-            ctypes.CDLL(None).fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-def _convert(name: str, command: list[str], file: Path) -> None:
-    """Have a converter write ``file``, in its folder; RuntimeError with its last line if it does not."""
-    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True)
-    if done.returncode or not file.exists():
-        said = (done.stdout + done.stderr).strip().split("\n")
-        raise RuntimeError(f"{name} can not convert the network: {said[-1]}")
-
-
-class _Resized(Deployed):
-    """The part of a scope that ncnn's graph can hold: from the normalised image to logits at its size."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.scope == "logits" else self.resized(x)
+from stdc_fast.exporters import Settings, writers
+from stdc_fast.exporters.converters import hushed
+from stdc_fast.images import MEAN, STD
 
 
 class Ncnn(Exported):
-    """ncnn in float32, or with maps and weights stored in bfloat16; converted by pnnx from TorchScript.
+    """ncnn in float32, or with maps and weights stored in bfloat16; converted by pnnx from ONNX.
 
     Resizing is in its graph. ncnn has no layer for raw frames nor for argmax over channels: its own
     ``from_pixels`` and ``substract_mean_normalize`` come before the graph, and torch's maximum after it. Its
@@ -68,10 +32,13 @@ class Ncnn(Exported):
     def __init__(self, workload: Workload, dtype: str, device: str, threads: int):
         super().__init__(workload, dtype, device, threads)
         import ncnn
-        import pnnx
 
-        self.ncnn, self.pnnx = ncnn, pnnx.EXEC_PATH
+        self.ncnn = ncnn
         self.mean, self.scale = [255 * m for m in MEAN], [1 / (255 * s) for s in STD]
+
+    def settings(self, scope: str) -> Settings:
+        output = "logits8" if scope == "logits" else "logits"
+        return dataclasses.replace(super().settings(scope), batch=1, input="normalised", output=output)
 
     def net(self, scope: str):
         """The network as ncnn loads it, converted for the scope's size."""
@@ -83,18 +50,11 @@ class Ncnn(Exported):
         # These are on unless they are put off: "float32" would be something else where they have kernels.
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
         options.use_bf16_packed = options.use_bf16_storage = self.dtype == "bfloat16"
-        image = normalise(self.workload.frames(scope)[:1]).contiguous()
-        module = _Resized(self.workload.network(), self.workload, scope, torch.float32).eval()
         with tempfile.TemporaryDirectory() as folder:
-            script, param, weights = (Path(folder) / f"network.{end}" for end in ("pt", "param", "bin"))
-            with quiet(), torch.no_grad():
-                torch.jit.trace(module, image).save(str(script))
-            # Without fp16=0 pnnx would write the weights in 16 bits.
-            options = [f"inputshape={list(image.shape)}f32".replace(" ", ""), "fp16=0"]
-            options += [f"ncnnparam={param}", f"ncnnbin={weights}"]
-            _convert("pnnx", [self.pnnx, script.name, *options], weights)
+            param = Path(folder) / "network.param"
+            writers.write_ncnn(self.source, self.settings(scope), param)
             with hushed():
-                failed = net.load_param(str(param)) or net.load_model(str(weights))
+                failed = net.load_param(str(param)) or net.load_model(str(param.with_suffix(".bin")))
         if failed:
             raise RuntimeError("ncnn can not load the converted network")
         return net
@@ -139,8 +99,6 @@ class MNN(Exported):
 
     #: Its hint WINOGRAD_MEMORY_LEVEL, which has no name in Python: 0 is no Winograd, 3 every tile.
     WINOGRAD, SMALLEST_TILE = 3, 2
-    #: Not MNN.tools.mnnconvert: importing that has pip install a package into some Python, and calls home.
-    CONVERTER = "import sys, _tools; _tools.mnnconvert(sys.argv)"
 
     def __init__(self, workload: Workload, dtype: str, device: str, threads: int):
         super().__init__(workload, dtype, device, threads)
@@ -160,14 +118,12 @@ class MNN(Exported):
             "power": "normal",
         }
         with tempfile.TemporaryDirectory() as folder:
-            source = self.onnx(scope, Path(folder) / "network.onnx")
-            file = source.with_suffix(".mnn")
-            options = ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(file), "--bizCode", "stdc"]
-            _convert("MNN", [sys.executable, "-c", self.CONVERTER, *options], file)
+            file, graph = Path(folder) / "network.mnn", self.settings(scope)
+            writers.write_mnn(self.source, graph, file)
             runtime = self.nn.create_runtime_manager((settings,))
             runtime.set_hint(self.WINOGRAD, self.SMALLEST_TILE)
             return self.nn.load_module_from_file(
-                str(file), ["input"], ["output"], runtime_manager=runtime, shape_mutable=False
+                str(file), ["image"], [graph.output_name], runtime_manager=runtime, shape_mutable=False
             )
 
     def prepare(self, scope: str) -> Callable[[], np.ndarray]:

@@ -221,18 +221,19 @@ def peers(device: str, dtypes: list[str], int8: bool = False) -> list[Spec]:
         found += [Spec("TorchScript", dtype, f"{_TORCH}:TorchScript") for dtype in both]
     compiled = Spec("torch.compile", "", f"{_TORCH}:Compiled", compiles=True, compiler=not gpu)
     found += [dataclasses.replace(compiled, dtype=dtype) for dtype in both]
-    onnx = Spec("ONNX Runtime", "", f"{_OTHER}:OnnxRuntime", needs=(*_ONNX, "onnxruntime"), compiles=True)
+    needs = (*(_ONNX if gpu else ("onnx",)), "onnxruntime")
+    onnx = Spec("ONNX Runtime", "", f"{_OTHER}:OnnxRuntime", needs=needs, compiles=True)
     # On a CPU it computes in float32 only.
     found += [dataclasses.replace(onnx, dtype=d) for d in both if d == "float32" or (gpu and d == "float16")]
     if gpu:
         trt = Spec("TensorRT", "", f"{_OTHER}:TensorRT", needs=(*_ONNX, "tensorrt"), compiles=True)
         return found + [dataclasses.replace(trt, dtype=dtype) for dtype in both]
-    vino = Spec("OpenVINO", "", f"{_OTHER}:OpenVINO", needs=("openvino",), compiles=True)
+    vino = Spec("OpenVINO", "", f"{_OTHER}:OpenVINO", needs=("onnx", "openvino"), compiles=True)
     found += [dataclasses.replace(vino, dtype=dtype) for dtype in both]
     if int8:
-        found.append(dataclasses.replace(vino, dtype="int8", needs=("openvino", "nncf")))
-    ncnn = Spec("ncnn", "", f"{_PHONE}:Ncnn", needs=("ncnn", "pnnx"), compiles=True)
+        found.append(dataclasses.replace(vino, dtype="int8", needs=("onnx", "openvino", "nncf")))
+    ncnn = Spec("ncnn", "", f"{_PHONE}:Ncnn", needs=("onnx", "ncnn", "pnnx"), compiles=True)
     found += [dataclasses.replace(ncnn, dtype=d) for d in both if d != "float16"]
     # Asked for bfloat16 on x86, it says that it uses it, and gives the bits of float32.
-    mnn = Spec("MNN", "", f"{_PHONE}:MNN", needs=(*_ONNX, "MNN"), compiles=True)
+    mnn = Spec("MNN", "", f"{_PHONE}:MNN", needs=("onnx", "MNN"), compiles=True)
     return found + [dataclasses.replace(mnn, dtype=dtype) for dtype in full]

@@ -5,12 +5,10 @@ Those that were made for phones are in :mod:`stdc_fast.benchmark.phone_peers`.
 
 from __future__ import annotations
 
-import contextlib
-import io
+import functools
 import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,40 +18,50 @@ from torch import Tensor
 from stdc_fast.benchmark.runners import Missing, Runner
 from stdc_fast.benchmark.torch_peers import Deployed
 from stdc_fast.benchmark.workloads import FRAME, Workload
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings and progress lines of exporters, which would tear the table."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
+from stdc_fast.classes import ClassSet
+from stdc_fast.exporters import Settings, writers
+from stdc_fast.exporters.converters import quiet
+from stdc_fast.exporters.source import Source
 
 
 class Exported(Runner):
-    """A runner whose graph comes from the reference network, on the CPU, in float32 unless said otherwise."""
+    """A runner whose graph is exported from the reference network, with fixed shapes, the fastest."""
 
-    def deployed(self, scope: str, dtype: torch.dtype = torch.float32) -> Deployed:
-        network = self.workload.network().to(dtype)
-        return Deployed(network, self.workload, scope, dtype).eval()
+    def settings(self, scope: str) -> Settings:
+        """Of the graph of a scope, in float32."""
+        raw = scope != "logits"
+        return Settings(
+            size=self.workload.size,
+            batch=self.workload.batch,
+            input="nhwc" if raw else "normalised",
+            output="labels" if raw else "logits8",
+            frame=FRAME if scope == "frame" else None,
+        )
+
+    @functools.cached_property
+    def source(self) -> Source:
+        network = self.workload.network()
+        names = tuple(f"class {i}" for i in range(network.num_classes))
+        return Source(self.workload.model, network, ClassSet.from_names(names))
 
     def example(self, scope: str, dtype: torch.dtype = torch.float32) -> Tensor:
         x = self.workload.input(scope)
         return x.to(dtype) if x.is_floating_point() else x
 
     def onnx(self, scope: str, path: Path, dtype: torch.dtype = torch.float32) -> Path:
-        """Export with fixed shapes, which every runtime optimises best."""
+        """In float32 as ``stdc-fast export`` writes it, else by torch's exporter, in ``dtype`` throughout."""
+        settings = self.settings(scope)
+        if dtype == torch.float32:
+            writers.write_onnx(self.source, settings, path)
+            return path
+        deployed = Deployed(self.workload.network().to(dtype), self.workload, scope, dtype).eval()
         with quiet(), torch.no_grad():
             torch.onnx.export(
-                self.deployed(scope, dtype),
+                deployed,
                 (self.example(scope, dtype),),
                 str(path),
-                input_names=["input"],
-                output_names=["output"],
+                input_names=["image"],
+                output_names=[settings.output_name],
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -97,7 +105,7 @@ class OnnxRuntime(Exported):
     def prepare(self, scope: str) -> Callable[[], object]:
         session = self.session(scope)
         if self.device.type == "cpu":
-            feed = {"input": self.example(scope).numpy()}
+            feed = {"image": self.example(scope).numpy()}
             return lambda: session.run(None, feed)[0]
         if session.get_providers()[0] != "CUDAExecutionProvider":
             raise Missing("the CUDA provider of onnxruntime can not be loaded here")
@@ -105,8 +113,8 @@ class OnnxRuntime(Exported):
         output = _output(self.workload, scope, session.get_outputs()[0].shape, self.torch_dtype, self.device)
         binding = session.io_binding()
         for bind, name, tensor in (
-            (binding.bind_input, "input", x),
-            (binding.bind_output, "output", output),
+            (binding.bind_input, "image", x),
+            (binding.bind_output, self.settings(scope).output_name, output),
         ):
             kind = np.dtype(str(tensor.dtype).removeprefix("torch."))
             bind(name, "cuda", self.device.index or 0, kind, tuple(tensor.shape), tensor.data_ptr())
@@ -142,11 +150,9 @@ class OpenVINO(Exported):
 
     def prepare(self, scope: str) -> Callable[[], object]:
         example = self.example(scope)
-        with quiet(), torch.no_grad():
-            model = self.openvino.convert_model(
-                self.deployed(scope), example_input=example, input=list(example.shape)
-            )
-            if self.dtype == "int8":
+        model = writers.openvino_model(self.source, self.settings(scope))
+        if self.dtype == "int8":
+            with quiet():
                 model = self._quantised(model, scope)
         # Outside of a quantised model's 8-bit parts bfloat16 is what it would choose itself, if it can.
         low = "BF16" in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -206,10 +212,11 @@ class TensorRT(Exported):
         engine = self.engine(scope)
         context = engine.create_execution_context()
         x = self.example(scope, self.torch_dtype).to(self.device).contiguous()
-        shape = list(engine.get_tensor_shape("output"))
+        name = self.settings(scope).output_name
+        shape = list(engine.get_tensor_shape(name))
         output = _output(self.workload, scope, shape, self.torch_dtype, self.device)
-        context.set_tensor_address("input", x.data_ptr())
-        context.set_tensor_address("output", output.data_ptr())
+        context.set_tensor_address("image", x.data_ptr())
+        context.set_tensor_address(name, output.data_ptr())
         self.arena = int(engine.device_memory_size_v2)
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):

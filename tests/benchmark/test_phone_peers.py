@@ -1,15 +1,13 @@
 """ncnn and MNN: what the tests of all peers leave out."""
 
-import ctypes
 import dataclasses
-import os
 import sys
 
 import pytest
 import torch
 
 from stdc_fast import zoo
-from stdc_fast.benchmark import parity, phone_peers, runners, workloads
+from stdc_fast.benchmark import parity, runners, workloads
 from stdc_fast.benchmark.workloads import Workload
 
 ODD = Workload("stdc1_camvid", zoo.find("stdc1_camvid"), 97, 131, batch=2)
@@ -47,22 +45,3 @@ def test_the_converter_of_mnn_does_not_bring_its_tools():
     runner = made(("MNN", "float32"), dataclasses.replace(ODD, batch=1))
     runner.prepare("logits")
     assert not [name for name in sys.modules if name.startswith("MNN.tools")]
-
-
-def test_hushed(capfd):
-    libc = ctypes.CDLL(None)
-    with phone_peers.hushed():
-        libc.puts(b"from C")
-        os.write(1, b"from the system\n")
-    libc.puts(b"afterwards")
-    libc.fflush(None)
-    assert capfd.readouterr().out == "afterwards\n"
-
-
-def test_a_converter_that_fails(tmp_path):
-    fails = [sys.executable, "-c", "print('no such layer'); raise SystemExit(3)"]
-    with pytest.raises(RuntimeError, match="pnnx can not convert the network: no such layer"):
-        phone_peers._convert("pnnx", fails, tmp_path / "network.bin")
-    writes_nothing = [sys.executable, "-c", "print('done')"]
-    with pytest.raises(RuntimeError, match="can not convert the network: done"):
-        phone_peers._convert("pnnx", writes_nothing, tmp_path / "network.bin")

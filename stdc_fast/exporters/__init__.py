@@ -1,0 +1,184 @@
+"""Networks as files of other runtimes, each checked in its runtime before it is left in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stdc_fast.errors import UserError
+from stdc_fast.exporters.formats import FORMATS, Format, format_of
+from stdc_fast.exporters.settings import INPUTS, OUTPUTS, Settings
+from stdc_fast.files import writable, write_atomic, write_errors
+
+if TYPE_CHECKING:
+    from stdc_fast.exporters.parity import Row
+    from stdc_fast.exporters.source import Source
+    from stdc_fast.segmenter import Segmenter
+
+__all__ = ["FORMATS", "INPUTS", "OUTPUTS", "Format", "Report", "Settings", "export", "format_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What :func:`export` wrote.
+
+    Attributes:
+        path: the file.
+        format: its name.
+        model: name of the network.
+        settings: what it reads and gives.
+        versions: of the packages that wrote and checked it.
+        rows: one comparison with the reference each; empty if it is not checked.
+        unchecked: why not, or None.
+        limit: that logits must keep, as a share of the largest logit.
+        seconds: for writing and checking.
+    """
+
+    path: Path
+    format: str
+    model: str
+    settings: Settings
+    versions: dict[str, str]
+    rows: tuple[Row, ...]
+    unchecked: str | None
+    limit: float
+    seconds: float
+
+    @property
+    def error(self) -> float | None:
+        """The largest of the rows; None where there are only labels."""
+        return max((row.error for row in self.rows if row.error is not None), default=None)
+
+    @property
+    def agreement(self) -> float | None:
+        """The least of the rows."""
+        return min((row.agreement for row in self.rows), default=None)
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON values."""
+        found = dataclasses.asdict(self)
+        bytes_ = sum(file.stat().st_size for file in _files(self.path, FORMATS[self.format]) if file.exists())
+        return {**found, "path": str(self.path), "bytes": bytes_}
+
+
+def export(
+    model: Segmenter | str | Path,
+    path: str | Path,
+    *,
+    format: str | None = None,
+    dtype: str = "float32",
+    size: tuple[int, int] | None = None,
+    batch: int | None = 1,
+    input: str = "normalised",
+    output: str = "logits",
+    frame: tuple[int, int] | None = None,
+    opset: int = 18,
+    check: bool = True,
+    report: str | Path | None = None,
+    **options: object,
+) -> Report:
+    """Write a network as a file of another runtime, and check it there against the reference network.
+
+    Args:
+        model: a loaded model, or a name or file of weights as :func:`stdc_fast.load` takes it.
+        path: file to write. Its suffix tells the format: .onnx, .xml (OpenVINO), .pt2 (torch.export), .plan,
+            .safetensors, .param (ncnn), .mnn, .tflite (LiteRT), .pte (ExecuTorch).
+        format: its name, as in :data:`FORMATS`; it must not contradict the suffix.
+        dtype: of weights and, in ONNX, maps: "float32"; "float16" where the format has it; "bfloat16" for
+            plans. What the file reads and gives does not change with it.
+        size: (H, W) that the network sees; None for every size, where the format has that.
+        batch: images at once; None for any number.
+        input: "normalised" float32 ``[N, 3, H, W]``, or raw uint8 RGB frames, "nhwc" or "nchw".
+        output: "logits" float32 ``[N, C, H, W]``, "logits8" at 1/8 of the size, or "labels" uint8
+            ``[N, H, W]``.
+        frame: (H, W) of the image, where it is not ``size``: it is resized in the graph, and so are logits.
+        opset: of ONNX.
+        check: run the file on a photo and compare. Without it nothing says that the file is right.
+        report: JSON file to write, too.
+        options: of the network, for a file that does not say them, as for :func:`stdc_fast.load`.
+
+    The file is there only if it passed the check; ``docs/export.md`` has the limits. Raises UserError for
+    what a format does not have, packages that are not installed, weights that are not finite, and a file that
+    does not compute what the reference does.
+    """
+    # torch's and our own modules that only an export needs.
+    from stdc_fast.exporters.source import Source
+
+    start, path = time.perf_counter(), Path(path)
+    form = format_of(path, format)
+    settings = Settings(dtype, _pair(size), batch, input, output, _pair(frame), opset)
+    settings.check(form, 0)
+    form.check_installed()
+    for place in (path, *([] if report is None else [Path(report)])):
+        writable(place)
+    source = Source.of(model, **options)
+    settings.check(form, len(source.classes))
+    if dtype == "float16":
+        _check_range(source)
+    rows, unchecked = _write(source, form, settings, path, check)
+    from stdc_fast.exporters.parity import LIMITS
+
+    seconds = round(time.perf_counter() - start, 3)
+    limit = LIMITS[dtype].logits
+    result = Report(path, form.name, source.name, settings, form.versions(), rows, unchecked, limit, seconds)
+    if report is not None:
+        text = json.dumps(result.to_dict(), indent=1) + "\n"
+        write_atomic(report, lambda p: p.write_text(text))
+    return result
+
+
+def _pair(size: object) -> object:
+    """Lists as tuples; anything else is refused later."""
+    return tuple(size) if isinstance(size, list) else size
+
+
+def _files(path: Path, form: Format) -> list[Path]:
+    """All files of an export, the one that names it last."""
+    return [*(path.with_suffix(suffix) for suffix in form.beside), path]
+
+
+def _check_range(source: Source) -> None:
+    """UserError for what float16 can not hold, which runtimes that compute in float32 would hide."""
+    from stdc_fast.backends.eager.ranges import fp16_overflow
+    from stdc_fast.plan import build, optimise
+
+    if (problem := fp16_overflow(optimise(build(source.network)))) is not None:
+        raise UserError(f"{source.name}: float16 would overflow: {problem}; export float32")
+
+
+def _write(
+    source: Source, form: Format, settings: Settings, path: Path, check: bool
+) -> tuple[tuple[Row, ...], str | None]:
+    """Write a file in a folder of its own, check it, and only then put it in its place."""
+    from stdc_fast import _native
+    from stdc_fast.exporters import parity
+    from stdc_fast.exporters.writers import WRITERS
+
+    unchecked = None if check else "not asked for"
+    if check and form.name == "plan":
+        unchecked = _native.why_not()
+    real = Path(os.path.realpath(path))
+    with (
+        write_errors(path),
+        tempfile.TemporaryDirectory(dir=real.parent, prefix=f".{path.stem}.tmp") as folder,
+    ):
+        made = Path(folder) / real.name
+        try:
+            WRITERS[form.name](source, settings, made)
+            rows = () if unchecked else tuple(parity.check(source, form, settings, made))
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            versions = ", ".join(" ".join(item) for item in form.versions().items())
+            reason = " ".join(str(error).split())[:600] or type(error).__name__
+            raise UserError(f"{path}: not written, as {versions}: {reason}") from error
+        for file in _files(made, form):
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+            os.replace(file, real.with_name(file.name))
+    return rows, unchecked
