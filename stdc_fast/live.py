@@ -61,15 +61,23 @@ class Live(nn.Module):
         )
 
 
-def _as_made(number: int) -> bool:
+def constant(function: Callable[[Live], R]) -> Callable[[Live], R]:
+    """``function`` of a module, which compilers call when they compile, rather than look into it.
+
+    What ``torch.compiler.assume_constant_result`` does, without importing the compiler, which takes as long as torch.
+    """
+
+    def of_number(number: int) -> R:
+        return function(_MODULES[number])
+
+    of_number._dynamo_marked_constant = True
+    return lambda module: of_number(module._number)
+
+
+@constant
+def _as_made(module: Live) -> bool:
     """Whether a module is what its constructor made; its op notices later changes itself."""
-    module = _MODULES[number]
     return module._watched.is_as_made(module.get_submodule(module.watched_part))
-
-
-# NOTE: what torch.compiler.assume_constant_result does, without importing the compiler, which takes as long as all of
-# torch.
-_as_made._dynamo_marked_constant = True
 
 
 def opaque(function: Callable[P, R]) -> Callable[P, R]:
@@ -90,9 +98,9 @@ def opaque(function: Callable[P, R]) -> Callable[P, R]:
 def takes_part(module: Live, inputs: Sequence[Tensor]) -> bool:
     """Whether a compiler that is at work may have a module's op, rather than the module's own operations.
 
-    Not where a gradient or an autocast concerns it. All that is asked becomes a guard of the program.
+    Not where a gradient or an autocast concerns it, nor for ONNX. All that is asked becomes a guard of the program.
     """
-    if torch.compiler.is_exporting() or module.training or not _as_made(module._number):
+    if module.training or not _as_made(module) or torch.onnx.is_in_onnx_export():
         return False
     if any(torch.is_autocast_enabled(x.device.type) for x in inputs):
         return False

@@ -44,8 +44,8 @@ class _Fused(Live):
     def _fused(self, *inputs: Tensor) -> Tensor | None:
         """What the block's plan gives, or None where the eager module must do it (or say what is wrong)."""
         if torch.compiler.is_compiling():
-            if not takes_part(self, inputs):
-                return None  # the compiler sees torch's own operations
+            if torch.compiler.is_exporting() or not takes_part(self, inputs):
+                return None  # programs for elsewhere have torch's own operations
             return torch.ops.stdc_fast.live_block(inputs, list(weights_of(self)), self._number)
         state = self._watched.state(self, inputs)
         if state is None or any(x.ndim != 4 or not x.numel() for x in inputs):

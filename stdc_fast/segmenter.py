@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stdc_fast import backends, forks, images, video
+from stdc_fast import backends, forks, images, library, video
 from stdc_fast.backends.base import Executable
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import BatchError, UserError
 from stdc_fast.flight import Ring, in_turn
 from stdc_fast.freshness import Watched, traced, weights_of
 from stdc_fast.input_size import InputSize, check_request
-from stdc_fast.live import Live, opaque, takes_part
+from stdc_fast.live import Live, constant, opaque, takes_part
 from stdc_fast.placement import on_cpu
-from stdc_fast.library import as_format
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Like, Precision, precision_of
@@ -229,15 +228,26 @@ class Segmenter(Live):
             )
         check_input(x)
         size = tuple(x.shape[2:])
-        if torch.compiler.is_compiling() and takes_part(self, (x,)):
-            logits = torch.ops.stdc_fast.live_logits(x, list(weights_of(self)), self._number)
-        else:
+        logits = self._compiled_logits(x) if torch.compiler.is_compiling() else None
+        if logits is None:
             logits = self._runs(x).logits(x, size)
         return upsample(logits, size, self.network.align_corners)
 
+    def _compiled_logits(self, x: Tensor) -> Tensor | None:
+        """What a compiler gets: an op. None where it has to see torch's own operations."""
+        if not takes_part(self, (x,)):
+            return None
+        if not torch.compiler.is_exporting():
+            return torch.ops.stdc_fast.live_logits(x, list(weights_of(self)), self._number)
+        settings = _exported_settings(self)
+        if settings is None:
+            return None
+        weights = list(weights_of(self))
+        return torch.ops.stdc_fast.stdc_seg(x.to(self.precision.sums), weights, *settings, self.precision.maps)
+
     def live_logits(self, x: Tensor) -> Tensor:
         """What a compiled program calls: logits ``[N, C, ceil(H/8), ceil(W/8)]`` of normalised images."""
-        return as_format(self._runs(x).logits(x, tuple(x.shape[2:])), torch.channels_last)
+        return library.as_format(self._runs(x).logits(x, tuple(x.shape[2:])), torch.channels_last)
 
     def fake_live_logits(self, x: Tensor) -> Tensor:
         """Like :meth:`live_logits` without numbers."""
@@ -523,6 +533,11 @@ class Segmenter(Live):
         if confidence:
             return label_logits(runs.logits(image, seen), seen, size, True, self.network.align_corners)
         return runs.labels(image, size, seen=seen), None
+
+
+@constant
+def _exported_settings(model: Segmenter) -> tuple | None:
+    return library.settings_of(model.network)
 
 
 def check_frames(frames: object) -> Tensor:
