@@ -194,7 +194,7 @@ class Watched:
         modules = list(module.modules())
         plain = (
             not any(m.training for m in modules)
-            and _structure(module) == self._built
+            and self.is_as_made(module)
             and len({m.eps for m in modules if hasattr(m, "eps")}) <= 1
             # Somebody put a method of his own in the place of theirs.
             and not any(callable(v) and hasattr(type(m), k) for m in modules[1:] for k, v in vars(m).items())
@@ -206,6 +206,10 @@ class Watched:
             self._now = now
             return now
         return None
+
+    def is_as_made(self, module: nn.Module) -> bool:
+        """Whether the module has the submodules and settings that its constructor gave it."""
+        return _structure(module) == self._built
 
     def clear(self) -> None:
         """Forget everything; what is needed is packed again."""
@@ -237,9 +241,14 @@ def traced() -> bool:
     return (
         torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or transformed()
         or torch.autograd.forward_ad._current_level >= 0
     )
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func is at work, such as vmap."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class Cache:

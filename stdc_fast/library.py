@@ -87,6 +87,19 @@ def weight_names(module: nn.Module) -> list[str]:
     return [name for name in module.state_dict() if not name.endswith("num_batches_tracked")]
 
 
+def settings_of(network: STDCSeg) -> tuple | None:
+    """What the schema of ``stdc_seg`` has between weights and dtype; None for a network that it has no words for."""
+    first = next(m for m in network.cp.backbone.features if isinstance(m, (layers.STDCModule, layers.STDCAddModule)))
+    plain = isinstance(first, layers.STDCModule)
+    pads = first.skip.count_include_pad if plain else True
+    epsilons = {m.eps for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
+    settings = (network.variant, "cat" if plain else "add", pads)
+    with torch.device("meta"):
+        skeleton = STDCSeg(*settings[:1], network.num_classes, *settings[1:], classifier_bias=network.conv_out.conv_out.bias is not None)
+    same = weight_names(skeleton) == weight_names(network) and len(epsilons) == 1
+    return (*settings, *epsilons) if same else None
+
+
 def compiled(
     name: str,
     weights: Sequence[Tensor],
@@ -131,16 +144,16 @@ def compiled(
 def run_block(executable, inputs: tuple[Tensor, ...]) -> Tensor:
     """A block's output, in dtype and memory format of its (first) input."""
     x = inputs[0]
-    return _as(executable(*inputs).to(x.dtype), _format(x))
+    return as_format(executable(*inputs).to(x.dtype), format_of(x))
 
 
-def _format(x: Tensor) -> torch.memory_format:
+def format_of(x: Tensor) -> torch.memory_format:
     """channels_last for what is that and nothing else, as torch's own convolutions have it."""
     nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if nhwc else torch.contiguous_format
 
 
-def _as(y: Tensor, layout: torch.memory_format) -> Tensor:
+def as_format(y: Tensor, layout: torch.memory_format) -> Tensor:
     """``y`` in that memory format, with the very strides that a new tensor has."""
     fresh = torch.empty(y.shape, dtype=y.dtype, device="meta").to(memory_format=layout)
     return y if y.stride() == fresh.stride() else torch.empty_like(y, memory_format=layout).copy_(y)
@@ -200,24 +213,29 @@ def _real_network(
         weights,
         lambda: compiled("stdc_seg", weights, settings, eps, dtype, image.device, frames=frames),
     )
-    return _as(executable(image), torch.channels_last)
+    return as_format(executable(image), torch.channels_last)
 
 
 def _real_labels(logits: Tensor, size: Sequence[int]) -> Tensor:
     return resize_argmax(logits, tuple(size))[0]
 
 
+def fake_block(name: str, inputs: Sequence[Tensor], weights: Sequence[Tensor], settings: tuple) -> Tensor:
+    """A block's output without numbers."""
+    x = inputs[0]
+    stride = settings[0] if settings else 1
+    width = weights[0].shape[0]
+    width = {"stdc_module": 2 * width, "seg_head": weights[-1].shape[0]}.get(name, width)
+    height, columns = ((n + stride - 1) // stride for n in x.shape[2:])
+    return torch.empty(
+        (x.shape[0], width, height, columns), dtype=x.dtype, device=x.device, memory_format=format_of(x)
+    )
+
+
 def _fake_block(name: str, maps: int):
     def fake(*arguments) -> Tensor:
-        x, weights = arguments[0], arguments[maps]
         settings, _ = _settings(name, arguments[maps + 1 :])
-        stride = settings[0] if settings else 1
-        width = weights[0].shape[0]
-        width = {"stdc_module": 2 * width, "seg_head": weights[-1].shape[0]}.get(name, width)
-        height, columns = ((n + stride - 1) // stride for n in x.shape[2:])
-        return torch.empty(
-            (x.shape[0], width, height, columns), dtype=x.dtype, device=x.device, memory_format=_format(x)
-        )
+        return fake_block(name, arguments[:maps], arguments[maps], settings)
 
     return fake
 

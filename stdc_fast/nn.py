@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from stdc_fast import library
 from stdc_fast.errors import UserError
-from stdc_fast.freshness import Watched
+from stdc_fast.freshness import Watched, weights_of
+from stdc_fast.live import Live, takes_part
 from stdc_fast.reference import layers
 
 __all__ = ["AttentionRefinement", "ConvBNReLU", "FeatureFusion", "STDCModule", "SegHead"]
 
 
-class _Fused(nn.Module):
+class _Fused(Live):
     """What the drop-in modules share; the reference module follows it in the order of bases."""
 
     _op: str
@@ -42,9 +43,10 @@ class _Fused(nn.Module):
 
     def _fused(self, *inputs: Tensor) -> Tensor | None:
         """What the block's plan gives, or None where the eager module must do it (or say what is wrong)."""
-        # Compiled and exported programs stay plain: Inductor fuses what it can see.
         if torch.compiler.is_compiling():
-            return None
+            if torch.compiler.is_exporting() or not takes_part(self, inputs):
+                return None  # programs for elsewhere have torch's own operations
+            return torch.ops.stdc_fast.live_block(inputs, list(weights_of(self)), self._number)
         state = self._watched.state(self, inputs)
         if state is None or any(x.ndim != 4 or not x.numel() for x in inputs):
             return None
@@ -63,6 +65,15 @@ class _Fused(nn.Module):
             state.made[key] = self._compiled(state, dtype, key[1:])
         executable = state.made[key]
         return executable and library.run_block(executable, tuple(x.to(dtype) for x in inputs))
+
+    def live_block(self, inputs: list[Tensor]) -> Tensor:
+        """What a compiled program calls."""
+        y = self.forward(*inputs)
+        return library.as_format(y, library.format_of(inputs[0]))
+
+    def fake_live_block(self, inputs: list[Tensor]) -> Tensor:
+        """Like :meth:`live_block` without numbers."""
+        return library.fake_block(self._op, inputs, list(weights_of(self)), self._settings())
 
     def _compiled(self, state, dtype: torch.dtype, channels: tuple[int, ...]):
         """The executable, or None if there is no plan for this block or for so many channels."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stdc_fast.freshness import transformed
 from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Precision
 from stdc_fast.reference.networks import STDCSeg, normalise, upsample
@@ -31,7 +32,9 @@ class Published:
             x = normalise(image, self.precision.sums, self.network.mean, self.network.std)
         if x.shape[2:] != seen:
             x = upsample(x, seen)
-        x = x.to(next(self.network.parameters()).dtype).contiguous(memory_format=torch.channels_last)
+        x = x.to(next(self.network.parameters()).dtype)
+        if torch.compiler.is_compiling() or not transformed():  # batches of vmap know no such order
+            x = x.contiguous(memory_format=torch.channels_last)
         if exporting():
             # A file is for other machines: the dtype that is the fastest on this one must not be in it.
             with torch.autocast(x.device.type, enabled=False):

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stdc_fast import backends, forks, images, video
+from stdc_fast import backends, forks, images, library, video
 from stdc_fast.backends.base import Executable
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import BatchError, UserError
 from stdc_fast.flight import Ring, in_turn
-from stdc_fast.freshness import Watched, traced
+from stdc_fast.freshness import Watched, traced, weights_of
 from stdc_fast.input_size import InputSize, check_request
+from stdc_fast.live import Live, constant, opaque, takes_part
 from stdc_fast.placement import on_cpu
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import label_logits
@@ -49,7 +50,7 @@ class _Way:
     precision: Precision
 
 
-class Segmenter(nn.Module):
+class Segmenter(Live):
     """STDC-Seg for inference, as :func:`stdc_fast.load` returns it.
 
     As a module it maps a normalised float ``[N, 3, H, W]`` to float32 logits ``[N, C, H, W]`` at the same
@@ -67,6 +68,8 @@ class Segmenter(nn.Module):
     Where a gradient is asked for, in training, and with hooks inside of the network, the reference network
     runs instead of the backend, in the dtype of its parameters.
     """
+
+    watched_part = "network"
 
     def __init__(
         self,
@@ -225,7 +228,41 @@ class Segmenter(nn.Module):
             )
         check_input(x)
         size = tuple(x.shape[2:])
-        return upsample(self._runs(x).logits(x, size), size, self.network.align_corners)
+        logits = self._compiled_logits(x) if torch.compiler.is_compiling() else None
+        if logits is None:
+            logits = self._runs(x).logits(x, size)
+        return upsample(logits, size, self.network.align_corners)
+
+    def _compiled_logits(self, x: Tensor) -> Tensor | None:
+        """What a compiler gets: an op. None where it has to see torch's own operations."""
+        if not takes_part(self, (x,)):
+            return None
+        if not torch.compiler.is_exporting():
+            return torch.ops.stdc_fast.live_logits(x, list(weights_of(self)), self._number)
+        settings = _exported_settings(self)
+        if settings is None:
+            return None
+        weights = list(weights_of(self))
+        return torch.ops.stdc_fast.stdc_seg(x.to(self.precision.sums), weights, *settings, self.precision.maps)
+
+    def live_logits(self, x: Tensor) -> Tensor:
+        """What a compiled program calls: logits ``[N, C, ceil(H/8), ceil(W/8)]`` of normalised images."""
+        return library.as_format(self._runs(x).logits(x, tuple(x.shape[2:])), torch.channels_last)
+
+    def fake_live_logits(self, x: Tensor) -> Tensor:
+        """Like :meth:`live_logits` without numbers."""
+        height, width = ((n + 7) // 8 for n in x.shape[2:])
+        shape = (x.shape[0], self.num_classes, height, width)
+        return torch.empty(shape, dtype=self.precision.sums, device=x.device, memory_format=torch.channels_last)
+
+    def live_labels(self, frames: Tensor, scale: float | None, size: list[int] | None, native: bool) -> Tensor:
+        """What a compiled program calls: :meth:`label`."""
+        labels = self.label(frames, scale=scale, size="native" if native else size)
+        return labels.clone() if labels.device == frames.device else labels.to(frames.device)
+
+    def fake_live_labels(self, frames: Tensor, *how) -> Tensor:
+        """Like :meth:`live_labels` without numbers."""
+        return torch.empty(frames.shape[:3], dtype=torch.uint8, device=frames.device)
 
     def _runs(self, image: Tensor) -> Executable | Published:
         """What runs the network on such images: the backend, or the network itself where it must."""
@@ -257,7 +294,13 @@ class Segmenter(nn.Module):
         ``scale`` and ``size`` are as for :meth:`predict`, which gives the same labels. On a GPU they may be
         there later, as results of torch's own operations are.
         """
-        if type(frames) is Tensor and self._ways and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            size = check_request(scale, size)
+            native = isinstance(size, str)
+            return torch.ops.stdc_fast.live_labels(
+                check_frames(frames), list(weights_of(self)), self._number, scale, None if native else size, native
+            )
+        if type(frames) is Tensor and self._ways:
             size = check_request(scale, size)
             way = self._ways.get((frames.shape, scale, size))
             if way is not None and (labels := self._again(frames, way)) is not None:
@@ -278,11 +321,7 @@ class Segmenter(nn.Module):
     def _label(self, frames: Tensor | np.ndarray, scale: float | None, size: object) -> Tensor:
         if isinstance(frames, np.ndarray) and frames.dtype == np.uint8:
             frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
-        if not isinstance(frames, Tensor) or frames.dtype != torch.uint8 or frames.shape[3:] != (3,):
-            got = (
-                f"{frames.dtype} {list(frames.shape)}" if hasattr(frames, "dtype") else type(frames).__name__
-            )
-            raise UserError(f"expected uint8 frames [N, H, W, 3], got {got}")
+        check_frames(frames)
         height, width = frames.shape[1:3]
         images.check_size(height, width, f"frames {list(frames.shape)}")
         target = self.input_size.resolve(height, width, scale, size)
@@ -300,6 +339,7 @@ class Segmenter(nn.Module):
         # An ordinary tensor again: it is the caller's, to write to and to train with.
         return labels.clone() if labels.is_inference() else labels
 
+    @opaque
     def predict(
         self,
         source: object,
@@ -358,6 +398,7 @@ class Segmenter(nn.Module):
             raise BatchError(done, [(str(source), str(error))], len(done) + 1) from None
         return done
 
+    @opaque
     def stream(
         self,
         frames: Iterable | str | os.PathLike | int,
@@ -492,3 +533,16 @@ class Segmenter(nn.Module):
         if confidence:
             return label_logits(runs.logits(image, seen), seen, size, True, self.network.align_corners)
         return runs.labels(image, size, seen=seen), None
+
+
+@constant
+def _exported_settings(model: Segmenter) -> tuple | None:
+    return library.settings_of(model.network)
+
+
+def check_frames(frames: object) -> Tensor:
+    """The frames; UserError for what is no uint8 tensor ``[N, H, W, 3]``."""
+    if not isinstance(frames, Tensor) or frames.dtype != torch.uint8 or frames.shape[3:] != (3,):
+        got = f"{frames.dtype} {list(frames.shape)}" if hasattr(frames, "dtype") else type(frames).__name__
+        raise UserError(f"expected uint8 frames [N, H, W, 3], got {got}")
+    return frames
