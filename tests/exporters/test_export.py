@@ -290,15 +290,6 @@ def test_torch_onnx_export_of_a_model_in_bfloat16(dynamo, low, source, tmp_path)
     assert np.abs(got - want.numpy()).max() < 1e-4 * want.abs().max()
 
 
-def test_torch_export_of_a_model_in_bfloat16(low, source):
-    x = normalise(parity.probe(1, 64, 96)).contiguous()
-    program = torch.export.export(low, (x,))
-    kinds = {n.meta["val"].dtype for n in program.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)}
-    assert torch.bfloat16 not in kinds
-    with torch.no_grad():
-        assert torch.allclose(program.module()(x), source.network(x), atol=1e-4)
-
-
 def test_the_module_is_what_the_reference_is(source):
     x = normalise(parity.probe(1, 97, 131)).contiguous()
     for settings in (Settings(), Settings(size=(97, 131)), Settings(output="logits8")):
