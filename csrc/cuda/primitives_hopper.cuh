@@ -44,32 +44,22 @@ STDC_DEVICE uint32_t cluster_rank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-// The barrier of all its threads, in two halves: what came before an arrival is seen after the wait. Those that have
-// ended count as arrived.
-STDC_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+// The barrier of all its threads, in two halves. Those that have ended count as arrived. NOTE: relaxed, since cluster_fence
+// publishes all that others need to see.
+STDC_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 STDC_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 // Barriers that the thread began are seen by the cluster, after its next cluster barrier.
 STDC_DEVICE void cluster_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-// Where a block of the cluster has what is `at` here, and an arrival at a barrier there.
+// Where a block of the cluster has what is `at` here, and an arrival at a barrier there. NOTE: a release for the cluster
+// would be a MEMBAR.ALL.GPU in each step, for writes that nobody makes: who arrives has only read, by wgmma, and has
+// waited for that.
 STDC_DEVICE uint32_t cluster_address(uint32_t at, uint32_t rank) {
   uint32_t there;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(at)), "r"(rank));
   return there;
 }
 STDC_DEVICE void mbarrier_arrive_there(uint32_t address) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
-}
-// As mbarrier_wait, where other blocks of the cluster arrive too.
-STDC_DEVICE void mbarrier_wait_cluster(uint32_t at, uint32_t parity) {
-  uint32_t done;
-  do {
-    asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(shared_address(at)), "r"(parity)
-        : "memory");
-  } while (!done);
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
 }
 // What the thread did to shared memory before is seen by its bulk copies, and by wgmma, after it.
 STDC_DEVICE void async_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -126,7 +126,7 @@ struct Wgmma {
     const uint32_t row = s.halo.by * s.pixel;
     uint32_t stage = 0, phase = 0;
     int begun = 0;  // stages
-    const uint32_t released = cluster_address(empty, lane_id() < s.cluster ? lane_id() : 0);  // of the lane's block
+    const uint32_t released = cluster_address(empty, lane_id() < s.cluster ? lane_id() : 0);
     uint32_t a[L::kAhead][F::kM][4];
     STDC_ROLLED
     while (now.chunk < w.last) {
@@ -149,7 +149,7 @@ struct Wgmma {
         // The stage before the last one: warps have released it while they read the last one.
         if (thread_id() == 0 && begun >= 2 && filler.more(w)) {
           const uint32_t old = stage < 2 ? stage + L::kStages - 2 : stage - 2;
-          mbarrier_wait_cluster(empty + 8 * old, stage < 2 ? phase ^ 1 : phase);
+          mbarrier_wait(empty + 8 * old, stage < 2 ? phase ^ 1 : phase);
           filler.fill(s, old * L::kStageBytes, full + 8 * old);
         }
         ++begun;

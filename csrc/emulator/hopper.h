@@ -11,8 +11,7 @@ namespace emulator {
 
 STDC_HIDDEN void barrier_init(uint32_t at, int arrivals, Site site);
 STDC_HIDDEN void barrier_arrive(uint32_t at, uint32_t bytes, Site site);
-// cluster: of what other blocks do before they arrive it is told too.
-STDC_HIDDEN void barrier_wait(uint32_t at, uint32_t parity, Site site, bool cluster = false);
+STDC_HIDDEN void barrier_wait(uint32_t at, uint32_t parity, Site site);
 STDC_HIDDEN void async_fence();
 STDC_HIDDEN void cluster_fence();
 STDC_HIDDEN void cluster_arrive(Site site);
@@ -37,9 +36,6 @@ inline void mbarrier_expect(uint32_t at, uint32_t bytes, STDC_HERE) {
 }
 inline void mbarrier_wait(uint32_t at, uint32_t parity, STDC_HERE) {
   emulator::barrier_wait(at, parity, {file, line});
-}
-inline void mbarrier_wait_cluster(uint32_t at, uint32_t parity, STDC_HERE) {
-  emulator::barrier_wait(at, parity, {file, line}, true);
 }
 inline uint32_t cluster_address(uint32_t at, uint32_t rank) { return rank << 24 | at; }
 inline void mbarrier_arrive_there(uint32_t address, STDC_HERE) {

@@ -251,7 +251,7 @@ void barrier_arrive_at(uint32_t at, uint32_t rank, Site site) {
   arrive_at(b, 0, site);
 }
 
-void barrier_wait(uint32_t at, uint32_t parity, Site site, bool cluster) {
+void barrier_wait(uint32_t at, uint32_t parity, Site site) {
   if (parity > 1) fail("a phase of parity " + std::to_string(parity), site);
   const size_t index = static_cast<size_t>(&find(rank_here(), at, site) - barriers.data());
   while ((barriers[index].phases & 1) == parity) {
@@ -264,9 +264,7 @@ void barrier_wait(uint32_t at, uint32_t parity, Site site, bool cluster) {
     park(ThreadState::mbarrier_wait, site);
   }
   barriers[index].seen[static_cast<size_t>(view.thread->id)] = barriers[index].phases;
-  Barrier& b = barriers[index];
-  if (b.foreign && !cluster) fail("mbarrier_wait where other blocks arrive: mbarrier_wait_cluster would be right", site);
-  learn(own(), b.ended);
+  learn(own(), barriers[index].ended);
 }
 
 void bulk_start(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, Site site) {

@@ -27,7 +27,7 @@ CLOCK = 1.7e9  # hertz, of cycles, and for what shared memory gives: 128 bytes a
 CYCLES = json.loads((FOLDER / "cuda_cycles.json").read_text())
 EXTRA = 0.25e-6  # seconds for a pass over the pixels in shared memory
 REGISTERS = 65536  # of a processor
-#: Of blocks of a cluster: how many there may be, and the part of processors that clusters of so many can fill.
+#: How many blocks a cluster may have, and the part of processors that clusters of so many can fill.
 #: A cluster lies in one group of processors. A full group has 18 and most have 16, as the H100's data sheet
 #: has 132 of 144; so of four at once those of whole fours in eight groups.
 CLUSTERS = {1: 1.0, 2: 1.0, 4: 128 / 132}
@@ -170,7 +170,7 @@ class CompiledForms:
         known = self.by_block[t.forms(work)]
         if t.block not in known or t.split > chunks or (t.wgmma and work.kind != "conv"):
             return None
-        if not _clusters(work, t):
+        if not whole_clusters(work, t):
             return None
         made = getattr(self.native, f"{work.kind.title().replace('_', '')}Args")()
         for name, value in self.sized(work, t).items():
@@ -228,7 +228,7 @@ def blocks(work: Work, t: CudaTiles) -> int:
     return tiles * -(-work.outputs // t.block[1]) * t.split
 
 
-def _clusters(work: Work, t: CudaTiles) -> bool:
+def whole_clusters(work: Work, t: CudaTiles) -> bool:
     """Whether the tiles make up whole clusters, and all blocks of these read the same weights."""
     tiles = work.images * -(-work.height // t.height) * -(-work.width // t.width)
     return t.cluster == 1 or (work.kernel != 2 and tiles % t.cluster == 0)
@@ -361,7 +361,7 @@ def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Fo
                         continue
                     for cluster in CLUSTERS if wgmma else (1,):
                         some = dataclasses.replace(t, cluster=cluster)
-                        if _clusters(work, some):
+                        if whole_clusters(work, some):
                             yield some, form
 
 
