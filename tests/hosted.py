@@ -238,7 +238,7 @@ def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=N
 
 
 def warp_groups():
-    """Forms of wgmma for every convolution, each for some, in clusters as large as the tiles allow; other kinds
+    """Forms of wgmma for every convolution, each for some, in clusters as large as tiles allow; other kinds
     have theirs from the model.
     """
     usual = chooser()

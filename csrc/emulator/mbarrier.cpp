@@ -161,7 +161,7 @@ uint32_t rank() { return static_cast<uint32_t>(view.thread->rank); }
 
 void cluster_fence() {
   for (Barrier& b : barriers)
-    if (b.rank == view.thread->rank) b.begun = self().arrivals;
+    if (b.rank == view.thread->rank && b.begun == kUntold) b.begun = self().arrivals;
 }
 
 // Whoever has ended counts as arrived. Everybody arrives before anybody may arrive once more.

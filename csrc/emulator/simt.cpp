@@ -190,7 +190,7 @@ void live() {
       go_home();
     }
   }
-  meet_cluster();
+  if (launch.cluster > 1) meet_cluster();
   Fiber* const to = next();
   ++counts.switches;
   enter(to);
