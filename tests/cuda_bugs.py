@@ -343,11 +343,11 @@ BUGS = {
         "barrier, (1u << s.cluster) - 1);", "barrier, 15);", "cluster", "of a cluster of", unwatched=6,
     ),
     "cluster, only the own share is expected": wgmma(
-        "mbarrier_expect(barrier, L::kUnits * bytes)", "mbarrier_expect(barrier, L::kUnits * share)",
+        "mbarrier_expect(barrier, L::kUnits * bytes)", "mbarrier_expect(barrier, L::kUnits * share(s))",
         "cluster", "in flight|can go on|may still read",
     ),
     "cluster, all blocks bring the first share": wgmma(
-        "cluster_rank() * share : 0", "0 * cluster_rank() * share : 0", "cluster",
+        "cluster_rank() * share(s) : 0", "0 * cluster_rank() : 0", "cluster",
         f"{WRONG}|in flight", unwatched=6,
     ),
     "cluster, a wait for the other phase": wgmma(

@@ -253,3 +253,15 @@ def warp_groups():
         return next(t for t in clusters if whole_clusters(work, t))
 
     return choose
+
+
+def argument(kind, **fields):
+    """Arguments of a kind for a small map, without memory."""
+    native = module()
+    made = getattr(native, kind)()
+    sizes = {"images": 1, "height": 8, "width": 8, "out_height": 8, "out_width": 8, "channels": 16,
+             "pitch": 16, "outputs": 16, "out_pitch": 16, "kernel": 1, "stride": 1}  # fmt: skip
+    for name, value in {**sizes, **fields}.items():
+        if hasattr(made, name):
+            setattr(made, name, value)
+    return made

@@ -49,7 +49,7 @@ struct Filler {
   const char* from;
   int64_t unit;         // bytes from unit to unit
   uint32_t bytes;       // of a unit that exist; what is beyond them is computed and not stored
-  uint32_t begin, share;  // of these: what this block brings
+  uint32_t begin;       // of these: where this block's share is in a unit
   Cursor next;
   int part;
 
@@ -60,11 +60,12 @@ struct Filler {
     const int blocks = s.blocks - w.block;
     bytes = (blocks < F::kChannels / 16 ? blocks : F::kChannels / 16) * kUnitBytes;
     from = static_cast<const char*>(s.weight) + (w.set + first * L::kTaps) * unit + w.block * kUnitBytes;
-    share = bytes >> s.cluster / 2;  // clusters of 1, 2 or 4
-    begin = s.cluster > 1 ? cluster_rank() * share : 0;
+    begin = s.cluster > 1 ? cluster_rank() * share(s) : 0;
+    from += begin;
     next = start;
     part = 0;
   }
+  STDC_DEVICE uint32_t share(const Source& s) const { return bytes >> s.cluster / 2; }  // of clusters of 1, 2 or 4
   STDC_DEVICE bool more(const Where& w) const { return next.chunk < w.last; }
   STDC_DEVICE void fill(const Source& s, uint32_t stage, uint32_t barrier) {
     mbarrier_expect(barrier, L::kUnits * bytes);
@@ -72,7 +73,7 @@ struct Filler {
     for (int u = 0; u < L::kUnits; ++u) {
       const uint32_t to = stage + u * L::kUnitBytes + begin;
       if (s.cluster > 1)
-        bulk_multicast(to, from + u * unit + begin, share, barrier, (1u << s.cluster) - 1);
+        bulk_multicast(to, from + u * unit, share(s), barrier, (1u << s.cluster) - 1);
       else
         bulk_copy(to, from + u * unit, bytes, barrier);
     }

@@ -152,6 +152,7 @@ class CompiledForms:
 
     def __init__(self, native: ModuleType, shared: int = 1 << 30, wgmma: bool = True):
         self.native, self.shared = native, shared
+        self.clusters = tuple(CLUSTERS)  # that there may be
         found = native.forms()
         found["wgmma"] = found["wgmma"] if wgmma else []
         #: By kind, or "wgmma" for those of convolutions, and block: index, and what of a :class:`Form` is
@@ -359,7 +360,7 @@ def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Fo
                     t = CudaTiles(block, height, width, chunk, split, wgmma)
                     if (form := forms.form(work, t)) is None:
                         continue
-                    for cluster in CLUSTERS if wgmma else (1,):
+                    for cluster in forms.clusters if wgmma else (1,):
                         some = dataclasses.replace(t, cluster=cluster)
                         if whole_clusters(work, some):
                             yield some, form

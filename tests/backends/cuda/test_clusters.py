@@ -6,17 +6,27 @@ import pytest
 import torch
 from cases import GATES, SUBPIXEL, prologue
 from engines import EMULATED_WGMMA
-from hosted import CORES, Hosted, Tiles, chooser, counters, every_schedule, forced, module, scheduled
+from hosted import (
+    CORES,
+    Hosted,
+    Tiles,
+    argument,
+    chooser,
+    counters,
+    every_schedule,
+    forced,
+    module,
+    scheduled,
+)
 from oracle import HALF, LOW, answers, check, given
 from sketch import pair, plain, sketched
-from test_launches import argument
 
 from stdc_fast.backends.cuda import fusion
 from stdc_fast.backends.cuda.tiles import CLUSTERS, whole_clusters
 from stdc_fast.backends.gpu.model import Work
 
 agrees = EMULATED_WGMMA.agrees
-SHAPES = [(2, 7, 19), (1, 8, 16), (1, 3, 5)]  # 12, 4 and 1 tiles of 4x8 pixels
+SHAPES = [(2, 7, 19), (1, 15, 31), (1, 3, 5)]  # 12, 16 and 1 tiles of 4x8 pixels; with stride 2 4, 4 and 1
 LARGER = [n for n in CLUSTERS if n > 1]
 
 
