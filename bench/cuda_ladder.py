@@ -19,7 +19,7 @@ import torch
 from bench import ahead
 from stdc_fast import _native
 from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda.tiles import CudaModel
+from stdc_fast.backends.cuda.tiles import CompiledForms, CudaModel
 from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.model import DEVICES
 from stdc_fast.backends.gpu.placed import Request
@@ -29,23 +29,33 @@ NETWORKS = (("stdc1", (512, 1024), 1), ("stdc2", (768, 1536), 1), ("stdc1", (512
 CLASSES = ("sm_90", "sm_80", "sm_89", "sm_87")
 
 
-def without_slices(blocks: dict) -> None:
-    for kind in blocks:
-        blocks[kind] = {block: form for block, form in blocks[kind].items() if len(block) == 2}
+def without_slices(forms: CompiledForms) -> None:
+    for kind, blocks in forms.by_block.items():
+        forms.by_block[kind] = {block: form for block, form in blocks.items() if len(block) == 2}
 
 
-def without_wgmma(blocks: dict) -> None:
-    blocks["wgmma"] = {}
+def without_wgmma(forms: CompiledForms) -> None:
+    forms.by_block["wgmma"] = {}
 
 
-def both(blocks: dict) -> None:
-    without_slices(blocks)
-    without_wgmma(blocks)
+def without_clusters(forms: CompiledForms) -> None:
+    forms.clusters = (1,)
+
+
+def pairs_alone(forms: CompiledForms) -> None:
+    forms.clusters = (1, 2)
+
+
+def both(forms: CompiledForms) -> None:
+    without_slices(forms)
+    without_wgmma(forms)
 
 
 #: The parts: what is taken out of the forms, and whether launches may cover several ops.
-LADDER: dict[str, tuple[Callable[[dict], None] | None, bool]] = {
+LADDER: dict[str, tuple[Callable[[CompiledForms], None] | None, bool]] = {
     "now": (None, True),
+    "clusters of two alone": (pairs_alone, True),
+    "no clusters": (without_clusters, True),
     "one kernel an op": (None, False),
     "no wgmma": (without_wgmma, True),
     "no slices": (without_slices, True),
@@ -54,7 +64,7 @@ LADDER: dict[str, tuple[Callable[[dict], None] | None, bool]] = {
 
 
 def microseconds(
-    change: Callable[[dict], None] | None, fused: bool, classes: Sequence[str] = CLASSES
+    change: Callable[[CompiledForms], None] | None, fused: bool, classes: Sequence[str] = CLASSES
 ) -> dict[str, float]:
     """Of each network and class, a frame or a batch to labels in float16."""
     native, found = _native.module().gpu, {}
@@ -63,7 +73,7 @@ def microseconds(
         for variant, size, batch in NETWORKS:
             model = CudaModel(native, device)
             if change:
-                change(model.forms.by_block)
+                change(model.forms)
             executable = cuda.CudaExecutable(
                 ahead.network(variant), cuda.PRECISIONS[0], torch.device("cpu"), native,
                 Fresh(model), fused=fused,

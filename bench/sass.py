@@ -64,7 +64,7 @@ BUDGETS = {
     ("wgmma", "128x128", "9"): 455, ("wgmma", "128x256", "4"): 275, ("wgmma", "128x256", "9"): 525,
 }  # fmt: skip
 #: Loads that a kernel has in front of its wait for the kernel before it, at least: of weights and tables.
-EARLY = {"conv": 9, "down": 8, "stem": 1, "stem_conv": 14, "gate": 4, "upsample": 20}
+EARLY = {"conv": 9, "wgmma": 6, "down": 8, "stem": 1, "stem_conv": 14, "gate": 4, "upsample": 20}
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)$", re.M)
 _INSTRUCTION = re.compile(
@@ -315,7 +315,7 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1, slices: int
     many, or four times, where ``slices`` of warps share them. "rest" is one unit of a last, shorter step.
     """
     wait = next((i for i, one in enumerate(code) if one.base == "ACQBULK"), None)
-    loads = [i for i, one in enumerate(code) if one.base in ("LDG", "LDGSTS")]
+    loads = [i for i, one in enumerate(code) if one.base in ("LDG", "LDGSTS", "UBLKCP")]
     row: dict[str, object] = {
         "instructions": len(code),
         "loads_before_wait": None if wait is None else sum(i < wait for i in loads),

@@ -103,10 +103,11 @@ void bind_gpu(py::module_& m) {
 
   py::enum_<Type>(m, "Type", py::module_local()).value("float16", kHalf).value("bfloat16", kBfloat);
   py::class_<Tiling>(m, "Tiling", py::module_local())
-      .def(py::init([](int form, int height, int width, int chunk, int split) {
-             return Tiling{form, height, width, chunk, split};
+      .def(py::init([](int form, int height, int width, int chunk, int split, int cluster) {
+             return Tiling{form, height, width, chunk, split, cluster};
            }),
-           py::arg("form"), py::arg("height"), py::arg("width"), py::arg("chunk"), py::arg("split"));
+           py::arg("form"), py::arg("height"), py::arg("width"), py::arg("chunk"), py::arg("split"),
+           py::arg("cluster") = 1);
 
   STDC_ARGS(STDC_BIND)
 }

@@ -86,6 +86,7 @@ CASES = {
     "wgmma 3x3": (plain(64, 40, 3, 1), {"chunk": 64, "wgmma": 1}),
     "wgmma chunks": (plain(64, 40, 3, 1), {"wgmma": 1}),
     "wgmma 1x1": (plain(160, 40, 1, 1), {"wgmma": 1}),
+    "cluster": (plain(160, 40, 3, 1), {"chunk": 64, "wgmma": 1, "cluster": 2}),
     "stem": (STEMS["32 of frames"], None),
     "opening": (opening, None),
     "gated": (gated, {}),
@@ -316,6 +317,53 @@ BUGS = {
     ),
     "wgmma, what is beyond a chunk is not zero": wgmma(
         "              if (!within) a[u][i][k] = 0;\n", "              ;\n", "wgmma 1x1", WRONG, unwatched=6,
+    ),
+    "wgmma, a descriptor that says that there is a swizzle": wgmma(
+        "const uint64_t weights = matrix_descriptor(",
+        "const uint64_t weights = 1ull << 62 | matrix_descriptor(", "wgmma 3x3", "no swizzles", unwatched=6,
+    ),
+    "cluster, only the own warps are counted": wgmma(
+        "mbarrier_init(empty + 8 * i, F::kWarps * s.cluster);", "mbarrier_init(empty + 8 * i, F::kWarps);",
+        "cluster", "more arrivals|may still read|in flight|can go on",
+    ),
+    "cluster, no barrier at the start": wgmma(
+        "    if (s.cluster > 1) {\n      cluster_arrive();\n      cluster_wait();\n    }\n", "", "cluster",
+        "may not have begun it|no mbarrier", unwatched=6,
+    ),
+    "cluster, barriers that others may not see yet": wgmma(
+        "      cluster_fence();\n", "", "cluster", "may not have begun it", unwatched=6,
+    ),
+    "cluster, no barrier at the end": Bug(
+        "conv_wgmma.cu", "if (p.s.cluster > 1 && block_id().x >= p.gate_columns) cluster_wait();", "",
+        "cluster", "may have ended|has ended", unwatched=6,
+    ),
+    "cluster, weights for the first block alone": wgmma(
+        "barrier, (1u << s.cluster) - 1);", "barrier, 1);", "cluster", "can go on|in flight|may still read",
+        unwatched=6,
+    ),
+    "cluster, weights for more blocks than there are": wgmma(
+        "barrier, (1u << s.cluster) - 1);", "barrier, 15);", "cluster", "of a cluster of", unwatched=6,
+    ),
+    "cluster, only the own share is expected": wgmma(
+        "mbarrier_expect(barrier, L::kUnits * bytes)", "mbarrier_expect(barrier, L::kUnits * share(s))",
+        "cluster", "in flight|can go on|may still read",
+    ),
+    "cluster, all blocks bring the first share": wgmma(
+        "cluster_rank() * share(s) : 0", "0 * cluster_rank() : 0", "cluster",
+        f"{WRONG}|in flight", unwatched=6,
+    ),
+    "cluster, a wait for the other phase": wgmma(
+        "mbarrier_wait(empty + 8 * old, stage < 2 ? phase ^ 1 : phase);",
+        "mbarrier_wait(empty + 8 * old, stage < 2 ? phase : phase ^ 1);", "cluster",
+        "may still read|in flight|can go on",
+    ),
+    "cluster, stages released at the own block's barrier alone": wgmma(
+        "cluster_address(empty, lane_id() < s.cluster ? lane_id() : 0)",
+        "cluster_address(empty, cluster_rank())", "cluster", "may still read|more arrivals",
+    ),
+    "cluster, stages released at the first block's barrier alone": wgmma(
+        "cluster_address(empty, lane_id() < s.cluster ? lane_id() : 0)", "cluster_address(empty, 0)",
+        "cluster", "may still read|more arrivals|can go on",
     ),
     "no wait for the weights of the stem": Bug(
         "stem.cu", "  cp_async_wait<0>();\n", "", "stem", "in flight", unwatched=6

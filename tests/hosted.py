@@ -5,6 +5,7 @@ kernels are dependent launches, and the emulator knows which memory they may use
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -19,7 +20,7 @@ from paths import ROOT
 
 from stdc_fast.backends import cuda
 from stdc_fast.backends.cuda.launches import CudaLowered
-from stdc_fast.backends.cuda.tiles import CudaModel, block_of
+from stdc_fast.backends.cuda.tiles import CudaModel, block_of, whole_clusters
 from stdc_fast.backends.cuda.tiles import CudaTiles as Tiles
 from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.placed import weights
@@ -219,9 +220,9 @@ def cores(kind):
     return [_core(*form) for form in module().forms()[kind]]
 
 
-def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=None, wgmma=0):
+def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=None, wgmma=0, cluster=1):
     """The same tiles for every op of a kind that can have them; other kinds have theirs from ``usual``, by
-    default the model.
+    default the model. Clusters are as large as the number of tiles allows.
     """
     usual = usual or chooser()
 
@@ -229,13 +230,17 @@ def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=N
         if work.kind != kind:
             return usual(work)
         parts = min(split, sum(-(-c // chunk) for c in work.inputs))
-        return Tiles(core or ((64, 64) if wgmma else (64, 16)), height, width, chunk, parts, wgmma)
+        core_ = core or ((64, 64) if wgmma else (64, 16))
+        found = (Tiles(core_, height, width, chunk, parts, wgmma, n) for n in (cluster, cluster // 2 or 1, 1))
+        return next(t for t in found if whole_clusters(work, t))
 
     return choose
 
 
 def warp_groups():
-    """Forms of wgmma for every convolution, each for some; other kinds have theirs from the model."""
+    """Forms of wgmma for every convolution, each for some, in clusters as large as tiles allow; other kinds
+    have theirs from the model.
+    """
     usual = chooser()
 
     def choose(work):
@@ -243,6 +248,20 @@ def warp_groups():
             return usual(work)
         channels = next(n for n in (64, 128, 256) if work.outputs <= n or n == 256)
         pixels = 64 if channels < 256 and (work.stride == 2 or work.kernel == 2) else 128
-        return Tiles((pixels, channels), 8, pixels // 8, 16 if work.prologue else 64, 1, 1)
+        t = Tiles((pixels, channels), 8, pixels // 8, 16 if work.prologue else 64, 1, 1)
+        clusters = (dataclasses.replace(t, cluster=n) for n in (4, 2, 1))
+        return next(t for t in clusters if whole_clusters(work, t))
 
     return choose
+
+
+def argument(kind, **fields):
+    """Arguments of a kind for a small map, without memory."""
+    native = module()
+    made = getattr(native, kind)()
+    sizes = {"images": 1, "height": 8, "width": 8, "out_height": 8, "out_width": 8, "channels": 16,
+             "pitch": 16, "outputs": 16, "out_pitch": 16, "kernel": 1, "stride": 1}  # fmt: skip
+    for name, value in {**sizes, **fields}.items():
+        if hasattr(made, name):
+            setattr(made, name, value)
+    return made

@@ -179,6 +179,7 @@ Params params(const ConvArgs& a) {
     p.gate = lay_out_simple(a.beside, F::kThreads, kGateOutputs, end);
     p.gate_blocks = a.beside.images * rounded_up(a.beside.outputs, kGateOutputs);
     p.gate_columns = rounded_up(p.gate_blocks, rounded_up(a.outputs, F::kChannels) * t.split);
+    p.gate_columns = rounded_up(p.gate_columns, t.cluster) * t.cluster;  // clusters of their own
     s.end = std::max(s.end, end);
   }
   if (a.classes > 0) {
@@ -192,7 +193,7 @@ Params params(const ConvArgs& a) {
 // Launches a kernel that is convolve<T, F>.
 template <class F>
 void launch_form(Kernel<Params> kernel, const ConvArgs& a, const Stream& stream) {
-  check<F>("conv", a.tiling);
+  check<F>("conv", a.tiling, F::Core::kMostBlocks);
   if (a.other_channels && (a.prologue || a.add_kind != kNothing || a.kernel == 2))
     throw std::runtime_error("conv: two inputs with a prologue or up-sampling");
   if (a.gate.outputs > 0 && (a.kernel == 1 || a.gate.outputs != a.channels || a.gate.images != a.images))
@@ -207,13 +208,17 @@ void launch_form(Kernel<Params> kernel, const ConvArgs& a, const Stream& stream)
   if (split > p.s.chunks)
     throw std::runtime_error("conv: " + std::to_string(p.s.chunks) + " chunks do not split into " +
                              std::to_string(split));
+  // Blocks of a cluster read the same weights, and all of them do all steps.
+  if (a.tiling.cluster > 1 && (a.kernel == 2 || a.images * p.tiles % a.tiling.cluster != 0))
+    throw std::runtime_error("conv: no clusters of " + std::to_string(a.tiling.cluster) + " for " +
+                             std::to_string(a.images * p.tiles) + " tiles of a kernel of " + std::to_string(a.kernel));
   const Index grid{p.gate_columns + a.images * p.tiles * p.sets, rounded_up(a.outputs, F::kChannels), split};
-  launch(kernel, "conv", grid, F::kThreads, F::Core::template bytes<F>(p.s), p, stream);
+  launch(kernel, "conv", grid, F::kThreads, F::Core::template bytes<F>(p.s), p, stream, a.tiling.cluster);
 }
 
 template <class F>
 int bytes_of(const ConvArgs& a) {
-  check<F>("conv", a.tiling);
+  check<F>("conv", a.tiling, F::Core::kMostBlocks);
   return F::Core::template bytes<F>(params<F>(a).s);
 }
 

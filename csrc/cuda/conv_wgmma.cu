@@ -8,9 +8,12 @@ namespace gpu {
 namespace {
 
 template <class T, class F>
-STDC_KERNEL(F::kThreads, 1)
+// Forms of 64 channels with 128 registers a thread: two blocks, or four of 64 pixels, share a processor.
+STDC_KERNEL(F::kThreads, F::kChannels == 64 ? 512 / F::kThreads : 1)
 wgmma_kernel(const STDC_CONSTANT Params p) {
   convolve<T, F>(p);
+  // As long as others of the cluster may arrive at this block's barriers, it has not ended. Blocks of a gate have none.
+  if (p.s.cluster > 1 && block_id().x >= p.gate_columns) cluster_wait();
 }
 
 }  // namespace

@@ -34,9 +34,10 @@ inline void require(int major, int minor, const char* what) {
                              " alone, the device is sm_" + std::to_string(have_major * 10 + have_minor));
 }
 
+// cluster: blocks along x that run at once, of which the grid has whole ones; up to 8 every device of sm_90 takes.
 template <class Args>
 void launch(Kernel<Args> kernel, const char* name, Index grid, int threads, int shared, const Args& args,
-            const Stream& stream) {
+            const Stream& stream, int cluster = 1) {
   const std::string what = std::string(name) + ", grid " + text(grid) + ", " + std::to_string(threads) +
                            " threads, " + std::to_string(shared) + " bytes of shared memory";
   if (shared > 48 << 10) {
@@ -58,16 +59,24 @@ void launch(Kernel<Args> kernel, const char* name, Index grid, int threads, int 
                                STDC_CARVEOUT),
           what);
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  // NOTE: a captured node keeps both. What replay.cu changes later is its argument alone.
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (stream.dependent) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(grid.x, grid.y, grid.z);
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(stream.handle);
-  config.attrs = &attribute;
-  config.numAttrs = stream.dependent ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   check(cudaLaunchKernelEx(&config, kernel, args), what);
   if (stream.bytes) *stream.bytes = sizeof args;
 }
@@ -81,9 +90,9 @@ inline void require(int, int, const char*) {}
 
 template <class Args>
 void launch(Kernel<Args> kernel, const char* name, Index grid, int threads, int shared, const Args& args,
-            const Stream& stream) {
+            const Stream& stream, int cluster = 1) {
   // NOTE: each thread has the struct by value, as on the device.
-  emulator::run([&] { kernel(args); }, name, grid, threads, shared, stream.dependent);
+  emulator::run([&] { kernel(args); }, name, grid, threads, shared, stream.dependent, cluster);
 }
 
 #endif

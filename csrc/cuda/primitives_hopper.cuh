@@ -22,9 +22,6 @@ constexpr int kWgmmaMajor = 9, kWgmmaMinor = 0;  // the compute capability that 
 STDC_DEVICE void mbarrier_init(uint32_t at, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(arrivals) : "memory");
 }
-STDC_DEVICE void mbarrier_arrive(uint32_t at) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(at)) : "memory");
-}
 // Arrives, and announces bytes.
 STDC_DEVICE void mbarrier_expect(uint32_t at, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(at)), "r"(bytes)
@@ -41,6 +38,29 @@ STDC_DEVICE void mbarrier_wait(uint32_t at, uint32_t parity) {
         : "memory");
   } while (!done);
 }
+// Of a cluster: blocks beside each other along x that run at once. Their ranks count from 0.
+STDC_DEVICE uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// The barrier of all its threads, in two halves. Those that have ended count as arrived. NOTE: relaxed, since cluster_fence
+// publishes all that others need to see.
+STDC_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+STDC_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// Barriers that the thread began are seen by the cluster, after its next cluster barrier.
+STDC_DEVICE void cluster_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// Where a block of the cluster has what is `at` here, and an arrival at a barrier there. NOTE: a release for the cluster
+// would be a MEMBAR.ALL.GPU in each step, for writes that nobody makes: who arrives has only read, by wgmma, and has
+// waited for that.
+STDC_DEVICE uint32_t cluster_address(uint32_t at, uint32_t rank) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(at)), "r"(rank));
+  return there;
+}
+STDC_DEVICE void mbarrier_arrive_there(uint32_t address) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
+}
 // What the thread did to shared memory before is seen by its bulk copies, and by wgmma, after it.
 STDC_DEVICE void async_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -51,6 +71,15 @@ STDC_DEVICE void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
           shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+
+// The same to each block of the cluster whose bit is set: to the same place there, counting at the barrier there.
+STDC_DEVICE void bulk_multicast(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, uint32_t blocks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "h"(static_cast<uint16_t>(blocks))
       : "memory");
 }
 

@@ -48,6 +48,7 @@ struct Source {
   int gated;           // whether scales are what the gate gives
   Gate gate;
   int barriers;        // of wgmma, where they are in shared memory
+  int cluster;         // of wgmma: blocks beside each other that share one stream of weights
 };
 
 // Eight channels from memory, of which those from `count` on are zero; and to memory.

@@ -383,19 +383,22 @@ int bytes(const Source& s) {
   return s.end > tile ? s.end : tile;
 }
 
-// Refuses tiles that no kernel has.
+// Refuses tiles that no kernel has. clusters: the most blocks of one.
 template <class F>
-void check(const char* name, const Tiling& t) {
+void check(const char* name, const Tiling& t, int clusters = 1) {
   if (t.height >= 1 && t.width >= 1 && t.height * t.width <= F::kPixels && t.chunk >= 16 && t.chunk % 16 == 0 &&
-      t.chunk / 8 <= F::kThreads && t.split >= 1)
+      t.chunk / 8 <= F::kThreads && t.split >= 1 && (t.cluster == 1 || t.cluster == 2 || t.cluster == 4) &&
+      t.cluster <= clusters)
     return;
   throw std::runtime_error(std::string(name) + ": no tiles of " + std::to_string(t.height) + "x" +
                            std::to_string(t.width) + " in blocks of " + std::to_string(F::kPixels) + " pixels, " +
-                           std::to_string(t.chunk) + " channels at once, split " + std::to_string(t.split));
+                           std::to_string(t.chunk) + " channels at once, split " + std::to_string(t.split) +
+                           ", in clusters of " + std::to_string(t.cluster));
 }
 
 // The core of mma.sync and cp.async, for sm_80 and later. A core has what convolve() of conv_tile.cuh needs.
 struct Mma {
+  static constexpr int kMostBlocks = 1;  // of a cluster
   template <class T, class F, int K>
   static STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixel)[F::kM], Sums<F>& sums) {
     gpu::products<T, F, K>(s, w, pixel, sums);

@@ -5,6 +5,11 @@
 // halo, its ldmatrix, the sums and what follows. Weights are in the order of core matrices, see
 // stdc_fast/backends/cuda/fragments.py: of each 16 input channels of a tap a block's are one run. One thread fills the
 // stages. A full stage ends a phase of its first barrier, a stage that all warps have read one of its second.
+//
+// Blocks of a cluster have the same channels and steps, and so the same weights. Each brings its share of every unit to
+// all of them, at the same places. A block's first barrier counts the bytes from all; its second one counts the warps of
+// all, since the thread that fills writes to all. A cluster's barrier lies between the beginning of these barriers and
+// their first use by others, and one between their last use and the end of a block.
 #pragma once
 
 #include "primitives_hopper.cuh"
@@ -44,6 +49,7 @@ struct Filler {
   const char* from;
   int64_t unit;         // bytes from unit to unit
   uint32_t bytes;       // of a unit that exist; what is beyond them is computed and not stored
+  uint32_t begin;       // of these: where this block's share is in a unit
   Cursor next;
   int part;
 
@@ -54,14 +60,23 @@ struct Filler {
     const int blocks = s.blocks - w.block;
     bytes = (blocks < F::kChannels / 16 ? blocks : F::kChannels / 16) * kUnitBytes;
     from = static_cast<const char*>(s.weight) + (w.set + first * L::kTaps) * unit + w.block * kUnitBytes;
+    begin = s.cluster > 1 ? cluster_rank() * share(s) : 0;
+    from += begin;
     next = start;
     part = 0;
   }
+  STDC_DEVICE uint32_t share(const Source& s) const { return bytes >> s.cluster / 2; }  // of clusters of 1, 2 or 4
   STDC_DEVICE bool more(const Where& w) const { return next.chunk < w.last; }
   STDC_DEVICE void fill(const Source& s, uint32_t stage, uint32_t barrier) {
     mbarrier_expect(barrier, L::kUnits * bytes);
     STDC_UNROLL
-    for (int u = 0; u < L::kUnits; ++u) bulk_copy(stage + u * L::kUnitBytes, from + u * unit, bytes, barrier);
+    for (int u = 0; u < L::kUnits; ++u) {
+      const uint32_t to = stage + u * L::kUnitBytes + begin;
+      if (s.cluster > 1)
+        bulk_multicast(to, from + u * unit, share(s), barrier, (1u << s.cluster) - 1);
+      else
+        bulk_copy(to, from + u * unit, bytes, barrier);
+    }
     // A chunk whose units do not fill its last step: the next one begins after them.
     from += (L::kDepth > 1 && next.left < L::kDepth ? next.left : L::kUnits) * unit;
     if (++part < L::kParts) return;
@@ -71,6 +86,7 @@ struct Filler {
 };
 
 struct Wgmma {
+  static constexpr int kMostBlocks = 4;  // of a cluster
   template <class T, class F, int K>
   static STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixel)[F::kM], Sums<F>& sums) {
     using L = StagesOf<F, K>;
@@ -85,9 +101,16 @@ struct Wgmma {
       STDC_UNROLL
       for (int i = 0; i < L::kStages; ++i) {
         mbarrier_init(full + 8 * i, 1);
-        mbarrier_init(empty + 8 * i, F::kWarps);
+        mbarrier_init(empty + 8 * i, F::kWarps * s.cluster);
       }
       async_fence();
+      cluster_fence();
+    }
+    if (s.cluster > 1) {
+      cluster_arrive();
+      cluster_wait();
+    }
+    if (thread_id() == 0) {
       STDC_ROLLED
       for (int i = 0; i < L::kStages && filler.more(w); ++i) filler.fill(s, i * L::kStageBytes, full + 8 * i);
     }
@@ -104,6 +127,7 @@ struct Wgmma {
     const uint32_t row = s.halo.by * s.pixel;
     uint32_t stage = 0, phase = 0;
     int begun = 0;  // stages
+    const uint32_t released = cluster_address(empty, lane_id() < s.cluster ? lane_id() : 0);
     uint32_t a[L::kAhead][F::kM][4];
     STDC_ROLLED
     while (now.chunk < w.last) {
@@ -136,8 +160,8 @@ struct Wgmma {
         for (int u = 0; u < L::kUnits; ++u) {
           wgmma_wait<L::kAhead - 1>();  // the last that read these registers is done
           // Of the stage before nothing is under way any more.
-          if (u == L::kUnits - 1 && begun > 1 && lane_id() == 0)
-            mbarrier_arrive(empty + 8 * (stage == 0 ? L::kStages - 1 : stage - 1));
+          if (u == L::kUnits - 1 && begun > 1 && lane_id() < s.cluster)
+            mbarrier_arrive_there(released + 8 * (stage == 0 ? L::kStages - 1 : stage - 1));
           const bool within = K > 1 || u < now.left;  // the chunk
           const uint32_t tap = K == 1 ? (within ? u * 32 : 0)
                                       : K == 2 ? u / 2 * row + u % 2 * s.pixel : part * row + u * s.pixel;
@@ -162,6 +186,7 @@ struct Wgmma {
       now.advance(s, L::kDepth, kEnd);
     }
     wgmma_wait<0>();
+    if (s.cluster > 1) cluster_arrive();  // nothing from here goes to others any more
     STDC_UNROLL
     for (int i = 0; i < F::kM; ++i)
       STDC_UNROLL
@@ -174,6 +199,7 @@ struct Wgmma {
   template <class F>
   static void complete(Source& s, const Tiling& t, int stride) {
     gpu::complete<F>(s, t, stride);
+    s.cluster = t.cluster;
     s.buffers = s.chunks > t.split ? 2 : 1;
     s.beside = s.add_kind == kMap ? s.buffers * s.buffer : 0;
     with_stages<F>(s.kernel, [&](auto l) {

@@ -17,7 +17,6 @@ std::vector<Known> known;
 size_t recent[4];  // the ranges found last
 unsigned turn = 0;
 uint32_t base = 1;
-bool added = false, acquired = false;  // the block has added atomically; and has fenced since
 std::vector<char> released;            // blocks that had fenced all they wrote before they added
 
 const char* name_of(Access access) {
@@ -69,12 +68,12 @@ void check_blocks(Known& k, const char* p, size_t bytes, Access access, Site sit
     if (writer >= base && (writer - base) / 2 != static_cast<uint32_t>(launch.block)) {
       const uint32_t block = (writer - base) / 2;
       const bool atomics = (writer - base) % 2 && access == Access::atomic;
-      const bool in_order = reads && acquired && released[block];
+      const bool in_order = reads && here().acquired && released[block];
       if (!atomics && !in_order)
         fail("race between blocks: " + std::string(name_of(access)) + " at byte " +
                  std::to_string(p - k.begin + static_cast<std::ptrdiff_t>(i)) + " of range " +
                  std::to_string(&k - known.data()) + " that block " + std::to_string(block) +
-                 " of this launch wrote" + (reads && !acquired ? ", without atomic_add and fence before" : "") +
+                 " of this launch wrote" + (reads && !here().acquired ? ", without atomic_add and fence before" : "") +
                  (reads && !released[block] ? ", which had not fenced before its atomic_add" : ""),
              site);
     }
@@ -108,8 +107,6 @@ void begin_global_launch() {
     if (k.kind == Memory::data && k.writers.empty()) k.writers.assign(static_cast<size_t>(k.end - k.begin), 0);
 }
 
-void begin_global_block() { added = acquired = false; }
-
 void touch_global(const void* pointer, size_t bytes, size_t align, Access access, Site site) {
   const char* const p = static_cast<const char*>(pointer);
   const Thread& me = *view.thread;
@@ -129,23 +126,22 @@ void touch_global(const void* pointer, size_t bytes, size_t align, Access access
       fail(std::string(name_of(access)) + " into weights", site);
     }
   }
-  if (access == Access::store) self().unfenced = epoch;
+  if (access == Access::store) self().unfenced = here().epoch;
   if (access == Access::atomic && launch.options.block_races) {
     bool all = true;
-    for (int i = 0; i < launch.threads; ++i) all = all && !fibers[static_cast<size_t>(i)]->unfenced;
+    each_thread(me.rank, [&](const Fiber& f) { all = all && !f.unfenced; });
     if (all) released[static_cast<size_t>(launch.block)] = 1;
-    added = true;
+    here().added = true;
   }
 }
 
 void fence() {
   self().unfenced = 0;
   // Fences are cumulative: what others wrote before a barrier is published too.
-  for (int i = 0; i < launch.threads; ++i) {
-    Fiber& f = *fibers[static_cast<size_t>(i)];
-    if (f.unfenced < epoch) f.unfenced = 0;
-  }
-  if (added) acquired = true;
+  each_thread(view.thread->rank, [](Fiber& f) {
+    if (f.unfenced < here().epoch) f.unfenced = 0;
+  });
+  if (here().added) here().acquired = true;
 }
 
 }  // namespace emulator

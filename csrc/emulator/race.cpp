@@ -23,8 +23,11 @@ struct Cell {
   bool lanes;  // more lanes than the reader read in its step
 };
 
-std::vector<Cell> cells;
+std::vector<Cell> cells;  // block by block of the cluster
 std::vector<Vec> memory;
+size_t of_block = 0;      // cells
+
+Cell* cell(int rank, uint32_t at) { return &cells[static_cast<size_t>(rank) * of_block + at / kCell]; }
 
 std::string name_of(Access access) {
   static const char* const names[] = {"shared_load", "shared_store", "ldmatrix", "cp_async", "", "",
@@ -62,10 +65,12 @@ void check_writer(const Cell& c, const Thread& thread, uint16_t now, uint32_t at
 void note_read(const Thread& thread, uint32_t at, uint32_t bytes, Access access, Site site) {
   const uint16_t now = static_cast<uint16_t>(warps[static_cast<size_t>(thread.warp)].step);
   const uint16_t id = static_cast<uint16_t>(thread.id);
-  Cell* const end = &cells[(at + bytes - 1) / kCell] + 1;
-  for (Cell* c = &cells[at / kCell]; c != end; ++c) {
+  const uint32_t epoch = here().epoch;
+  Cell* const first = cell(thread.rank, 0);
+  Cell* const end = first + (at + bytes - 1) / kCell + 1;
+  for (Cell* c = first + at / kCell; c != end; ++c) {
     if (c->write_epoch >= epoch)
-      check_writer(*c, thread, now, static_cast<uint32_t>(c - cells.data()) * kCell, access, site);
+      check_writer(*c, thread, now, static_cast<uint32_t>(c - first) * kCell, access, site);
     if (c->read_epoch != epoch) {
       c->read_epoch = epoch;
       c->other = kNobody;
@@ -85,12 +90,15 @@ void note_read(const Thread& thread, uint32_t at, uint32_t bytes, Access access,
   }
 }
 
-void note_write(const Thread& thread, uint32_t at, uint32_t bytes, Access access, Site site) {
+// rank: of the block that has the memory.
+void note_write(const Thread& thread, int rank, uint32_t at, uint32_t bytes, Access access, Site site) {
   const uint16_t now = static_cast<uint16_t>(warps[static_cast<size_t>(thread.warp)].step);
   const uint16_t id = static_cast<uint16_t>(thread.id);
-  Cell* const end = &cells[(at + bytes - 1) / kCell] + 1;
-  for (Cell* c = &cells[at / kCell]; c != end; ++c) {
-    const uint32_t place = static_cast<uint32_t>(c - cells.data()) * kCell;
+  const uint32_t epoch = blocks[rank].epoch;
+  Cell* const first = cell(rank, 0);
+  Cell* const end = first + (at + bytes - 1) / kCell + 1;
+  for (Cell* c = first + at / kCell; c != end; ++c) {
+    const uint32_t place = static_cast<uint32_t>(c - first) * kCell;
     if (c->write_epoch >= epoch) check_writer(*c, thread, now, place, access, site);
     if (c->read_epoch == epoch && !(access == Access::bulk && c->read == Access::wgmma)) {
       if (c->other != kNobody) {
@@ -109,10 +117,10 @@ void note_write(const Thread& thread, uint32_t at, uint32_t bytes, Access access
 }
 
 // Marks the place of a copy: nobody may use it before the copy is done.
-void set_copying(const Thread& thread, uint32_t at, bool copying, uint32_t bytes = 16) {
-  Cell* const first = &cells[at / kCell];
+void set_copying(const Thread& thread, int rank, uint32_t at, bool copying, uint32_t bytes = 16) {
+  Cell* const first = cell(rank, at);
   for (Cell* c = first; c != first + bytes / kCell; ++c) {
-    c->write_epoch = copying ? kAlways : epoch;
+    c->write_epoch = copying ? kAlways : blocks[rank].epoch;
     c->write_step = static_cast<uint16_t>(warps[static_cast<size_t>(thread.warp)].step);
   }
 }
@@ -120,17 +128,20 @@ void set_copying(const Thread& thread, uint32_t at, bool copying, uint32_t bytes
 }  // namespace
 
 void begin_shared_launch(bool forget) {
-  memory.resize((launch.shared_bytes + 15) / 16);
-  view.shared = reinterpret_cast<unsigned char*>(memory.data());
-  if (forget || epoch > UINT32_MAX / 2) {
+  const size_t vectors = (launch.shared_bytes + 15) / 16;
+  memory.resize(vectors * static_cast<size_t>(launch.cluster));
+  for (int rank = 0; rank < launch.cluster; ++rank)
+    blocks[rank].shared = reinterpret_cast<unsigned char*>(memory.data() + static_cast<size_t>(rank) * vectors);
+  if (forget || last_epoch > UINT32_MAX / 2) {
     cells.clear();
-    epoch = 0;
+    last_epoch = 0;
   }
-  const size_t size = memory.size() * 16 / kCell;
+  of_block = vectors * 16 / kCell;
+  const size_t size = of_block * static_cast<size_t>(launch.cluster);
   if (cells.size() < size) cells.resize(size, Cell());
 }
 
-void begin_shared_block() {
+void begin_shared_blocks() {
   if (!memory.empty()) memset(memory.data(), launch.options.poison ? 0xff : 0, memory.size() * 16);
 }
 
@@ -151,7 +162,7 @@ void touch_shared(uint32_t at, uint32_t bytes, uint32_t align, Access access, Si
   if (access == Access::load)
     note_read(*view.thread, at, bytes, access, site);
   else
-    note_write(*view.thread, at, bytes, access, site);
+    note_write(*view.thread, view.thread->rank, at, bytes, access, site);
 }
 
 void read_row(const Thread& thread, uint32_t at, Site site) {
@@ -169,8 +180,8 @@ void copy_start(uint32_t at, const void* from, int bytes, Site site) {
     counts.copied_bytes += bytes;
   }
   if (launch.options.races) {
-    note_write(me, at, 16, Access::copy, site);
-    set_copying(me, at, true);
+    note_write(me, me.rank, at, 16, Access::copy, site);
+    set_copying(me, me.rank, at, true);
   }
   memset(view.shared + at, 0xff, 16);
   me.copies.push_back(copy);
@@ -191,7 +202,7 @@ void copy_wait(int pending) {
   for (; me.copied < end; ++me.copied) {
     const Copy& copy = me.copies[me.copied];
     memcpy(view.shared + copy.at, copy.word, 16);
-    if (launch.options.races) set_copying(me, copy.at, false);
+    if (launch.options.races) set_copying(me, me.rank, copy.at, false);
   }
   if (me.copied >= 64) {
     me.copies.erase(me.copies.begin(), me.copies.begin() + static_cast<std::ptrdiff_t>(me.copied));
@@ -203,22 +214,22 @@ void copy_wait(int pending) {
 void place_barrier(uint32_t at, Site site) {
   check_shared(at, 8, 8, Access::mbarrier, site);
   if (!launch.options.races) return;
-  note_write(*view.thread, at, 8, Access::mbarrier, site);
-  set_copying(*view.thread, at, true, 8);
+  note_write(*view.thread, view.thread->rank, at, 8, Access::mbarrier, site);
+  set_copying(*view.thread, view.thread->rank, at, true, 8);
 }
 
-void forget_barrier(uint32_t at) {
-  for (size_t i = at / kCell; i < std::min<size_t>(cells.size(), (at + 8) / kCell); ++i) cells[i] = Cell();
+void forget_barrier(int rank, uint32_t at) {
+  std::fill(cell(rank, at), cell(rank, at) + 8 / kCell, Cell());
 }
 
-void begin_bulk(uint32_t at, uint32_t bytes, Site site) {
+void begin_bulk(int rank, uint32_t at, uint32_t bytes, Site site) {
   if (!launch.options.races) return;
-  note_write(*view.thread, at, bytes, Access::bulk, site);
-  set_copying(*view.thread, at, true, bytes);
+  note_write(*view.thread, rank, at, bytes, Access::bulk, site);
+  set_copying(*view.thread, rank, at, true, bytes);
 }
 
-void end_bulk(uint32_t at, uint32_t bytes) {
-  if (launch.options.races) set_copying(*view.thread, at, false, bytes);
+void end_bulk(int rank, uint32_t at, uint32_t bytes) {
+  if (launch.options.races) set_copying(*view.thread, rank, at, false, bytes);
 }
 
 void note_matrix(uint32_t at, uint32_t bytes, Site site) {

@@ -1,4 +1,4 @@
-// The scheduler: blocks one by one, their threads as fibers that switch to one another at rendezvous.
+// The scheduler: clusters one by one, the threads of their blocks as fibers that switch to one another at rendezvous.
 #include <stdio.h>
 
 #include <algorithm>
@@ -17,7 +17,8 @@ Launch launch{};
 std::vector<Fiber*> fibers;
 std::vector<Warp> warps;
 Statistics counts;
-uint32_t epoch = 0;
+Block blocks[kMostBlocks];
+uint32_t last_epoch = 0;
 
 namespace {
 
@@ -27,8 +28,9 @@ constexpr int kMostShared = 227 << 10;
 Options wanted;
 Context launcher;
 uint32_t ready_warps = 0;  // those with lanes that can run
-int at_barrier = 0, alive = 0;
 uint64_t random_state = 1;
+
+}  // namespace
 
 uint32_t random_number() {
   random_state ^= random_state << 13;
@@ -36,6 +38,8 @@ uint32_t random_number() {
   random_state ^= random_state << 17;
   return static_cast<uint32_t>(random_state >> 32);
 }
+
+namespace {
 
 int lowest(uint32_t bits) { return __builtin_ctz(bits); }
 int highest(uint32_t bits) { return 31 - __builtin_clz(bits); }
@@ -76,13 +80,15 @@ std::string describe_warp(int w, bool* mixed = nullptr) {
 [[noreturn]] void fail_stuck() {
   bool mixed = false;
   std::string text;
-  const int count = launch.threads / 32;
+  const int of_block = launch.threads / 32, count = of_block * launch.cluster;
   for (int w = 0; w < count;) {
     const std::string one = describe_warp(w, &mixed);
     int end = w + 1;
-    while (end < count && describe_warp(end) == one) ++end;
-    text += end == w + 1 ? "\n  warp " + std::to_string(w)
-                         : "\n  warps " + std::to_string(w) + "-" + std::to_string(end - 1);
+    while (end < count && end % of_block && describe_warp(end) == one) ++end;
+    const int first = w % of_block, last = (end - 1) % of_block;
+    text += end == w + 1 ? "\n  warp " + std::to_string(first)
+                         : "\n  warps " + std::to_string(first) + "-" + std::to_string(last);
+    if (launch.cluster > 1) text += " of block " + std::to_string(w / of_block) + " of the cluster";
     text += ": " + one;
     w = end;
   }
@@ -92,7 +98,8 @@ std::string describe_warp(int w, bool* mixed = nullptr) {
 }
 
 Fiber* next() {
-  if (!ready_warps) fail_stuck();
+  while (!ready_warps)
+    if (!land_late()) fail_stuck();
   int w = 0, lane = 0;
   switch (launch.options.schedule) {
     case Schedule::round_robin: {
@@ -126,11 +133,19 @@ Fiber* next() {
   return fibers[static_cast<size_t>(w * 32 + lane)];
 }
 
+void enter(Fiber* fiber) {
+  view.thread = fiber;
+  const Block& block = blocks[fiber->rank];
+  view.block = block.at;
+  view.shared = block.shared;
+  launch.block = block.number;
+}
+
 void go_to(Fiber* fiber) {
   if (fiber == view.thread) return;
   ++counts.switches;
   Context& from = view.thread ? self().context : launcher;
-  view.thread = fiber;
+  enter(fiber);
   switch_to(from, fiber->context);
 }
 
@@ -166,31 +181,41 @@ void live() {
   if (launch.dependent && !me.waited) fail("a thread ended without grid_wait in a dependent launch");
   me.state = ThreadState::finished;
   stop(me.warp, me.lane);
-  if (--alive == 0) {
-    end_barriers();
-    end_groups();
-    go_home();
+  if (--here().alive == 0) {
+    end_barriers(me.rank);
+    bool last = true;
+    for (int rank = 0; rank < launch.cluster; ++rank) last &= !blocks[rank].alive;
+    if (last) {
+      end_groups();
+      go_home();
+    }
   }
+  if (launch.cluster > 1) meet_cluster();
   Fiber* const to = next();
   ++counts.switches;
-  view.thread = to;
+  enter(to);
   switch_to(me.context, to->context, true);
   std::terminate();
 }
 
-void run_block(int block, Index grid) {
-  launch.block = block;
-  view.block = {block % grid.x, block / grid.x % grid.y, block / grid.x / grid.y};
-  ++epoch;
-  begin_shared_block();
-  begin_global_block();
+// The blocks from `first` on.
+void run_cluster(int first, Index grid) {
+  for (int rank = 0; rank < launch.cluster; ++rank) {
+    Block& b = blocks[rank];
+    const int i = first + rank;
+    b = {{i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y}, i, b.shared, ++last_epoch, 0, launch.threads, false,
+         false};
+  }
+  begin_shared_blocks();
   begin_groups();
   begin_barriers();
   ready_warps = 0;
-  at_barrier = 0;
-  alive = launch.threads;
-  for (int i = 0; i < launch.threads; ++i) {
-    Fiber& f = *fibers[static_cast<size_t>(i)];
+  for (size_t i = 0; i < all_threads(); ++i) {
+    Fiber& f = *fibers[i];
+    f.rank = static_cast<int>(i) / launch.threads;
+    f.own = static_cast<int>(i) % launch.threads;
+    f.own_warp = f.own / 32;
+    f.arrivals = f.waits = 0;
     f.waited = false;
     f.unfenced = 0;
     f.state = ThreadState::running;
@@ -199,7 +224,7 @@ void run_block(int block, Index grid) {
     f.copied = 0;
     prepare(f.context, live);
   }
-  for (int w = 0; w < launch.threads / 32; ++w) {
+  for (int w = 0; w < static_cast<int>(all_threads() / 32); ++w) {
     Warp& warp = warps[static_cast<size_t>(w)];
     warp.ready = warp.arrived = warp.step = 0;
     warp.written = true;
@@ -207,7 +232,7 @@ void run_block(int block, Index grid) {
   }
   view.thread = nullptr;
   go_to(next());
-  ++counts.blocks;
+  counts.blocks += launch.cluster;
 }
 
 void make_fibers(int threads) {
@@ -235,6 +260,7 @@ void reset_statistics() { counts = Statistics(); }
 const char* name_of(ThreadState state) {
   static const char* const names[] = {"running",  "block_sync", "warp_sync", "shuffle_xor",
                                       "ldmatrix", "mma",        "mma_int8",  "mbarrier_wait",
+                                      "cluster_wait",
                                       "wgmma",    "wgmma_fence", "wgmma_commit", "wgmma_wait",
                                       "finished"};
   return names[static_cast<int>(state)];
@@ -246,8 +272,9 @@ std::string describe(Site site) {
 }
 
 std::string describe_thread(int id) {
-  return "thread " + std::to_string(id) + " (warp " + std::to_string(id / 32) + ", lane " + std::to_string(id % 32) +
-         ")";
+  const int own = id % launch.threads;
+  return "thread " + std::to_string(own) + " (warp " + std::to_string(own / 32) + ", lane " + std::to_string(own % 32) +
+         (launch.cluster > 1 ? ", block " + std::to_string(id / launch.threads) + " of the cluster)" : ")");
 }
 
 void fail(const std::string& message) {
@@ -312,12 +339,13 @@ void barrier(Site site) {
   Fiber& me = self();
   me.state = ThreadState::block_sync;
   me.site = site;
-  if (++at_barrier < launch.threads) {
+  Block& block = here();
+  if (++block.at_barrier < launch.threads) {
     stop(me.warp, me.lane);
     go_to(next());
     return;
   }
-  for (int w = 0; w < launch.threads / 32; ++w) {
+  for (int w = me.rank * launch.threads / 32; w < (me.rank + 1) * launch.threads / 32; ++w) {
     Fiber* const* const lanes = &fibers[static_cast<size_t>(w * 32)];
     for (int lane = 1; lane < 32; ++lane) {
       if (!(lanes[lane]->site == lanes[0]->site))
@@ -326,8 +354,8 @@ void barrier(Site site) {
     for (int lane = 0; lane < 32; ++lane) lanes[lane]->state = ThreadState::running;
     make_ready(w, 0xffffffffu);
   }
-  at_barrier = 0;
-  ++epoch;
+  block.at_barrier = 0;
+  block.epoch = ++last_epoch;
   meet_barriers();
   ++counts.barriers;
   go_to(next());
@@ -336,7 +364,7 @@ void barrier(Site site) {
 void wait_for_grid() { view.thread->waited = true; }
 
 void run(void (*call)(void*), void* callable, const char* name, Index grid, int threads, int shared,
-         bool dependent) {
+         bool dependent, int cluster) {
   static std::mutex mutex;
   static bool failed = false;
   std::lock_guard<std::mutex> lock(mutex);
@@ -349,11 +377,15 @@ void run(void (*call)(void*), void* callable, const char* name, Index grid, int 
       static_cast<int64_t>(grid.x) * grid.y * grid.z > INT32_MAX)
     throw std::runtime_error(what + "grid " + std::to_string(grid.x) + "x" + std::to_string(grid.y) + "x" +
                              std::to_string(grid.z));
-  make_fibers(threads);
+  if (cluster < 1 || cluster > kMostBlocks || grid.x % cluster || threads * cluster > kMostThreads)
+    throw std::runtime_error(what + "clusters of " + std::to_string(cluster) + " blocks of " + std::to_string(threads) +
+                             " threads in a grid of " + std::to_string(grid.x) + " columns");
+  make_fibers(threads * cluster);
   launch.call = call;
   launch.callable = callable;
   launch.name = name;
   launch.threads = threads;
+  launch.cluster = cluster;
   launch.blocks = grid.x * grid.y * grid.z;
   launch.shared_bytes = static_cast<uint32_t>(shared);
   launch.dependent = dependent;
@@ -366,15 +398,15 @@ void run(void (*call)(void*), void* callable, const char* name, Index grid, int 
   begin_shared_launch(failed);
   begin_global_launch();
 
-  std::vector<int> order(static_cast<size_t>(launch.blocks));
-  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
+  std::vector<int> order(static_cast<size_t>(launch.blocks / cluster));  // first blocks of clusters
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i) * cluster;
   if (wanted.schedule == Schedule::backward) std::reverse(order.begin(), order.end());
   if (wanted.schedule == Schedule::random)
     for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_number() % i]);
   ++counts.launches;
   failed = true;
-  for (const int block : order) {
-    run_block(block, grid);
+  for (const int first : order) {
+    run_cluster(first, grid);
     // NOTE: fibers that were left in the middle are simply begun anew; kernels own nothing.
     if (!launch.error.empty()) throw std::runtime_error(launch.error);
   }

@@ -1,7 +1,8 @@
 // The primitives of csrc/cuda/primitives.cuh on the CPU: kernels run with one fiber per thread, and every access to
 // shared and global memory is watched. What is wrong ends the launch with a std::runtime_error that says where.
 //
-// Blocks run one after the other, so that a kernel must not wait for another block in a loop. One launch at a time.
+// Clusters run one after the other, and the blocks of one at once, so that a kernel must not wait for a block of another
+// in a loop. One launch at a time.
 #pragma once
 
 #include <math.h>
@@ -83,8 +84,10 @@ inline bool operator==(const Site& a, const Site& b) {
   return a.line == b.line && (a.file == b.file || !strcmp(a.file, b.file));
 }
 
+// Of a cluster: its threads and warps are numbered block by block. `own` and `own_warp` are numbers in the block.
 struct Thread {
   int id, lane, warp;
+  int rank, own, own_warp;
   bool waited;  // was at grid_wait
 };
 
@@ -115,14 +118,14 @@ STDC_HIDDEN void wait_for_grid();
 STDC_HIDDEN void fence();
 
 STDC_HIDDEN void run(void (*call)(void*), void* callable, const char* name, Index grid, int threads, int shared,
-                     bool dependent);
+                     bool dependent, int cluster);
 
 // Runs `callable` once for each thread of the grid.
 template <class F>
-void run(F&& callable, const char* name, Index grid, int threads, int shared, bool dependent) {
+void run(F&& callable, const char* name, Index grid, int threads, int shared, bool dependent, int cluster = 1) {
   using Callable = std::remove_reference_t<F>;
   run([](void* f) { (*static_cast<Callable*>(f))(); }, const_cast<void*>(static_cast<const void*>(&callable)), name,
-      grid, threads, shared, dependent);
+      grid, threads, shared, dependent, cluster);
 }
 
 // Conversions in integers, for CPUs that have none.
@@ -158,9 +161,9 @@ inline uint16_t half_of_float(float x) {
 }  // namespace emulator
 
 // The functions of primitives.cuh; see there.
-inline int thread_id() { return emulator::view.thread->id; }
+inline int thread_id() { return emulator::view.thread->own; }
 inline int lane_id() { return emulator::view.thread->lane; }
-inline int warp_id() { return emulator::view.thread->warp; }
+inline int warp_id() { return emulator::view.thread->own_warp; }
 inline Index block_id() { return emulator::view.block; }
 inline Index grid_size() { return emulator::view.grid; }
 inline void block_sync(STDC_HERE) { emulator::barrier({file, line}); }

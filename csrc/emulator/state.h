@@ -15,7 +15,7 @@ namespace emulator {
 
 // Where a thread is when it does not run.
 enum class ThreadState : uint8_t {
-  running, block_sync, warp_sync, shuffle, ldmatrix, mma, mma_int8, mbarrier_wait, wgmma, wgmma_fence, wgmma_commit,
+  running, block_sync, warp_sync, shuffle, ldmatrix, mma, mma_int8, mbarrier_wait, cluster_wait, wgmma, wgmma_fence, wgmma_commit,
   wgmma_wait, finished
 };
 const char* name_of(ThreadState state);
@@ -35,6 +35,7 @@ struct Fiber : Thread {
   size_t copied;              // how many of them are done
   std::deque<size_t> groups;  // ends of groups in `copies`
   uint32_t unfenced;          // the epoch of its last write to global memory that no fence has published; or 0
+  uint32_t arrivals, waits;   // at the barrier of the cluster
 };
 
 struct Warp {
@@ -58,6 +59,7 @@ struct Launch {
   void* callable;
   const char* name;
   int threads, blocks, block;
+  int cluster;  // blocks that run at once; `threads` are of one of them
   uint32_t shared_bytes;
   bool dependent;
   std::string error;
@@ -68,9 +70,28 @@ extern Launch launch;
 extern std::vector<Fiber*> fibers;
 extern std::vector<Warp> warps;
 extern Statistics counts;
-extern uint32_t epoch;  // counts barriers and blocks; never the same in two blocks
+
+// A block of the cluster that runs.
+struct Block {
+  Index at;
+  int number;
+  unsigned char* shared;
+  uint32_t epoch;              // changes at each barrier; never the same in two blocks
+  int at_barrier, alive;       // threads
+  bool added, acquired;        // it has added atomically; and has fenced since
+};
+constexpr int kMostBlocks = 8;
+extern Block blocks[kMostBlocks];
+extern uint32_t last_epoch;
 
 inline Fiber& self() { return *static_cast<Fiber*>(view.thread); }
+inline Block& here() { return blocks[view.thread->rank]; }
+inline size_t all_threads() { return static_cast<size_t>(launch.threads * launch.cluster); }
+// Calls f with each thread of a block.
+template <class F>
+void each_thread(int rank, const F& f) {
+  for (int i = rank * launch.threads; i < (rank + 1) * launch.threads; ++i) f(*fibers[static_cast<size_t>(i)]);
+}
 
 // Ends the launch with this message; what it is about and where is added. Never returns.
 [[noreturn]] void fail(const std::string& message);
@@ -85,24 +106,27 @@ void leave();
 // The calling thread waits, until another one wakes it.
 void park(ThreadState state, Site site);
 void wake(Fiber& fiber);
+uint32_t random_number();
 
 // Shared memory: race.cpp.
 void begin_shared_launch(bool forget);
-void begin_shared_block();
+void begin_shared_blocks();
 void check_shared(uint32_t at, uint32_t bytes, uint32_t align, Access access, Site site);
 void read_row(const Thread& thread, uint32_t at, Site site);
 void end_copies(Fiber& fiber);
 // Eight bytes become a barrier, and are memory again.
 void place_barrier(uint32_t at, Site site);
-void forget_barrier(uint32_t at);
-void begin_bulk(uint32_t at, uint32_t bytes, Site site);
-void end_bulk(uint32_t at, uint32_t bytes);
+void forget_barrier(int rank, uint32_t at);
+void begin_bulk(int rank, uint32_t at, uint32_t bytes, Site site);
+void end_bulk(int rank, uint32_t at, uint32_t bytes);
 void note_matrix(uint32_t at, uint32_t bytes, Site site);
 
 // Barriers in shared memory and bulk copies: mbarrier.cpp.
 void begin_barriers();
-void end_barriers();
+void end_barriers(int rank);  // of a block
 void meet_barriers();  // at a barrier of the block
+bool land_late();      // nobody can go on but for copies that have not come: whether some came
+void meet_cluster();   // whoever has ended counts as arrived
 // Whether the calling warp may read a core matrix of wgmma.
 void check_matrix(uint32_t at, Site site);
 
@@ -114,7 +138,6 @@ uint64_t products_done(int warp, bool under_way = false);
 
 // Global memory: memory.cpp.
 void begin_global_launch();
-void begin_global_block();
 
 }  // namespace emulator
 }  // namespace gpu

@@ -42,7 +42,7 @@ struct Queue {
   uint64_t issued;               // what was, so that the warps of a group can be compared
 };
 
-std::vector<Queue> queues;
+std::vector<Queue> queues;  // of all blocks of the cluster
 
 Queue& mine() { return queues[static_cast<size_t>(view.thread->warp)]; }
 
@@ -169,7 +169,7 @@ void start_product(Queue& q, int n, bool half, Site site) {
 }  // namespace
 
 void begin_groups() {
-  queues.resize(static_cast<size_t>(launch.threads / 32));
+  queues.resize(all_threads() / 32);
   for (Queue& q : queues) q = Queue{};
 }
 

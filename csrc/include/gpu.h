@@ -35,6 +35,7 @@ struct Tiling {
   int height, width;
   int chunk;   // input channels whose pixels are in shared memory at once; a multiple of 16
   int split;   // blocks that share a tile, each with some of the chunks
+  int cluster = 1;  // blocks beside each other that share one stream of weights: 1, 2 or 4; more than 1 of wgmma alone
 };
 
 // The fields of each op's arguments, named once: FIELD(type, name), POINTER(what it points to, name), and TRIPLE(name)

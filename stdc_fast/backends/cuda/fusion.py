@@ -254,7 +254,9 @@ def _classified(lowered: CudaLowered, classifier: CudaLaunch, head: CudaLaunch) 
         return None
     made = native.ConvArgs(head.arguments)
     second, parts = classifier.arguments, outputs // channels
-    made.classifier, made.classifier_bias, made.classes = second.weight, second.bias, classes
+    # NOTE: fragments, also where a kernel of its own would have core matrices of wgmma.
+    made.classifier = lowered.packed[classifier.op.name].weight.data_ptr()
+    made.classifier_bias, made.classes = second.bias, classes
     made.logits = second.y
     number = blocks(head.work, tiles) // parts
     written = number * outputs // channels * pixels * 4 * CLASSES if parts > 1 else 0

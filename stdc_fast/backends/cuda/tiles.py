@@ -27,6 +27,13 @@ CLOCK = 1.7e9  # hertz, of cycles, and for what shared memory gives: 128 bytes a
 CYCLES = json.loads((FOLDER / "cuda_cycles.json").read_text())
 EXTRA = 0.25e-6  # seconds for a pass over the pixels in shared memory
 REGISTERS = 65536  # of a processor
+#: How many blocks a cluster may have, and the part of processors that clusters of so many can fill.
+#: A cluster lies in one group of processors. A full group has 18 and most have 16, as the H100's data sheet
+#: has 132 of 144; so of four at once those of whole fours in eight groups.
+CLUSTERS = {1: 1.0, 2: 1.0, 4: 128 / 132}
+#: Seconds that a cluster adds to the start of its blocks: two barriers among them, of some 200 cycles each as
+#: published microbenchmarks of Hopper have them. That it is all they cost is assumed, and not measured.
+CLUSTERED = 0.25e-6
 #: Registers that a thread of each form takes at most, in eights; ``bench.ptxas`` holds the compiler to them.
 THREAD = {
     "conv": {
@@ -53,6 +60,7 @@ class CudaTiles:
         chunk: input channels whose pixels are in shared memory at once.
         split: blocks that share a tile, each with some of the chunks.
         wgmma: 1 for the forms of convolutions on warp groups, else 0.
+        cluster: blocks that share one stream of weights, of wgmma alone.
 
     ValueError for what no kernel can have.
     """
@@ -63,18 +71,20 @@ class CudaTiles:
     chunk: int = 16
     split: int = 1
     wgmma: int = 0
+    cluster: int = 1
     prefix: ClassVar[str] = "cuda_"
 
     def __post_init__(self) -> None:
-        if self.wgmma not in (0, 1) or not all(type(n) is int and 1 <= n <= 4096 for n in self.numbers):
+        known = self.wgmma in (0, 1) and self.cluster in CLUSTERS and (self.wgmma or self.cluster == 1)
+        if not known or not all(type(n) is int and 1 <= n <= 4096 for n in self.numbers):
             raise ValueError(f"tiles of {self.numbers}: no kernel has such")
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """As a table has them: seven, and an eighth for wgmma."""
+        """As a table has them: seven, an eighth for wgmma, and a ninth for clusters."""
         return (
             *self.block[:2], self.slices, self.height, self.width, self.chunk, self.split,
-            *(1,) * self.wgmma,
+            *(1,) * self.wgmma, *(self.cluster,) * (self.cluster > 1),
         )  # fmt: skip
 
     def forms(self, work: Work) -> str:
@@ -83,8 +93,8 @@ class CudaTiles:
 
     @classmethod
     def of(cls, numbers: list[int]) -> CudaTiles:
-        pixels, channels, slices, height, width, chunk, split, *wgmma = numbers
-        return cls(block_of(pixels, channels, slices), height, width, chunk, split, *wgmma)
+        pixels, channels, slices, height, width, chunk, split, *core = numbers
+        return cls(block_of(pixels, channels, slices), height, width, chunk, split, *core)
 
     @property
     def slices(self) -> int:
@@ -94,6 +104,7 @@ class CudaTiles:
         split = f"/{self.split}" if self.split > 1 else ""
         tile = f"{self.height}x{self.width}x{self.block[1]}{split}"
         core = " of wgmma" if self.wgmma else ""
+        core += f" in clusters of {self.cluster}" if self.cluster > 1 else ""
         return f"{tile} in {name(self.block)}{core}, chunks of {self.chunk}"
 
 
@@ -141,6 +152,7 @@ class CompiledForms:
 
     def __init__(self, native: ModuleType, shared: int = 1 << 30, wgmma: bool = True):
         self.native, self.shared = native, shared
+        self.clusters = tuple(CLUSTERS)  # that there may be
         found = native.forms()
         found["wgmma"] = found["wgmma"] if wgmma else []
         #: By kind, or "wgmma" for those of convolutions, and block: index, and what of a :class:`Form` is
@@ -159,6 +171,8 @@ class CompiledForms:
         known = self.by_block[t.forms(work)]
         if t.block not in known or t.split > chunks or (t.wgmma and work.kind != "conv"):
             return None
+        if not whole_clusters(work, t):
+            return None
         made = getattr(self.native, f"{work.kind.title().replace('_', '')}Args")()
         for name, value in self.sized(work, t).items():
             setattr(made, name, value)
@@ -173,7 +187,8 @@ class CompiledForms:
         height, width = tile_of_input(work, t)
         index = self.by_block[t.forms(work)][t.block][0]
         found = {
-            "tiling": self.native.Tiling(index, height, width, t.chunk, t.split), "images": work.images,
+            "tiling": self.native.Tiling(index, height, width, t.chunk, t.split, t.cluster),
+            "images": work.images,
             "outputs": work.outputs, "out_height": work.height, "out_width": work.width,
         }  # fmt: skip
         if work.kind != "stem":
@@ -214,6 +229,12 @@ def blocks(work: Work, t: CudaTiles) -> int:
     return tiles * -(-work.outputs // t.block[1]) * t.split
 
 
+def whole_clusters(work: Work, t: CudaTiles) -> bool:
+    """Whether the tiles make up whole clusters, and all blocks of these read the same weights."""
+    tiles = work.images * -(-work.height // t.height) * -(-work.width // t.width)
+    return t.cluster == 1 or (work.kernel != 2 and tiles % t.cluster == 0)
+
+
 def _fetched(work: Work, t: CudaTiles) -> tuple[int, int, int]:
     """(height, width) of the pixels that a block fetches, and the step between those of one tap."""
     height, width = tile_of_input(work, t)
@@ -245,8 +266,9 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     pixels, channels = t.block[:2]
     warps = form.warps
     number = blocks(work, t)
-    busy = min(number, device.processors)
-    rounds = -(-number // device.processors)  # blocks that a processor runs in all
+    processors = int(device.processors * CLUSTERS[t.cluster])
+    busy = min(number, processors)
+    rounds = -(-number // processors)  # blocks that a processor runs in all
     room = device.shared // (form.shared + 1024), REGISTERS // (warps * 32 * THREAD[t.forms(work)][t.block])
     together = max(1, min(rounds, *room))
     units = -(-_units(work) // t.split)
@@ -277,11 +299,13 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     one = max(multiplied, loaded, alone / CLOCK / together)
     pixel = 3 if work.kind in ("stem", "stem_conv") else sum(work.inputs) * 2 / t.split
     pixel *= 1 + work.mapped
-    fetched = height * width * pixel + units * channels * 32
-    fetch = fetched / min(device.cache / busy, device.port)
+    # Of weights L2 gives a cluster one stream, and each processor's port takes all of it.
+    patch, weights = height * width * pixel, units * channels * 32
+    fetch = max((patch + weights / t.cluster) / (device.cache / busy), (patch + weights) / device.port)
     # Whoever runs alone on a processor has nobody to hide its start and its end.
     starts = -(-rounds // together)
     seconds = device.node + LATENCY * starts + rounds * max(one, fetch)
+    seconds += CLUSTERED * starts * (t.cluster > 1)
     # The pixels of the first chunk come before the first product.
     share = min(1, t.chunk * t.split / sum(work.inputs)) if work.kind == "conv" else 1
     seconds += starts * share * height * width * pixel / min(device.cache / busy, device.port)
@@ -334,8 +358,12 @@ def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Fo
                     splits = [1]
                 for split in splits:
                     t = CudaTiles(block, height, width, chunk, split, wgmma)
-                    if (form := forms.form(work, t)) is not None:
-                        yield t, form
+                    if (form := forms.form(work, t)) is None:
+                        continue
+                    for cluster in forms.clusters if wgmma else (1,):
+                        some = dataclasses.replace(t, cluster=cluster)
+                        if whole_clusters(work, some):
+                            yield some, form
 
 
 def ranked(work: Work, device: Device, forms: CompiledForms) -> list[CudaTiles]:
@@ -345,7 +373,7 @@ def ranked(work: Work, device: Device, forms: CompiledForms) -> list[CudaTiles]:
         t, form = choice
         nanoseconds = round(predict(work, t, device, form).seconds * 1e9)
         squareness = abs(math.log2(t.height / t.width))
-        return nanoseconds, t.split, -t.chunk, squareness, t.block, t.height, t.wgmma
+        return nanoseconds, t.cluster, t.split, -t.chunk, squareness, t.block, t.height, t.wgmma
 
     found = sorted(candidates(work, forms), key=order)
     if not found:
@@ -381,4 +409,4 @@ class CudaModel(TileModel):
         return ranked(work, self.device, self.forms)
 
     def shape(self, tiles: CudaTiles) -> Hashable:
-        return tiles.block, tiles.split, tiles.wgmma
+        return tiles.block, tiles.split, tiles.wgmma, tiles.cluster

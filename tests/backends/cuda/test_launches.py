@@ -6,7 +6,7 @@ import types
 
 import pytest
 import torch
-from hosted import CPU, Hosted, chooser, cores, module
+from hosted import CPU, Hosted, argument, chooser, cores, module
 from oracle import HALF, trained_plan
 from sketch import plain
 from small_tree import ROOT
@@ -115,17 +115,6 @@ def test_predictions_know_what_a_block_does(source, name, value):
 
 
 # Launches that no kernel takes: an error with the values, and the next one runs.
-
-
-def argument(kind, **fields):
-    native = module()
-    made = getattr(native, kind)()
-    sizes = {"images": 1, "height": 8, "width": 8, "out_height": 8, "out_width": 8, "channels": 16,
-             "pitch": 16, "outputs": 16, "out_pitch": 16, "kernel": 1, "stride": 1}  # fmt: skip
-    for name, value in {**sizes, **fields}.items():
-        if hasattr(made, name):
-            setattr(made, name, value)
-    return made
 
 
 # core (or None: one of 64 pixels, of down 96), height, width, chunk, split
