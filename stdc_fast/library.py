@@ -88,14 +88,21 @@ def weight_names(module: nn.Module) -> list[str]:
 
 
 def settings_of(network: STDCSeg) -> tuple | None:
-    """What the schema of ``stdc_seg`` has between weights and dtype; None for a network that it has no words for."""
-    first = next(m for m in network.cp.backbone.features if isinstance(m, (layers.STDCModule, layers.STDCAddModule)))
+    """What the schema of ``stdc_seg`` has between weights and dtype; None where it has no words for it."""
+    first = next(
+        m for m in network.cp.backbone.features if isinstance(m, (layers.STDCModule, layers.STDCAddModule))
+    )
     plain = isinstance(first, layers.STDCModule)
     pads = first.skip.count_include_pad if plain else True
     epsilons = {m.eps for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
     settings = (network.variant, "cat" if plain else "add", pads)
     with torch.device("meta"):
-        skeleton = STDCSeg(*settings[:1], network.num_classes, *settings[1:], classifier_bias=network.conv_out.conv_out.bias is not None)
+        skeleton = STDCSeg(
+            *settings[:1],
+            network.num_classes,
+            *settings[1:],
+            classifier_bias=network.conv_out.conv_out.bias is not None,
+        )
     same = weight_names(skeleton) == weight_names(network) and len(epsilons) == 1
     return (*settings, *epsilons) if same else None
 

@@ -1,8 +1,9 @@
 """Operators that call a living module, for ``torch.compile``: what a compiler need not look into.
 
-A compiled program calls the module with the packed weights that it has anyway, so that all that holds without a
-compiler holds there too: changed weights, hooks and exchanged submodules are noticed. The ops have no gradient.
-They mean a module of this process, so exported programs have those of :mod:`stdc_fast.library` instead.
+A compiled program calls the module with the packed weights that it has anyway, so that all that holds
+without a compiler holds there too: changed weights, hooks and exchanged submodules are noticed. The ops have
+no gradient. They mean a module of this process, so exported programs have those of
+:mod:`stdc_fast.library` instead.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Live(nn.Module):
 def constant(function: Callable[[Live], R]) -> Callable[[Live], R]:
     """``function`` of a module, which compilers call when they compile, rather than look into it.
 
-    What ``torch.compiler.assume_constant_result`` does, without importing the compiler, which takes as long as torch.
+    What ``torch.compiler.assume_constant_result`` does, without importing the compiler, which takes as long
+    as torch.
     """
 
     def of_number(number: int) -> R:
@@ -81,7 +83,7 @@ def _as_made(module: Live) -> bool:
 
 
 def opaque(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, which compilers leave as it is: ``torch.compiler.disable``, which is imported when it is needed."""
+    """``function``, which compilers leave as it is: ``torch.compiler.disable``, imported when it is needed."""
     kept = []
 
     @functools.wraps(function)
@@ -98,7 +100,8 @@ def opaque(function: Callable[P, R]) -> Callable[P, R]:
 def takes_part(module: Live, inputs: Sequence[Tensor]) -> bool:
     """Whether a compiler that is at work may have a module's op, rather than the module's own operations.
 
-    Not where a gradient or an autocast concerns it, nor for ONNX. All that is asked becomes a guard of the program.
+    Not where a gradient or an autocast concerns it, nor for ONNX. All that is asked becomes a guard of the
+    program.
     """
     if module.training or not _as_made(module) or torch.onnx.is_in_onnx_export():
         return False
@@ -167,7 +170,9 @@ def _register() -> None:
     for name, schema in SCHEMAS.items():
         qualified = f"stdc_fast::{name}"
         # NOTE: on a GPU the first call packs weights and later ones replay graphs: no part of another graph.
-        torch.library.define(qualified, schema, tags=(torch.Tag.cudagraph_unsafe, torch.Tag.needs_exact_strides))
+        torch.library.define(
+            qualified, schema, tags=(torch.Tag.cudagraph_unsafe, torch.Tag.needs_exact_strides)
+        )
 
         def real(x, weights, number, *arguments, name=name):
             return _call(name, number, weights, x, *arguments)

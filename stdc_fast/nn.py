@@ -13,7 +13,7 @@ For the fast path freeze the parameters (``module.requires_grad_(False)``) or us
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stdc_fast import library
 from stdc_fast.errors import UserError

@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stdc_fast import backends, forks, images, library, video
+from stdc_fast import backends, forks, images, video
 from stdc_fast.backends.base import Executable
 from stdc_fast.classes import ClassSet
+from stdc_fast.compiled import CompiledCalls, check_frames
 from stdc_fast.errors import BatchError, UserError
 from stdc_fast.flight import Ring, in_turn
-from stdc_fast.freshness import Watched, traced, weights_of
+from stdc_fast.freshness import Watched, traced
 from stdc_fast.input_size import InputSize, check_request
-from stdc_fast.live import Live, constant, opaque, takes_part
+from stdc_fast.live import opaque
 from stdc_fast.placement import on_cpu
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import label_logits
@@ -50,7 +51,7 @@ class _Way:
     precision: Precision
 
 
-class Segmenter(Live):
+class Segmenter(CompiledCalls):
     """STDC-Seg for inference, as :func:`stdc_fast.load` returns it.
 
     As a module it maps a normalised float ``[N, 3, H, W]`` to float32 logits ``[N, C, H, W]`` at the same
@@ -68,8 +69,6 @@ class Segmenter(Live):
     Where a gradient is asked for, in training, and with hooks inside of the network, the reference network
     runs instead of the backend, in the dtype of its parameters.
     """
-
-    watched_part = "network"
 
     def __init__(
         self,
@@ -233,37 +232,6 @@ class Segmenter(Live):
             logits = self._runs(x).logits(x, size)
         return upsample(logits, size, self.network.align_corners)
 
-    def _compiled_logits(self, x: Tensor) -> Tensor | None:
-        """What a compiler gets: an op. None where it has to see torch's own operations."""
-        if not takes_part(self, (x,)):
-            return None
-        if not torch.compiler.is_exporting():
-            return torch.ops.stdc_fast.live_logits(x, list(weights_of(self)), self._number)
-        settings = _exported_settings(self)
-        if settings is None:
-            return None
-        weights = list(weights_of(self))
-        return torch.ops.stdc_fast.stdc_seg(x.to(self.precision.sums), weights, *settings, self.precision.maps)
-
-    def live_logits(self, x: Tensor) -> Tensor:
-        """What a compiled program calls: logits ``[N, C, ceil(H/8), ceil(W/8)]`` of normalised images."""
-        return library.as_format(self._runs(x).logits(x, tuple(x.shape[2:])), torch.channels_last)
-
-    def fake_live_logits(self, x: Tensor) -> Tensor:
-        """Like :meth:`live_logits` without numbers."""
-        height, width = ((n + 7) // 8 for n in x.shape[2:])
-        shape = (x.shape[0], self.num_classes, height, width)
-        return torch.empty(shape, dtype=self.precision.sums, device=x.device, memory_format=torch.channels_last)
-
-    def live_labels(self, frames: Tensor, scale: float | None, size: list[int] | None, native: bool) -> Tensor:
-        """What a compiled program calls: :meth:`label`."""
-        labels = self.label(frames, scale=scale, size="native" if native else size)
-        return labels.clone() if labels.device == frames.device else labels.to(frames.device)
-
-    def fake_live_labels(self, frames: Tensor, *how) -> Tensor:
-        """Like :meth:`live_labels` without numbers."""
-        return torch.empty(frames.shape[:3], dtype=torch.uint8, device=frames.device)
-
     def _runs(self, image: Tensor) -> Executable | Published:
         """What runs the network on such images: the backend, or the network itself where it must."""
         # Left to a compiler as it is: what the eager backend does by hand, it does itself.
@@ -295,11 +263,7 @@ class Segmenter(Live):
         there later, as results of torch's own operations are.
         """
         if torch.compiler.is_compiling():
-            size = check_request(scale, size)
-            native = isinstance(size, str)
-            return torch.ops.stdc_fast.live_labels(
-                check_frames(frames), list(weights_of(self)), self._number, scale, None if native else size, native
-            )
+            return self._compiled_labels(frames, scale, check_request(scale, size))
         if type(frames) is Tensor and self._ways:
             size = check_request(scale, size)
             way = self._ways.get((frames.shape, scale, size))
@@ -533,16 +497,3 @@ class Segmenter(Live):
         if confidence:
             return label_logits(runs.logits(image, seen), seen, size, True, self.network.align_corners)
         return runs.labels(image, size, seen=seen), None
-
-
-@constant
-def _exported_settings(model: Segmenter) -> tuple | None:
-    return library.settings_of(model.network)
-
-
-def check_frames(frames: object) -> Tensor:
-    """The frames; UserError for what is no uint8 tensor ``[N, H, W, 3]``."""
-    if not isinstance(frames, Tensor) or frames.dtype != torch.uint8 or frames.shape[3:] != (3,):
-        got = f"{frames.dtype} {list(frames.shape)}" if hasattr(frames, "dtype") else type(frames).__name__
-        raise UserError(f"expected uint8 frames [N, H, W, 3], got {got}")
-    return frames
