@@ -314,8 +314,8 @@ class Segmenter(nn.Module):
         """Label images, at their own size.
 
         Args:
-            source: a path, folder or glob; an image file's bytes, or one that is open for them; a PIL image;
-                an array ``[H, W, 3]``, ``[N, H, W, 3]`` (RGB) or ``[H, W]`` (grey); a tensor (see
+            source: a path, folder, glob or http(s) address; an image file's bytes, or one open for them; a
+                PIL image; an array ``[H, W, 3]``, ``[N, H, W, 3]`` (RGB) or ``[H, W]`` (grey); a tensor (see
                 :func:`stdc_fast.images.tensor_images`); or a list of these. Or a video file or camera (0), as
                 for :meth:`stream`; without ``stream`` all its frames are kept, 4 bytes a pixel with labels.
             scale: the network sees the image times this factor, rounded down.
@@ -335,7 +335,7 @@ class Segmenter(nn.Module):
         """
         check_request(scale, size)
         range = None if range is None else check_range(range)
-        several = True
+        several, source = True, images.opened(source)
         if video.is_video(source):
             if not stream and video.is_camera(source):
                 raise UserError(f"camera {source} has no end; use stream=True")
