@@ -33,7 +33,7 @@ def weights_of(module: nn.Module) -> Iterator[Tensor]:
                 yield tensor
 
 
-def _structure(module: nn.Module) -> list[tuple]:
+def structure(module: nn.Module) -> list[tuple]:
     """What of a module and its children decides what they compute in eval mode, besides weights and eps."""
     found = []
     for name, m in module.named_modules():
@@ -150,7 +150,7 @@ class Watched:
     """
 
     def __init__(self, module: nn.Module):
-        self._built = _structure(module)
+        self._built = structure(module)
         self._now: _Snapshot | None = None
 
     @property
@@ -194,7 +194,7 @@ class Watched:
         modules = list(module.modules())
         plain = (
             not any(m.training for m in modules)
-            and _structure(module) == self._built
+            and structure(module) == self._built
             and len({m.eps for m in modules if hasattr(m, "eps")}) <= 1
             # Somebody put a method of his own in the place of theirs.
             and not any(callable(v) and hasattr(type(m), k) for m in modules[1:] for k, v in vars(m).items())

@@ -24,6 +24,7 @@ from stdc_fast.placement import on_cpu
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Like, Precision, precision_of
+from stdc_fast.pretrained import Pretrained
 from stdc_fast.published import Published
 from stdc_fast.reduction import factors, reduced
 from stdc_fast.reference.networks import STDCSeg, check_input, upsample
@@ -49,7 +50,7 @@ class _Way:
     precision: Precision
 
 
-class Segmenter(nn.Module):
+class Segmenter(Pretrained, nn.Module):
     """STDC-Seg for inference, as :func:`stdc_fast.load` returns it.
 
     As a module it maps a normalised float ``[N, 3, H, W]`` to float32 logits ``[N, C, H, W]`` at the same
