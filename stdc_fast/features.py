@@ -80,8 +80,8 @@ class FeatureInfo:
 class FeatureBackbone(nn.Module):
     """An STDC backbone that gives a list of feature maps.
 
-    ``forward`` maps ``[N, in_chans, H, W]`` to a list of ``[N, channels, ceil(H / stride), ceil(W / stride)]``
-    in the order of ``out_indices``. Its blocks are those of :mod:`stdc_fast.nn`: fast in eval mode where no
+    ``forward`` maps ``[N, in_chans, H, W]`` to a list of ``[N, C, ceil(H / stride), ceil(W / stride)]`` in
+    the order of ``out_indices``. Its blocks are those of :mod:`stdc_fast.nn`: fast in eval mode where no
     gradient is asked for, and otherwise what the reference is. Names of weights are those of
     :class:`stdc_fast.reference.STDCBackbone`. Layers after the last map that is given are left out.
 
@@ -135,7 +135,7 @@ def _indices(given: int | Sequence[int]) -> tuple[int, ...]:
     try:
         listed = tuple(range(-given, 0)) if isinstance(given, int) else tuple(given)
         found = tuple(i + count if i < 0 else i for i in listed)
-        if not found or not all(0 <= i < count for i in found) or isinstance(given, (str, bool)):
+        if isinstance(given, bool) or not found or not all(type(i) is int and 0 <= i < count for i in found):
             raise TypeError
     except TypeError:
         raise UserError(
@@ -212,11 +212,11 @@ def _check(name, features_only, in_chans, num_classes, out_indices, training_hea
             raise UserError(f"{what} must be a whole number from 1 on, not {value!r}")
     if features_only and (num_classes is not None or training_heads):
         raise UserError(
-            "a backbone has no classes; leave num_classes and training_heads, or features_only, out"
+            "a backbone has no classes; leave out features_only, or num_classes and training_heads"
         )
     if not features_only and (in_chans != 3 or out_indices is not None):
         raise UserError(
-            "in_chans and out_indices are for backbones; add features_only=True, or leave them out"
+            "in_chans and out_indices are for backbones; leave them out, or add features_only=True"
         )
 
 

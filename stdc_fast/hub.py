@@ -136,7 +136,7 @@ def upload(folder: Path, repository: str, message: str, *, private: bool | None,
 
 def _package():
     try:
-        import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError:
         raise UserError(

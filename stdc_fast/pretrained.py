@@ -186,10 +186,9 @@ class Pretrained:
 
 def sums(network: STDCSeg) -> tuple[int, ...]:
     """Of the bits of each tensor of a network, as float32: other numbers for other weights."""
-    arrays = (
-        t.detach().to("cpu", torch.float32).numpy() for t in checkpoints.inference_state(network).values()
-    )
-    # Whole numbers, so that the order of summing does not matter, and in 32 bits, as that is a load's spare time.
+    state = checkpoints.inference_state(network).values()
+    arrays = (t.detach().to("cpu", torch.float32).numpy() for t in state)
+    # Whole numbers, so that their order does not matter; of 32 bits, so that loading takes no longer.
     return tuple(int(np.add.reduce(a.view(np.uint32), axis=None, dtype=np.uint32)) for a in arrays)
 
 

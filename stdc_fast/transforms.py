@@ -18,7 +18,7 @@ from stdc_fast.reference.networks import MEAN, STD, normalise, upsample
 
 @dataclasses.dataclass(frozen=True)
 class Transforms:
-    """A picture to the normalised tensor that a network takes; :attr:`stdc_fast.Segmenter.transforms` has its own.
+    """A picture to the normalised tensor that a network takes; ``model.transforms`` has those of a model.
 
         x = model.transforms(image)[None]
         labels = model(x).argmax(1)
@@ -88,7 +88,8 @@ class Transforms:
         else:
             resized = "left at its size" if size.scale == 1.0 else f"resized by {size.scale}"
         return (
-            "The image is turned as its EXIF orientation says, and brought to sRGB of 8 bits. A side more than twice "
-            "as long as wanted is first averaged by a whole factor. Values of 0..1 are normalised by mean "
-            f"{list(self.mean)} and deviation {list(self.std)}. The image is {resized}, bilinearly with align_corners."
+            "The image is turned as its EXIF orientation says, and brought to sRGB of 8 bits. A side more "
+            "than twice as long as wanted is averaged by a whole factor. Values of 0..1 are normalised by "
+            f"mean {list(self.mean)} and deviation {list(self.std)}. The image is {resized}, bilinearly with "
+            "align_corners."
         )

@@ -242,8 +242,8 @@ def test_on_the_command_line(remote, run_cli, tiny_weights, tmp_path, photo):
     out = tmp_path / "out"
     with serve(Remote(status=404)) as empty:
         done = run_cli(
-            "predict", f"{remote.address}/%2e%2e%2f%2e%2e%2fa.png", f"{empty.address}/b.png", "-m", tiny_weights,
-            "--out", out, "--json",
+            "predict", f"{remote.address}/%2e%2e%2f%2e%2e%2fa.png", f"{empty.address}/b.png",
+            "-m", tiny_weights, "--out", out, "--json",
         )  # fmt: skip
     assert done.code == 1
     printed = json.loads(done.out)
