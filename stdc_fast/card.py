@@ -56,7 +56,7 @@ def _front(facts: Mapping[str, object]) -> list[str]:
     licence = _licence(terms)
     lines = ["---", f"library_name: {LIBRARY}", f"license: {licence}"]
     if licence == "other":
-        lines.append(f"license_name: {json.dumps(terms, ensure_ascii=False)}")
+        lines.append(f"license_name: {_slug(str(terms))[:60].strip('-') or UNKNOWN}")
     lines += ["pipeline_tag: image-segmentation", "tags:"]
     lines += [f"- {tag}" for tag in ("semantic-segmentation", "real-time", "stdc-seg", facts["variant"])]
     if named:

@@ -92,7 +92,10 @@ def _names(package, place: Place, given: dict, error: Exception) -> list[str]:
         api = package.HfApi(token=given.get("token"))
         return api.list_repo_files(place.repository, revision=place.revision)
     known = {k: given[k] for k in ("repo_id", "revision", "cache_dir") if k in given}
-    folder = Path(package.snapshot_download(**known, local_files_only=True))
+    try:
+        folder = Path(package.snapshot_download(**known, local_files_only=True))
+    except package.errors.LocalEntryNotFoundError:
+        raise error from error.__cause__
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     if not any(name.endswith(SUFFIXES) for name in names):
         raise error
@@ -149,55 +152,60 @@ def _package():
 def _errors(place: Place, fetch: bool, what: str = "read") -> Iterator[None]:
     """Turn what the package raises into a UserError that names the place."""
     package = _package()
-    errors, hub = package.errors, package.constants.ENDPOINT
-    log_in = 'log in ("hf auth login"), or give token='
     try:
         yield
     except UserError:
         raise
-    except errors.HFValidationError as error:
-        raise UserError(f"{place}: {_line(error)}") from None
-    except errors.LocalTokenNotFoundError:
-        raise UserError(f"{place}: there is no token on this machine; {log_in}") from None
-    except errors.GatedRepoError:
-        raise UserError(
-            f"{place}: is gated; accept its terms on {hub}/{place.repository}, then {log_in}"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"{place}: {hub} has no such repository, or it is private; check the name, or {log_in}"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{place}: the repository has no revision {place.revision or 'main'}") from None
-    except errors.LocalEntryNotFoundError as error:
-        cause = error.__cause__
-        if not fetch:
-            remedy = "load it with download=True"
-        elif download.offline():
-            remedy = "STDC_FAST_OFFLINE forbids the download"
-        elif cause is not None and _of_connection(cause):
-            raise UserError(f"{place}: {hub} can not be reached ({_line(cause)})") from None
-        else:
-            remedy = "downloads are forbidden, by local_files_only or HF_HUB_OFFLINE"
-        raise UserError(f"{place}: is not in the cache of this machine; {remedy}") from None
-    except errors.EntryNotFoundError:
-        raise UserError(f"{place}: the repository has no such file") from None
-    except errors.OfflineModeIsEnabled:
-        raise UserError(f"{place}: HF_HUB_OFFLINE forbids it") from None
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        remedy = f"; {log_in}" if status in (401, 403) else ""
-        raise UserError(f"{place}: can not be {what} ({_line(error)}){remedy}") from None
-    except OSError as error:
-        raise UserError(f"{place}: can not be {what} ({_line(error)})") from None
     except Exception as error:
-        if not _of_connection(error):
+        # A ValueError only says that what it came of ended something.
+        cause = error.__cause__ if type(error) is ValueError and error.__cause__ else error
+        said = _said(package, cause, place, fetch, what)
+        if said is None:
             raise
-        raise UserError(f"{place}: {hub} can not be reached ({_line(error)})") from None
+        raise UserError(f"{place}: {said}") from None
 
 
-def _of_connection(error: BaseException) -> bool:
-    return type(error).__module__.split(".")[0] in _CONNECTIONS or isinstance(error, ConnectionError)
+def _said(package, error: BaseException, place: Place, fetch: bool, what: str) -> str | None:
+    """What an exception of the package means, and what to do; None for what is no concern of users."""
+    errors, hub = package.errors, package.constants.ENDPOINT
+    log_in = 'log in ("hf auth login"), or give token='
+    match error:
+        case errors.LocalTokenNotFoundError():
+            return f"there is no token on this machine; {log_in}"
+        case errors.GatedRepoError():
+            return f"is gated; accept its terms on {hub}/{place.repository}, then {log_in}"
+        case errors.RepositoryNotFoundError():
+            return f"{hub} has no such repository, or it is private; check the name, or {log_in}"
+        case errors.RevisionNotFoundError():
+            return f"the repository has no revision {place.revision or 'main'}"
+        case errors.LocalEntryNotFoundError():
+            cause = error.__cause__
+            if cause is not None and _of_connection(cause, errors):
+                return (
+                    f"{hub} can not be reached ({_line(cause)}), and it is not in the cache of this machine"
+                )
+            remedy = "downloads are forbidden, by local_files_only or HF_HUB_OFFLINE"
+            if not fetch:
+                remedy = "load it with download=True"
+            elif download.offline():
+                remedy = "STDC_FAST_OFFLINE forbids the download"
+            return f"is not in the cache of this machine; {remedy}"
+        case errors.EntryNotFoundError():
+            return "the repository has no such file"
+        case errors.OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE forbids it"
+        case errors.HfHubHTTPError():
+            status = getattr(error.response, "status_code", None)
+            remedy = f"; {log_in}" if status in (401, 403) else ""
+            return f"can not be {what} ({_line(error)}){remedy}"
+    if _of_connection(error, errors):
+        return f"{hub} can not be reached ({_line(error)})"
+    return f"can not be {what} ({_line(error)})" if isinstance(error, (OSError, ValueError)) else None
+
+
+def _of_connection(error: BaseException, errors) -> bool:
+    known = type(error).__module__.split(".")[0] in _CONNECTIONS or isinstance(error, ConnectionError)
+    return known and not isinstance(error, errors.OfflineModeIsEnabled)
 
 
 def _line(error: BaseException) -> str:

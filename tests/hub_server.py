@@ -44,13 +44,17 @@ class Repository:
 
 @dataclasses.dataclass
 class Hub:
-    """``asked`` has (method, path, token) of every request; ``broken`` is a status for all of them."""
+    """``asked`` has (method, path, token) of every request; ``broken`` is a status for all of them.
+
+    ``wrong_card`` is what is wrong with every card.
+    """
 
     address: str = ""
     repositories: dict = dataclasses.field(default_factory=dict)
     stored: dict = dataclasses.field(default_factory=dict)
     asked: list = dataclasses.field(default_factory=list)
     broken: int | None = None
+    wrong_card: str | None = None
 
     def add(self, name, files=None, **options):
         self.repositories[name] = repository = Repository(**options)
@@ -95,6 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(hub.broken, message="out of order")
         elif found := re.fullmatch(r"/api/repos/create", path):
             self._create(json.loads(body), token)
+        elif path == "/api/validate-yaml":
+            wrong = [{"message": hub.wrong_card}] if hub.wrong_card else []
+            self._answer(400 if wrong else 200, {"errors": wrong, "warnings": []})
         elif found := re.fullmatch(r"/put/(\w+)", path):
             hub.stored[found[1]] = body
             self._answer()

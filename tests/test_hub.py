@@ -41,7 +41,7 @@ def remote(server, tmp_path, monkeypatch):
 
     monkeypatch.delenv("STDC_FAST_OFFLINE", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    server.repositories, server.asked, server.broken = {}, [], None
+    server.repositories, server.asked, server.broken, server.wrong_card = {}, [], None, None
     return server
 
 
@@ -218,9 +218,16 @@ def test_push_again(remote, model, tmp_path):
     assert sorted(remote.repositories["me/own"].files) == FILES == sorted(os.listdir(tmp_path / "own"))
 
 
+def test_a_card_that_the_hub_refuses(remote, model):
+    remote.wrong_card = "license is not one of the list"
+    said = refusal(model.push_to_hub, "me/new", token=TOKEN)
+    assert "can not be written to" in said and "README.md" in said
+    assert remote.repositories["me/new"].files == {}
+
+
 def test_who_may_not(remote, model):
     said = refusal(model.push_to_hub, "me/new", token="hf_wrong")
-    assert said.startswith("hf://me/new: can not be written to (401") and "log in" in said
+    assert said.startswith("hf://me/new: can not be written to (") and "401" in said and "log in" in said
     assert "me/new" not in remote.repositories
     said = refusal(model.push_to_hub, "me/new/x", token=TOKEN)
     assert "\n" not in said and "me/new/x" in said

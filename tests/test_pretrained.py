@@ -81,8 +81,9 @@ def test_what_is_told(model, tmp_path):
     told = {"miou": 0.25, "miou_split": 'my: "val" | <b>', "terms": "Ask: me # first", "source": "my cameras"}
     model.save_pretrained(tmp_path, metadata=told)
     data, text = front(tmp_path)
-    assert data["license"] == "other" and data["license_name"] == told["terms"]
+    assert data["license"] == "other" and data["license_name"] == "ask-me-first"
     assert data["model-index"][0]["results"][0]["dataset"]["name"] == told["miou_split"]
+    assert f"| terms of the weights | {told['terms']} |" in text
     assert r"\| \<b\>" in text and "25.00 %" in text
     for wrong in ({"variant": "stdc2"}, {"align_corners": False}, {"format": 1}):
         assert "would change how the weights are read" in refusal(
