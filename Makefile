@@ -59,5 +59,10 @@ $(VENV)/.check-installed: pyproject.toml constraints.txt
 	else export STDC_FAST_NATIVE=0; $(INSTALL) -e ".[test]" ruff; fi
 	touch $@
 
+# Against the packages whose interfaces are offered, which are no dependency of development.
+test-ecosystem: $(VENV)/test
+	$(BIN)/pip install -q "huggingface_hub>=0.34" timm torchvision
+	$(BIN)/python -m pytest tests/test_hub.py tests/test_features.py
+
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json

@@ -157,8 +157,8 @@ def _errors(place: Place, fetch: bool, what: str = "read") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        # A ValueError only says that what it came of ended something.
-        cause = error.__cause__ if type(error) is ValueError and error.__cause__ else error
+        above = type(error) is ValueError and "above error" in str(error)
+        cause = (above and error.__cause__) or error
         said = _said(package, cause, place, fetch, what)
         if said is None:
             raise
@@ -209,5 +209,8 @@ def _of_connection(error: BaseException, errors) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[0].split()) if lines else type(error).__name__
+    """A message in one line: of a request its first one, since a number and the address follow."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines)[:300] if type(error) is ValueError else lines[0]

@@ -174,7 +174,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         new = name not in self.server.hub.repositories
         if new:
-            self.server.hub.add(name, private=bool(asked.get("private")))
+            self.server.hub.add(
+                name, private=bool(asked.get("private")) or asked.get("visibility") == "private"
+            )
         url = f"{self.server.hub.address}/{name}"
         self._answer(200 if new else 409, {"url": url, "name": name, "id": name})
 
