@@ -60,7 +60,7 @@ $(VENV)/.check-installed: pyproject.toml constraints.txt
 	touch $@
 
 # Against the packages whose interfaces are offered, which are no dependency of development.
-test-ecosystem: $(VENV)/test
+test-ecosystem: $(VENV)/.test-installed
 	$(BIN)/pip install -q "huggingface_hub>=0.34" timm torchvision
 	$(BIN)/python -m pytest tests/test_hub.py tests/test_features.py
 

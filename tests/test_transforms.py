@@ -24,7 +24,7 @@ def test_labels_are_those_of_predict(model64, photo):
 
 
 def test_other_sizes(model64, photo):
-    """Logits are those from which ``predict`` has its labels, before they are brought to the picture's size."""
+    """Logits are those from which ``predict`` has its labels, before these have the picture's size."""
     picture = photo(300, 200)
     for options in ({}, {"scale": 0.5}, {"size": (70, 90)}):
         result = model64.predict(picture, **options)
@@ -41,8 +41,9 @@ def test_kinds_of_images(model, photo, tmp_path):
     expected = model.transforms(array)
     turned = Image.fromarray(np.rot90(array))
     turned.getexif()[274] = 6  # to be turned by 90 degrees, clockwise
+    path = tmp_path / "a.png"
     kinds = [
-        tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(array), (tmp_path / "a.png").read_bytes(),
+        path, str(path), Image.fromarray(array), path.read_bytes(),
         torch.from_numpy(array), torch.from_numpy(array).permute(2, 0, 1), turned,
     ]  # fmt: skip
     for image in kinds:
