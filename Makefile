@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= logical
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo check test test-all test-sanitize sanitize-cpu sanitize-cuda lint format clean
+.PHONY: demo check test test-all test-ecosystem test-sanitize sanitize-cpu sanitize-cuda lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stdc-fast predict stdc_fast/assets/street.jpg --out out

@@ -50,7 +50,8 @@ SLOW = (
     "backends/eager/test_eager.py::test_low_precision_against_its_emulation",
     "fuzz/", "media/", "scripts/", "test_download.py::test_processes_at_once",
     "test_download.py::test_killed_half_way",
-    "test_forks.py", "test_library.py", "test_pretrained.py::test_the_package_is_not", "test_train.py", "test_tune.py", "test_video.py",
+    "test_forks.py", "test_library.py", "test_pretrained.py::test_the_package_is_not",
+    "test_train.py", "test_tune.py", "test_video.py",
     "test_video_colours.py", "test_video_sources.py", "viewer/",
 )  # fmt: skip
 #: Files that take longest, as one process runs all of a file: they are the first ones.
