@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= logical
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo check test test-all test-exports test-sanitize sanitize-cpu sanitize-cuda lint format clean
+.PHONY: demo check test test-all test-exports test-ecosystem test-sanitize sanitize-cpu sanitize-cuda lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stdc-fast predict stdc_fast/assets/street.jpg --out out
@@ -66,6 +66,11 @@ $(VENV)/.check-installed: pyproject.toml constraints.txt
 	if test -e $(VENV)/.installed; then $(MAKE) $(VENV)/.test-installed; \
 	else export STDC_FAST_NATIVE=0; $(INSTALL) -e ".[test]" ruff; fi
 	touch $@
+
+# Against the packages whose interfaces are offered, which are no dependency of development.
+test-ecosystem: $(VENV)/.test-installed
+	$(BIN)/pip install -q "huggingface_hub>=0.34" timm torchvision
+	$(BIN)/python -m pytest tests/test_hub.py tests/test_features.py
 
 clean:
 	rm -rf $(VENV) .venv-litert .venv-executorch out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json

@@ -11,6 +11,7 @@ from stdc_fast.datasets import open_folder
 from stdc_fast.errors import UserError
 from stdc_fast.evaluation import evaluate
 from stdc_fast.exporters import export
+from stdc_fast.features import create_model
 from stdc_fast.protocol import Protocol
 from stdc_fast.segmenter import BatchError, InputSize, Segmentation, Segmenter
 from stdc_fast.version import __version__
@@ -25,6 +26,7 @@ __all__ = [
     "Segmenter",
     "UserError",
     "__version__",
+    "create_model",
     "evaluate",
     "export",
     "library",

@@ -19,31 +19,22 @@ import logging
 import os
 import re
 import shutil
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from tqdm import tqdm
 
+from stdc_fast import web
 from stdc_fast.errors import UserError
 from stdc_fast.files import cache_folder, write_atomic
 from stdc_fast.registry import Record
-from stdc_fast.version import __version__
+from stdc_fast.web import Failed
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a server may send nothing.
-TIMEOUT = 30.0
 _SWITCH = {"": False, "0": False, "false": False, "no": False, "off": False,
            "1": True, "true": True, "yes": True, "on": True}  # fmt: skip
-_LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|::1")
-
-
-class _Failed(Exception):
-    """Why one address gave no file, without the address."""
 
 
 def place(record: Record) -> Path:
@@ -169,8 +160,8 @@ def _first_of(addresses: list[str], record: Record, path: Path, quiet: bool | No
             _receive(url, part, record, quiet)
             if (problem := _problem(record, path, _sha256(part))) is not None:
                 part.unlink()
-                raise _Failed(f"gives a wrong file, which was removed: {problem}")
-        except _Failed as failure:
+                raise Failed(f"gives a wrong file, which was removed: {problem}")
+        except Failed as failure:
             failures.append(f"{url} {failure}")
             if url != addresses[-1]:
                 log.warning("%s: %s; the next address is tried", record.name, failures[-1])
@@ -187,19 +178,19 @@ def _receive(url: str, part: Path, record: Record, quiet: bool | None) -> None:
     """The whole remote file into ``part``, going on with what is there of the same one."""
     known = _identity(part)
     start = part.stat().st_size if known is not None and known["url"] == url else 0
-    with _request(url, start) as response:
+    with web.request(url, start) as response:
         remote = _remote(url, response)
         if response.status != 206:
             start = 0
         elif known is None or remote != known | {"start": start}:
             response.close()
             if not start:
-                raise _Failed("answers with a part of the file")
+                raise Failed("answers with a part of the file")
             part.unlink()
             return _receive(url, part, record, quiet)
         size = remote["size"]
         if size is None and record.sha256 is None:
-            raise _Failed("does not say how large the file is, and no hash of it is published")
+            raise Failed("does not say how large the file is, and no hash of it is published")
         free, needed = shutil.disk_usage(part.parent).free, (size or 0) - start
         if needed > free:
             raise UserError(
@@ -212,41 +203,15 @@ def _receive(url: str, part: Path, record: Record, quiet: bool | None) -> None:
             bar = tqdm(desc=record.file, total=size, initial=start, disable=quiet or None,
                        unit="B", unit_scale=True, delay=0.2)  # fmt: skip
             with bar:
-                while block := _block(response):
+                while block := web.block(response):
                     file.write(block)
                     bar.update(len(block))
             file.flush()
             os.fsync(file.fileno())
             received = file.tell()
     if size is not None and received != size:
-        raise _Failed(f"ended after {received} of {size} bytes")
+        raise Failed(f"ended after {received} of {size} bytes")
     return None
-
-
-def _request(url: str, start: int) -> http.client.HTTPResponse:
-    headers = {"User-Agent": f"stdc_fast/{__version__}", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    # No proxy reaches what is on this machine.
-    here = _LOOPBACK.fullmatch(urlsplit(url).hostname or "")
-    opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * bool(here))
-    try:
-        response = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # nothing after these bytes: not the file that they are of
-            error.close()
-            return _request(url, 0)
-        raise _Failed(f"answers {error.code} ({error.reason})") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _Failed(_why("can not be reached", error)) from None
-    final = urlsplit(response.geturl()).scheme
-    if url.startswith("https:") and final != "https":
-        response.close()
-        raise _Failed(f"leads to an unprotected address ({response.geturl()})")
-    if response.headers.get_content_type() == "text/html":
-        response.close()
-        raise _Failed("answers with a web page instead of the file")
-    return response
 
 
 def _remote(url: str, response: http.client.HTTPResponse) -> dict[str, object]:
@@ -273,23 +238,6 @@ def _identity(part: Path) -> dict[str, object] | None:
         return known if certain and part.is_file() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _block(response: http.client.HTTPResponse) -> bytes:
-    try:
-        return response.read1(1 << 18)
-    except (OSError, http.client.HTTPException) as error:
-        raise _Failed(_why("broke off", error)) from None
-
-
-def _why(what: str, error: Exception) -> str:
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(reason, TimeoutError):
-        return f"sent nothing for {TIMEOUT:g} s"
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return f"has no valid certificate ({reason.verify_message})"
-    text = (getattr(reason, "strerror", None) or str(reason)).strip() or type(reason).__name__
-    return f"{what} ({' '.join(text.split())})"
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def weights_of(module: nn.Module) -> Iterator[Tensor]:
                 yield tensor
 
 
-def _structure(module: nn.Module) -> list[tuple]:
+def structure(module: nn.Module) -> list[tuple]:
     """What of a module and its children decides what they compute in eval mode, besides weights and eps."""
     found = []
     for name, m in module.named_modules():
@@ -150,7 +150,7 @@ class Watched:
     """
 
     def __init__(self, module: nn.Module):
-        self._built = _structure(module)
+        self._built = structure(module)
         self._now: _Snapshot | None = None
 
     @property
@@ -209,7 +209,7 @@ class Watched:
 
     def is_as_made(self, module: nn.Module) -> bool:
         """Whether the module has the submodules and settings that its constructor gave it."""
-        return _structure(module) == self._built
+        return structure(module) == self._built
 
     def clear(self) -> None:
         """Forget everything; what is needed is packed again."""

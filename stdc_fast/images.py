@@ -1,4 +1,4 @@
-"""Reading what a user may pass to ``predict``: files, folders, globs, arrays, tensors, PIL images."""
+"""Reading what a user may pass to ``predict``: files, addresses, folders, arrays, tensors, PIL images."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
+from stdc_fast import addresses, web
 from stdc_fast.colour import to_srgb
 from stdc_fast.errors import UserError, announce
 from stdc_fast.listing import HEIF_SUFFIXES, RAW_SUFFIXES, STDIN, VIDEO_SUFFIXES, expand, has_heif
@@ -44,8 +45,8 @@ def read_image(
     """sRGB uint8 ``[H, W, 3]`` of an image file, turned as its EXIF orientation says.
 
     Args:
-        source: a path, ``/dev/stdin`` included, the file's bytes, or a file that is open for them. Such a
-            file is read from its start if it can be, and stays open.
+        source: a path, ``/dev/stdin`` included, an address (http or https), the file's bytes, or a file that
+            is open for them. Such a file is read from its start if it can be, and stays open.
         range: values of black and white, see :func:`stdc_fast.samples.to_bytes`.
         name: of the image in messages; None takes the source's.
 
@@ -54,7 +55,12 @@ def read_image(
     """
     name = name or name_of(source)
     with decode_errors(name):
-        if isinstance(source, (str, os.PathLike)):
+        if web.address(source) is not None:
+            fetched = opened(source)
+            if fetched is source:
+                raise UserError(f"{name}: the server does not answer with a picture; videos go by themselves")
+            source = fetched
+        elif isinstance(source, (str, os.PathLike)):
             source = Path(source)
             if source != STDIN:
                 check_file(source)
@@ -69,11 +75,31 @@ def read_image(
 
 
 def name_of(source: object) -> str:
-    """A path as text, "stdin", the name of an open file, or "bytes"."""
+    """A path as text, an address without password, "stdin", the name of an open file, or "bytes"."""
+    if (address := web.address(source)) is not None:
+        return web.shown(address)
     if isinstance(source, (str, os.PathLike)):
         return "stdin" if Path(source) == STDIN else os.fspath(source)
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else "file" if hasattr(source, "read") else "bytes"
+
+
+class _Fetched(io.BytesIO):
+    """A picture of an address, which is its ``name``."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+
+def opened(source: object) -> object:
+    """The picture of an address (http or https) as an open file; all else as it is, videos by address too.
+
+    The server is asked what it is. UserErrors are those of :func:`stdc_fast.addresses.fetch`.
+    """
+    address = web.address(source)
+    content = None if address is None else addresses.fetch(address, _MAX_BYTES)
+    return source if content is None else _Fetched(content, web.shown(address))
 
 
 def is_file(source: object) -> bool:
@@ -286,6 +312,8 @@ def iterate(
 
     Files are not opened here, so that one bad file does not stop the others.
     """
+    if web.address(source) is not None:
+        return iter([(name_of(source), source)]), False
     if isinstance(source, (str, os.PathLike)):
         files, several = expand(source)
         return ((name_of(f), f) for f in files), several
@@ -310,8 +338,8 @@ def iterate(
     if isinstance(source, (list, tuple, Iterator)):
         return _chain(source, bgr, range), True
     raise UserError(
-        "expected a path, PIL image, array, tensor, an image file's bytes, an open file, or a list of these, "
-        "got " + type(source).__name__
+        "expected a path, address, PIL image, array, tensor, an image file's bytes, an open file, or a list "
+        "of these, got " + type(source).__name__
     )
 
 
@@ -339,7 +367,7 @@ def open_item(
     """What :func:`iterate` gave, as RGB uint8 ``[H, W, 3]`` or normalised float ``[3, H, W]``."""
     if isinstance(item, UserError):
         raise item
-    if isinstance(item, Path) or is_file(item):
+    if isinstance(item, (str, Path)) or is_file(item):
         return read_image(item, range, name)
     if isinstance(item, Image.Image):
         with decode_errors(name):

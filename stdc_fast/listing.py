@@ -14,7 +14,7 @@ from stdc_fast.errors import UserError, announce
 
 #: Formats of pictures, by Pillow's names; HEIF and JXL are those of its plugins. Folders give what has their
 #: suffixes. Pillow opens documents, icons and scientific data as well.
-_FORMATS = frozenset({"AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG",
+FORMATS = frozenset({"AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG",
                       "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"})  # fmt: skip
 RAW_SUFFIXES = frozenset({".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc",
                            ".mef", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2",
@@ -49,7 +49,7 @@ def is_image(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in HEIF_SUFFIXES:
         has_heif()
-    return Image.registered_extensions().get(suffix) in _FORMATS
+    return Image.registered_extensions().get(suffix) in FORMATS
 
 
 def is_animated_gif(path: str | Path) -> bool:

@@ -83,7 +83,7 @@ def _as_made(module: Live) -> bool:
 
 
 def opaque(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, which compilers leave as it is: ``torch.compiler.disable``, imported when it is needed."""
+    """``function``, which compilers leave as it is: ``torch.compiler.disable``, imported when needed."""
     kept = []
 
     @functools.wraps(function)

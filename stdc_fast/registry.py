@@ -94,6 +94,15 @@ class Record:
         """What :func:`stdc_fast.load` takes from here where the file has no such metadata."""
         return _classes(self.classes) | {"scale": self.scale}
 
+    def provenance(self) -> dict[str, object]:
+        """What the publisher says of the weights, under the keys of our own files' metadata."""
+        known = {"miou": self.miou, "miou_split": self.miou_split, "backbone": self.pretrained}
+        return {
+            **{k: v for k, v in known.items() if v is not None},
+            "source": f"{self.publisher}, {self.file}, trained on {self.dataset}; scores are the publisher's",
+            "terms": f"{self.terms}; code {self.code_licence}",
+        }
+
 
 def _classes(classes: ClassSet | None) -> dict[str, object]:
     if classes is None:

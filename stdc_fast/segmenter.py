@@ -26,6 +26,7 @@ from stdc_fast.placement import on_cpu
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Like, Precision, precision_of
+from stdc_fast.pretrained import Pretrained
 from stdc_fast.published import Published
 from stdc_fast.reduction import factors, reduced
 from stdc_fast.reference.networks import STDCSeg, check_input, upsample
@@ -51,7 +52,7 @@ class _Way:
     precision: Precision
 
 
-class Segmenter(CompiledCalls):
+class Segmenter(Pretrained, CompiledCalls):
     """STDC-Seg for inference, as :func:`stdc_fast.load` returns it.
 
     As a module it maps a normalised float ``[N, 3, H, W]`` to float32 logits ``[N, C, H, W]`` at the same
@@ -318,8 +319,8 @@ class Segmenter(CompiledCalls):
         """Label images, at their own size.
 
         Args:
-            source: a path, folder or glob; an image file's bytes, or one that is open for them; a PIL image;
-                an array ``[H, W, 3]``, ``[N, H, W, 3]`` (RGB) or ``[H, W]`` (grey); a tensor (see
+            source: a path, folder, glob or http(s) address; an image file's bytes, or one open for them; a
+                PIL image; an array ``[H, W, 3]``, ``[N, H, W, 3]`` (RGB) or ``[H, W]`` (grey); a tensor (see
                 :func:`stdc_fast.images.tensor_images`); or a list of these. Or a video file or camera (0), as
                 for :meth:`stream`; without ``stream`` all its frames are kept, 4 bytes a pixel with labels.
             scale: the network sees the image times this factor, rounded down.
@@ -339,7 +340,7 @@ class Segmenter(CompiledCalls):
         """
         check_request(scale, size)
         range = None if range is None else check_range(range)
-        several = True
+        several, source = True, images.opened(source)
         if video.is_video(source):
             if not stream and video.is_camera(source):
                 raise UserError(f"camera {source} has no end; use stream=True")

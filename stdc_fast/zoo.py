@@ -14,7 +14,7 @@ from reprlib import repr as short
 
 import torch
 
-from stdc_fast import _native, backends, checkpoints, download, registry
+from stdc_fast import _native, backends, checkpoints, download, hub, registry
 from stdc_fast.backends.eager.ranges import fp16_overflow
 from stdc_fast.classes import DATA_SETS, ClassSet
 from stdc_fast.errors import UserError
@@ -103,8 +103,9 @@ def load(
     """Load STDC-Seg weights for inference.
 
     Args:
-        pretrained: a name (:func:`list_models`), the folder of a training run, or a checkpoint file of any
-            family that :func:`stdc_fast.checkpoints.read` knows, told apart by content.
+        pretrained: a name (:func:`list_models`), the folder of a training run or of ``save_pretrained``, or a
+            checkpoint file of any family that :func:`stdc_fast.checkpoints.read` knows, told apart by
+            content. Of the Hugging Face Hub it is ``hf://OWNER/NAME``, then ``@REVISION`` and ``/FILE``.
         device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", ...
         dtype: "auto" (float16 on a GPU with tensor cores, bfloat16 on a CPU with instructions for it, else
             float32), or "float32", "float64", "float16", "bfloat16", or a torch dtype. A network whose values
@@ -148,6 +149,7 @@ def load(
         model.precision, model.why_precision = BFLOAT16, f"float16 would overflow: {problem}"
         log.warning("%s: runs in bfloat16: %s", pretrained, model.why_precision)
     model.report = checkpoint.report
+    model.remember((record.provenance() if record else {}) | checkpoint.metadata)
     model.decide()
     if backend == "auto" and model.backend == "eager" and place.type == "cpu":
         _say_what_is_missing()
@@ -226,8 +228,10 @@ def find(pretrained: str | Path, fetch: bool = False, backbone: bool = False) ->
                 f'{text}, and "stdc-fast download {text}" fetches the file'
             )
         return download.fetch(record) if fetch else download.find(record)
+    if hub.is_address(text):
+        return hub.find(hub.parse(text), fetch)
     if os.path.isdir(path):
-        return _of_run(path)
+        return _of_folder(path)
     if os.path.exists(path):
         return path
     if "/" in text or "\\" in text or path.suffix in (".pth", ".pt", ".tar", ".safetensors", ".pdparams"):
@@ -235,12 +239,15 @@ def find(pretrained: str | Path, fetch: bool = False, backbone: bool = False) ->
     raise UserError(f"unknown model {text!r}, and no such file; {nearest(text)}")
 
 
-def _of_run(folder: Path) -> Path:
-    """The weights in the folder of a training run: the best, else the averaged ones of its last save."""
+def _of_folder(folder: Path) -> Path:
+    """The weights in a folder: of a training run the best, else the averaged ones of its last save.
+
+    Otherwise ``model.safetensors``, as the Hub has it, or the only file that may be weights.
+    """
     for name in RUN:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{folder}: is a folder without {' or '.join(RUN)}; give a checkpoint file")
+    return folder / hub.choose([p.name for p in folder.iterdir() if p.is_file()], str(folder))
 
 
 def nearest(name: str) -> str:

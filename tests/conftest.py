@@ -51,7 +51,8 @@ SLOW = (
     "exporters/test_converters.py", "exporters/test_export.py",
     "fuzz/", "media/", "scripts/", "test_download.py::test_processes_at_once",
     "test_download.py::test_killed_half_way",
-    "test_forks.py", "test_library.py", "test_train.py", "test_tune.py", "test_video.py",
+    "test_forks.py", "test_library.py", "test_pretrained.py::test_the_package_is_not",
+    "test_train.py", "test_tune.py", "test_video.py",
     "test_video_colours.py", "test_video_sources.py", "viewer/",
 )  # fmt: skip
 #: Files that take longest, as one process runs all of a file: they are the first ones.

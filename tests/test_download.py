@@ -18,6 +18,7 @@ from paths import ROOT
 from web import Remote, serve
 
 from stdc_fast import UserError, download, registry
+from stdc_fast import web as requests
 
 CONTENT = bytes(range(256)) * 1200 + b"the end"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -204,7 +205,7 @@ def test_a_file_of_unknown_size_and_hash_is_refused(remote, record, unhashed):
 
 
 def test_a_server_that_hangs(remote, record, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    monkeypatch.setattr(requests, "TIMEOUT", 0.2)
     remote.pause = 1
     assert "sent nothing for 0.2 s" in refusal(record)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes the connection, and that is all
@@ -475,7 +476,7 @@ def test_an_interrupted_download_leaves_its_part(remote, record, monkeypatch):
             return one
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(download, "_block", block)
+    monkeypatch.setattr(requests, "block", block)
     with pytest.raises(KeyboardInterrupt):
         download.fetch(record)
     assert part(record).read_bytes() == CONTENT[:1000]

@@ -257,7 +257,7 @@ def test_a_run_is_a_model_and_a_start(whole_run, data, tmp_path):
     assert stdc_fast.load(tmp_path / "old.pt").classes == best.classes
     run = started(SMALL, data, tmp_path / "new", out)
     assert "all weights taken" in run.notes[0]
-    with pytest.raises(UserError, match=r"is a folder without best\.safetensors or averaged"):
+    with pytest.raises(UserError, match=r"has no model\.safetensors, and no other file of weights"):
         stdc_fast.load(tmp_path)
 
 

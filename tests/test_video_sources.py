@@ -38,7 +38,9 @@ def test_names():
     assert sources.title("rtsp://me:secret@host/a") == "rtsp://me:***@host/a"
     live = {"rtsp://h/a": True, "http://h/a.mp4": False, "a.mp4": False, 0: True}
     assert {name: sources.is_live(name) for name in live} == live
-    stems = {"http://h/x/a.mp4?b=1": "a", "rtsp://h:8554/cam": "cam", "udp://1.2.3.4:5": "1_2_3_4_5",
+    stems = {"http://h/x/a.mp4?b=1": "a", "http://h/%2e%2e%2f%2Fetc%2Fa.jpg": "_etc_a", "http://h/..": "h",
+             "http://h/a%00b.jpg": "a_b", f"http://h/{'x' * 300}.jpg": "x" * 96,
+             "rtsp://h:8554/cam": "cam", "udp://1.2.3.4:5": "1_2_3_4_5",
              "frame_%04d.png": "frame", "%d.jpg": "frames", "a.mp4": "a"}  # fmt: skip
     assert {name: video.stem(name).stem for name in stems} == stems
 
@@ -157,8 +159,11 @@ def test_http(server, workplace):
             assert alike(frame, picture)
     with pytest.raises(UserError, match=r"http://127.*/none\.mp4: can not be opened"):
         video.read(f"{server}/none.mp4")
-    with pytest.raises(UserError, match="is a picture on the network; download it first"):
-        video.read(f"{server}/a.png")
+    Image.fromarray(pictures[0]).save("a.png")
+    Image.fromarray(pictures[0]).save("a.jpg")
+    for name in ("a.png", "a.jpg"):
+        with pytest.raises(UserError, match=rf"{name}: is a picture; label it with predict"):
+            video.read(f"{server}/{name}")
 
 
 def test_udp(workplace):

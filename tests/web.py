@@ -14,7 +14,8 @@ class Remote:
 
     ``ranges`` off ignores Range, ``always`` starts at this byte whatever is asked, ``stop_after`` ends each
     answer after so many bytes, ``pause`` is slept before each block, ``length`` off sends no Content-Length.
-    ``asked`` has the path and Range of every request, ``sent`` the bytes of bodies.
+    ``more`` are further headers, and ``look`` is called with the handler of each request. ``asked`` has the
+    path and Range of every request, ``sent`` the bytes of bodies.
     """
 
     content: bytes = b""
@@ -30,6 +31,8 @@ class Remote:
     block: int = 1 << 14
     moved: str | None = None
     address: str = ""
+    more: dict = dataclasses.field(default_factory=dict)
+    look: object = None
     asked: list = dataclasses.field(default_factory=list)
     sent: int = 0
 
@@ -42,6 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
         remote = self.server.remote
         asked = self.headers.get("Range")
         remote.asked.append((self.path, asked))
+        if remote.look:
+            remote.look(self)
         if remote.moved:
             self.send_response(302)
             self.send_header("Location", remote.moved)
@@ -58,7 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         start = start if remote.always is None else remote.always
         self.send_response(206 if start else 200)
-        self.send_header("Content-Type", remote.kind)
+        for name, value in {"Content-Type": remote.kind, **remote.more}.items():
+            if value:
+                self.send_header(name, value)
         if remote.length:
             self.send_header("Content-Length", str(size - start))
         for name, value in (("ETag", remote.etag), ("Last-Modified", remote.modified)):

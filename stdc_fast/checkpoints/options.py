@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from reprlib import repr as short
 
+from torch import nn
+
 from stdc_fast.errors import UserError
 
 
@@ -88,3 +90,32 @@ def eps_of(eps: object, name: str) -> float:
 def differing(options: Mapping[str, object]) -> dict[str, object]:
     """The options that are not what the published networks have."""
     return {k: v for k, v in options.items() if k in OPTIONS and v != OPTIONS[k][2]}
+
+
+def of_network(network: nn.Module) -> dict[str, object]:
+    """The options that a reference network has, :class:`stdc_fast.reference.STDCSeg`, but those of its files.
+
+    UserError where its norms differ in more than their parts.
+    """
+    norms = {n: m.eps for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    eps: object = next(iter(norms.values()))
+    if len(set(norms.values())) > 1:
+        firsts: dict[str, float] = {}
+        for name, value in norms.items():
+            part = next((p for p, start in PARTS.items() if name.startswith(start)), None)
+            if part is not None:
+                firsts.setdefault(part, value)
+        eps = firsts
+    if any(eps_of(eps, name) != value for name, value in norms.items()):
+        raise UserError("norms of one part of the network differ in eps, which no file can say")
+    pools = {m.count_include_pad for m in network.modules() if isinstance(m, nn.AvgPool2d)} or {True}
+    if len(pools) > 1:
+        raise UserError("average pools of the network differ in count_include_pad, which no file can say")
+    return {
+        "align_corners": network.align_corners,
+        "conv_last": network.cp.backbone.uses_conv_last,
+        "count_include_pad": pools.pop(),
+        "eps": eps,
+        "mean": list(network.mean),
+        "std": list(network.std),
+    }

@@ -28,6 +28,10 @@ from stdc_fast.cli.options import (
 )
 from stdc_fast.errors import UserError
 
+_NO_LABELS = (
+    "{}: labels of videos are not written; leave out --labels, or use predict(..., stream=True) in Python"
+)
+
 
 def predict(
     sources: Annotated[
@@ -79,7 +83,7 @@ def predict(
     Examples: stdc-fast predict street.jpg photos/ --out out; stdc-fast predict drive.mp4 --legend
     """
     import stdc_fast
-    from stdc_fast import listing, video
+    from stdc_fast import images, listing, video, web
     from stdc_fast.classes import cityscapes_ids
     from stdc_fast.input_size import check_request
     from stdc_fast.record import output_names, print_result, record
@@ -96,18 +100,18 @@ def predict(
             # An address as it is: a path would lose one of its slashes.
             files.extend([source] if video.is_video(source) else listing.expand(source)[0])
         except UserError as error:
-            failures.append((source, str(error)))
+            failures.append((web.shown(source), str(error)))
     files = listing.without_results(files)
     videos = {file for file in files if video.is_video(file)}
+    certain = {file for file in videos if not web.address(file)}  # others may turn out to be pictures
     if max_frames is not None and files and not videos:
         raise UserError("--max-frames is about videos and cameras, and there is none; leave it out")
     if matrix is not None and files and not videos:
         raise UserError("--matrix is about videos, and there is none; leave it out")
-    if samples is not None and files and len(videos) == len(files):
+    if samples is not None and files and len(certain) == len(files):
         raise UserError("--range is about pictures, and there is none; leave it out")
-    if labels and videos:
-        raise UserError(f"{min(videos)}: labels of videos are not written; leave out --labels, or use "
-                        "predict(..., stream=True) in Python")  # fmt: skip
+    if labels and certain:
+        raise UserError(_NO_LABELS.format(min(certain)))
     segmenter = stdc_fast.load(model, device=device, dtype=dtype, backend=backend, memory=memory)
     if label_ids:
         if labels is False:
@@ -122,7 +126,11 @@ def predict(
     for path, name in progress(list(zip(files, names, strict=True)), "predict", quiet, len(files) > 1):
         begun += 1
         try:
-            if path in videos:
+            source = images.opened(path)
+            is_video = path in videos and source is path
+            if is_video and labels:
+                raise UserError(_NO_LABELS.format(path))
+            if is_video:
                 targets = {"overlay": out / f"{name}_overlay.mp4"} if overlay else {}
             else:
                 targets = {kind: out / f"{name}_{kind}.png" for kind in kinds}
@@ -131,23 +139,23 @@ def predict(
                     raise UserError(
                         f"{path}: its {kind} would overwrite {target}, an input; choose another --out"
                     )
-            if path in videos:
+            if is_video:
                 row = record(segmenter, path, targets.get("overlay"), scale=scale, size=network_size,
                              alpha=alpha, legend=bool(legend), side_by_side=side_by_side,
                              max_frames=max_frames, matrix=matrix, progress=not quiet)  # fmt: skip
             else:
-                result = segmenter.predict(path, scale=scale, size=network_size, range=samples)
+                result = segmenter.predict(source, scale=scale, size=network_size, range=samples)
                 row = result.to_dict() | {kind: str(target) for kind, target in targets.items()}
                 if "overlay" in targets:
                     save_image(result.overlay(alpha, legend is not False, side_by_side), targets["overlay"])
                 if "labels" in targets:
                     result.save(targets["labels"], label_ids=label_ids)
         except UserError as error:
-            failures.append((str(path), str(error)))
+            failures.append((web.shown(str(path)), str(error)))
             continue
         results.append(row)
         interrupted = row.pop("signal", None)
-        if not as_json and (len(files) == 1 or path in videos):
+        if not as_json and (len(files) == 1 or is_video):
             print_result(row, segmenter.name)
         if interrupted:
             break

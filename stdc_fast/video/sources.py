@@ -8,8 +8,9 @@ import os
 import re
 from fractions import Fraction
 from pathlib import Path
+from urllib.parse import unquote
 
-from stdc_fast import images, listing
+from stdc_fast import images, listing, web
 from stdc_fast.errors import UserError
 from stdc_fast.video.pyav import av, reason
 
@@ -109,7 +110,7 @@ def title(source: object) -> str:
     if is_camera(source):
         return f"camera {os.fspath(source) if isinstance(source, os.PathLike) else source}"
     address = url(source)
-    return re.sub(r"(//[^/@:]*):[^/@]*@", r"\1:***@", address) if address else os.fspath(source)
+    return web.shown(address) if address else os.fspath(source)
 
 
 def stem(source: str | os.PathLike) -> Path:
@@ -117,12 +118,18 @@ def stem(source: str | os.PathLike) -> Path:
     address = url(source)
     if address:
         host, *rest = re.split(r"[/?#]", address.split("://")[1])
-        parts = [part for part in rest if "." in part or part.isidentifier()]
-        return Path(parts[-1] if parts else re.sub(r"\W+", "_", host.split("@")[-1]))
+        parts = [_safe(part) for part in rest if "." in part or part.isidentifier()]
+        named = [part for part in parts if part]
+        return Path(named[-1] if named else re.sub(r"\W+", "_", host.split("@")[-1]))
     if sequence(source):
         before, _, after = _split(os.path.basename(source))
         return Path(f"{before.rstrip('_-. ') or 'frames'}{after}")
     return Path(str(source).removeprefix("/dev/") if is_camera(source) else source)
+
+
+def _safe(part: str) -> str:
+    """A part of an address as a file's name: it may encode any characters, and be of any length."""
+    return re.sub(r"[^\w.-]+", "_", unquote(part))[-100:].lstrip(".")
 
 
 def _av_open(name: str, **options: object):
@@ -172,20 +179,21 @@ def _first_number(source: str | os.PathLike, numbered: re.Pattern) -> int:
 
 def _open_url(address: str, name: str):
     kind = address.split(":")[0]
-    suffix = os.path.splitext(re.split(r"[?#]", address)[0])[1].lower()
-    if suffix != ".gif" and listing.is_image(Path(f"x{suffix}")):
-        raise UserError(f"{name}: is a picture on the network; download it first")
     options = {"rw_timeout": str(int(PATIENCE * 1e6))}
     if kind in _FETCHED:
         options |= {"reconnect": "1", "reconnect_streamed": "1", "reconnect_delay_max": "4"}
     if kind.startswith("rtsp"):
         options = {"rtsp_transport": "tcp", "timeout": options["rw_timeout"]}
     try:
-        return _av_open(address, options=options, timeout=PATIENCE)
+        container = _av_open(address, options=options, timeout=PATIENCE)
     except (av().FFmpegError, OSError) as error:
         raise UserError(
             f"{name}: can not be opened ({reason(error)}); check the address, or download the video first"
         ) from None
+    if re.search(r"_pipe$|^image2", container.format.name):
+        container.close()
+        raise UserError(f"{name}: is a picture; label it with predict()")
+    return container
 
 
 def _open_camera(device: str, name: str):
