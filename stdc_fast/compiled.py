@@ -8,7 +8,7 @@ from torch import Tensor
 from stdc_fast import library
 from stdc_fast.errors import UserError
 from stdc_fast.freshness import weights_of
-from stdc_fast.live import Live, constant, takes_part
+from stdc_fast.module_ops import Live, constant, takes_part
 
 
 class CompiledCalls(Live):

@@ -18,7 +18,7 @@ from torch import Tensor
 from stdc_fast import library
 from stdc_fast.errors import UserError
 from stdc_fast.freshness import Watched, weights_of
-from stdc_fast.live import Live, takes_part
+from stdc_fast.module_ops import Live, takes_part
 from stdc_fast.reference import layers
 
 __all__ = ["AttentionRefinement", "ConvBNReLU", "FeatureFusion", "STDCModule", "SegHead"]

@@ -21,7 +21,7 @@ from stdc_fast.errors import BatchError, UserError
 from stdc_fast.flight import Ring, in_turn
 from stdc_fast.freshness import Watched, traced
 from stdc_fast.input_size import InputSize, check_request
-from stdc_fast.live import opaque
+from stdc_fast.module_ops import opaque
 from stdc_fast.placement import on_cpu
 from stdc_fast.plan import Plan, build, optimise
 from stdc_fast.postprocess import label_logits
