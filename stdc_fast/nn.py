@@ -42,27 +42,7 @@ class _Fused(nn.Module):
 
     def _fused(self, *inputs: Tensor) -> Tensor | None:
         """What the block's plan gives, or None where the eager module must do it (or say what is wrong)."""
-        # Compiled and exported programs stay plain: Inductor fuses what it can see.
-        if torch.compiler.is_compiling():
-            return None
-        state = self._watched.state(self, inputs)
-        if state is None or any(x.ndim != 4 or not x.numel() for x in inputs):
-            return None
-        dtypes = {x.dtype for x in inputs}
-        if len({(len(x), *x.shape[2:]) for x in inputs}) > 1 or not all(d.is_floating_point for d in dtypes):
-            return None
-        kind = state.device.type
-        if torch.is_autocast_enabled(kind) and torch.float64 not in (*dtypes, state.dtype):
-            dtype = torch.get_autocast_dtype(kind)
-        elif dtypes == {state.dtype}:
-            dtype = state.dtype
-        else:
-            return None
-        key = (dtype, *(x.shape[1] for x in inputs))
-        if key not in state.made:
-            state.made[key] = self._compiled(state, dtype, key[1:])
-        executable = state.made[key]
-        return executable and library.run_block(executable, tuple(x.to(dtype) for x in inputs))
+        return library.run_watched(self, self._watched, inputs, self._compiled)
 
     def _compiled(self, state, dtype: torch.dtype, channels: tuple[int, ...]):
         """The executable, or None if there is no plan for this block or for so many channels."""
