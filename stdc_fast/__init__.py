@@ -10,12 +10,14 @@ from stdc_fast.classes import ClassSet
 from stdc_fast.datasets import open_folder
 from stdc_fast.errors import UserError
 from stdc_fast.evaluation import evaluate
+from stdc_fast.live import AccelerateReport, accelerate, accelerated, acceleration, restore
 from stdc_fast.protocol import Protocol
 from stdc_fast.segmenter import BatchError, InputSize, Segmentation, Segmenter
 from stdc_fast.version import __version__
 from stdc_fast.zoo import list_models, load, model_info
 
 __all__ = [
+    "AccelerateReport",
     "BatchError",
     "ClassSet",
     "InputSize",
@@ -24,6 +26,9 @@ __all__ = [
     "Segmenter",
     "UserError",
     "__version__",
+    "accelerate",
+    "accelerated",
+    "acceleration",
     "evaluate",
     "library",
     "list_models",
@@ -31,6 +36,7 @@ __all__ = [
     "model_info",
     "nn",
     "open_folder",
+    "restore",
 ]
 
 source_tree.register()

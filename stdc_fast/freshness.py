@@ -27,6 +27,8 @@ _SETTINGS = (
 
 #: Attributes of these types, and tuples of them, may decide what a module that is not the reference's computes.
 _PLAIN = (bool, int, float, str, type(None))
+# Modules that do the same in training; code bases make some of them after they called eval().
+_MODELESS = (nn.Upsample, nn.Identity, nn.ReLU, nn.Sigmoid, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
 class Replacement:
@@ -39,6 +41,16 @@ def weights_of(module: nn.Module) -> Iterator[Tensor]:
         for name, tensor in (*m._parameters.items(), *m._buffers.items()):
             if tensor is not None and name != "num_batches_tracked":
                 yield tensor
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether a module, but not its children, is in a training mode that may change what it computes."""
+    return module.training and not modeless(module)
+
+
+def modeless(module: nn.Module) -> bool:
+    """Whether it does the same in training and in eval mode, whatever its children do."""
+    return type(module) in _MODELESS
 
 
 def _plain(value: object) -> bool:
@@ -222,7 +234,7 @@ class Watched:
         self._now = None
         modules = list(module.modules())
         plain = (
-            not any(m.training for m in modules)
+            not any(map(trains, modules))
             and structure(module, self._foreign) == self._built
             and (self._foreign or len({m.eps for m in modules if hasattr(m, "eps")}) <= 1)
             and not any(replaced_methods(m) for m in modules[1:])

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from stdc_fast import backends, forks
 from stdc_fast.errors import UserError
-from stdc_fast.freshness import Replacement, Watched, replaced_methods, structure
-from stdc_fast.live import blocks, match, probe
+from stdc_fast.freshness import Replacement, Watched, modeless, replaced_methods, structure, trains
+from stdc_fast.live import blocks, match
+from stdc_fast.live import probe as probes
 from stdc_fast.live.entries import Entry, entry_of, own
 from stdc_fast.live.report import AccelerateReport, Part
 from stdc_fast.placement import on_cpu
@@ -67,8 +68,8 @@ def accelerate(
     if backend != "auto":
         backends.named(backend)
     _check(inner)
-    with torch.inference_mode(False):
-        live = Live(inner, wanted, backend, outputs == "main")
+    live = Live(inner, wanted, backend, outputs == "main")
+    with torch.inference_mode(False), probes.one_thread():
         found = live.find(probe, partly)
     restore(inner)
     for name, block in found.items():
@@ -83,7 +84,7 @@ def accelerate(
 def restore(model: M) -> M:
     """Undo :func:`accelerate`: all methods of the model and its submodules are their classes' again."""
     for module in _unwrapped(model, strict=False).modules():
-        probe.unpatch(module)
+        probes.unpatch(module)
     return model
 
 
@@ -138,9 +139,9 @@ class Live:
         """Sets :attr:`match` or gives the blocks, and writes the report. UserError where there is neither."""
         model, name = self.model, type(self.model).__name__
         device = next(model.parameters()).device
-        images = probe.images(given, device)
+        images = probes.images(given, device)
+        twin = probes.copy_of(model)
         try:
-            twin = probe.copy_of(model)
             self._adopt(twin, images)
         except UserError as error:
             why = str(error)
@@ -149,7 +150,7 @@ class Live:
         try:
             names = match.canonical(twin.state_dict()) if partly else {}
             found, parts = blocks.find(model, twin, names, self.entry.run, images)
-        except (UserError, UnboundLocalError):
+        except UserError:
             found, parts = {}, []
         if not found:
             raise UserError(f"{name}: {why}")
@@ -181,7 +182,7 @@ class Live:
         self.match, self.watched = found, Watched(model, foreign=True)
         sizes = "" if found.multiple == 1 else f", height and width multiples of {found.multiple}"
         sizes = f", {found.sizes} only" if found.sizes else sizes
-        row = Part("", "network", True, f"one plan, {decision.reason}{sizes}", found.error)
+        row = Part("", "network", True, f"one plan{sizes}", found.error)
         names = type(model).__name__, found.family, "whole", decision.name, str(precision)
         self.report = AccelerateReport(*names, error, plain, (row,))
 
@@ -201,10 +202,10 @@ class Live:
                     module.__dict__["forward"] = blocks.Block(module, b.op, b.names, b.converts)
                 got, _ = entry.shows(entry.run(twin, x))
                 for name in found:
-                    probe.unpatch(twin.get_submodule(name))
+                    probes.unpatch(twin.get_submodule(name))
                 if expected is None:
                     continue
-                error, problem = probe.difference("output 0", got, expected, 1e-9)
+                error, problem = probes.difference("output 0", got, expected, 1e-9)
                 if problem:
                     raise UserError(f"{type(self.model).__name__}: with fast blocks its {problem}")
                 worst = max(worst, error)
@@ -243,7 +244,11 @@ class Live:
         output = self.entry.present(self.model, name, args, kwargs, logits, self.match.shown)
         if dtype is None or dtype == image.dtype:
             return output
-        return output.to(dtype) if isinstance(output, Tensor) else type(output)((output[0].to(dtype), *output[1:]))
+        return (
+            output.to(dtype)
+            if isinstance(output, Tensor)
+            else type(output)((output[0].to(dtype), *output[1:]))
+        )
 
     def _state(self, image: Tensor | None) -> Any:
         """The weights' state, with what is packed; None where the model's own method must run."""
@@ -276,7 +281,9 @@ class Live:
         with torch.inference_mode(False), torch.no_grad():
             plan = self.match.plan(self.model.state_dict())
             device = next(self.model.parameters()).device
-            return backends.select(plan, precision, device, self.asked).backend.compile(plan, precision, device)
+            return backends.select(plan, precision, device, self.asked).backend.compile(
+                plan, precision, device
+            )
 
     def _changed(self, image: Tensor | None) -> bool:
         """Whether the model has become another one, for which there may be a plan."""
@@ -291,9 +298,9 @@ class Live:
         """The model's own output; and a new match, compared on this very image, for the next calls."""
         output = own(self.model, name)(*args, **kwargs)
         try:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), probes.one_thread():
                 _check(self.model)
-                self._adopt(probe.copy_of(self.model), [image.detach().clone().double()], fixed_sizes=True)
+                self._adopt(probes.copy_of(self.model), [image.detach().clone().double()], fixed_sizes=True)
             _log.info("%s", self.report)
         except UserError as error:
             self._rejected = structure(self.model, True)
@@ -354,10 +361,12 @@ def _check(model: nn.Module) -> None:
             f"{name}: {inference} was made under inference_mode, so that its changes are not counted; "
             "load the weights outside of it"
         )
-    bad = next((k for k, v in tensors.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
+    bad = next(
+        (k for k, v in tensors.items() if v.is_floating_point() and not bool(v.isfinite().all())), None
+    )
     if bad:
         raise UserError(f"{name}: {bad} holds NaN or infinite values; load weights that are whole")
-    odd = next((k for k, m in model.named_modules() if m.training != model.training), None)
+    odd = next((k for k, m in model.named_modules() if trains(m) != model.training and not modeless(m)), None)
     if odd is not None:
         modes = [("in training mode" if t else "in eval mode") for t in (not model.training, model.training)]
         raise UserError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from stdc_fast import library
 from stdc_fast.checkpoints.families.official import plain_norm
 from stdc_fast.errors import UserError
-from stdc_fast.freshness import Replacement, Watched
+from stdc_fast.freshness import Replacement, Watched, replaced_methods
 from stdc_fast.live import probe
 from stdc_fast.live.entries import own
 from stdc_fast.live.report import Part
@@ -29,7 +30,7 @@ _BLOCKS = (
     (re.compile(r"cp\.(conv_head\d+|backbone\.conv_last)"), "conv_bn_relu"),
     (re.compile(r".*(?=\.conv\.weight$)"), "conv_bn_relu"),
 )
-_COUNTER = ".num_batches_tracked"
+_COUNTER = "num_batches_tracked"
 
 
 class Block(Replacement):
@@ -82,7 +83,13 @@ class Block(Replacement):
         if len(eps) > 1:
             raise ValueError("norms of different eps")
         return library.compiled(
-            self.op, list(weights.values()), self._settings(), *eps or (1e-5,), dtype, device, channels=channels
+            self.op,
+            list(weights.values()),
+            self._settings(),
+            *eps or (1e-5,),
+            dtype,
+            device,
+            channels=channels,
         )
 
     def _settings(self) -> tuple:
@@ -97,105 +104,123 @@ class Block(Replacement):
 
 def _order(op: str, names: dict[str, str]) -> dict[str, str] | None:
     """``names`` in the order of the op's weights; None if they are not its names."""
-    kept = {ours: theirs for ours, theirs in names.items() if not ours.endswith(_COUNTER[1:])}
+    kept = {ours: theirs for ours, theirs in names.items() if not ours.endswith(_COUNTER)}
     blocks = 1 + max((int(n.split(".")[1]) for n in kept if n.startswith("conv_list.")), default=-1)
     if op == "conv_bn_relu":
-        order = _NORMED("", "conv", "bn")
+        order = _normed("", "conv", "bn")
     elif op == "stdc_module":
-        order = [n for i in range(blocks) for n in _NORMED(f"conv_list.{i}.", "conv", "bn")]
-        order += _NORMED("avd_layer.", "0", "1") if "avd_layer.0.weight" in kept else []
+        order = [n for i in range(blocks) for n in _normed(f"conv_list.{i}.", "conv", "bn")]
+        order += _normed("avd_layer.", "0", "1") if "avd_layer.0.weight" in kept else []
     elif op == "attention_refinement":
-        order = [*_NORMED("conv.", "conv", "bn"), *_NORMED("", "conv_atten", "bn_atten")]
+        order = [*_normed("conv.", "conv", "bn"), *_normed("", "conv_atten", "bn_atten")]
     elif op == "feature_fusion":
-        order = [*_NORMED("convblk.", "conv", "bn"), "conv1.weight", "conv2.weight"]
+        order = [*_normed("convblk.", "conv", "bn"), "conv1.weight", "conv2.weight"]
     else:
-        order = [*_NORMED("conv.", "conv", "bn"), "conv_out.weight"]
+        order = [*_normed("conv.", "conv", "bn"), "conv_out.weight"]
         order += ["conv_out.bias"] if "conv_out.bias" in kept else []
     return {n: kept[n] for n in order} if sorted(order) == sorted(kept) else None
 
 
-def _NORMED(prefix: str, conv: str, norm: str) -> list[str]:
+def _normed(prefix: str, conv: str, norm: str) -> list[str]:
     tensors = ("weight", "bias", "running_mean", "running_var")
     return [f"{prefix}{conv}.weight", *(f"{prefix}{norm}.{t}" for t in tensors)]
 
 
-def candidates(model: nn.Module, names: dict[str, str]) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """(name of a submodule, op, its names by those of the op's weights), the larger ones first.
+def candidates(
+    model: nn.Module, names: dict[str, str]
+) -> Iterator[tuple[str, list[tuple[str, dict[str, str]]]]]:
+    """(op, the submodules that may be such a block), the larger blocks first.
 
-    ``names`` are the model's by the canonical ones. Modules of a class that was met once are candidates, too,
-    where their tensors have the same names.
+    A submodule comes as its name, and its tensors' names by those of the op's weights. Where several hold the
+    same tensors, the outermost comes first. ``names`` are the model's by the canonical ones. Modules of a class
+    that was met once are candidates, too, where their tensors have the same names.
     """
     modules = dict(model.named_modules())
     met: dict[type, tuple[str, dict[str, str]]] = {}
     given: set[str] = set()
     for pattern, op in _BLOCKS:
-        groups: dict[str, dict[str, str]] = {}
-        for ours, theirs in names.items():
-            if found := pattern.match(ours):
-                groups.setdefault(found[0], {})
-        for prefix in groups:
+        prefixes = dict.fromkeys(found[0] for ours in names if (found := pattern.match(ours)))
+        for prefix in prefixes:
             tensors = {k[len(prefix) + 1 :]: v for k, v in names.items() if k.startswith(f"{prefix}.")}
-            owner = _owner(list(tensors.values()))
-            ordered = _order(op, {k: v[len(owner) + 1 :] for k, v in tensors.items()})
-            if owner not in modules or ordered is None or (owner, op) in given:
+            ordered = _order(op, tensors)
+            if ordered is None:
                 continue
-            if len(modules[owner].state_dict()) != len(tensors):
-                continue
-            given.add((owner, op))
-            met.setdefault(type(modules[owner]), (op, ordered))
-            yield owner, op, ordered
+            owners = []
+            for owner in _owners(list(tensors.values())):
+                if owner in modules and len(modules[owner].state_dict()) == len(tensors):
+                    inner = {k: v[len(owner) + 1 :] for k, v in ordered.items()}
+                    owners.append((owner, inner))
+                    if type(modules[owner]) not in (nn.Sequential, nn.ModuleList):
+                        met.setdefault(type(modules[owner]), (op, inner))
+            given.update(owner for owner, _ in owners)
+            if owners:
+                yield op, owners
     for name, module in modules.items():
         op, ordered = met.get(type(module), ("", {}))
-        if op and (name, op) not in given and type(module) is not nn.Sequential:
-            tensors = [n for n in module.state_dict() if not n.endswith(_COUNTER[1:])]
+        if op and name not in given:
+            tensors = [n for n in module.state_dict() if not n.endswith(_COUNTER)]
             if sorted(tensors) == sorted(ordered.values()):
-                yield name, op, ordered
+                yield op, [(name, ordered)]
 
 
-def _owner(tensors: list[str]) -> str:
-    """The innermost module that has all of them."""
+def _owners(tensors: list[str]) -> list[str]:
+    """Modules that have all of them, the outermost first."""
     split = [t.split(".")[:-1] for t in tensors]
     common = []
     for parts in zip(*split, strict=False):
         if len(set(parts)) > 1:
             break
         common.append(parts[0])
-    return ".".join(common)
+    return [".".join(common[: i + 1]) for i in range(len(common))]
 
 
 def find(
-    model: nn.Module, twin: nn.Module, names: dict[str, str], run: Any, images: list[Tensor]
+    model: nn.Module,
+    twin: nn.Module,
+    names: dict[str, str],
+    run: Callable[[nn.Module, Tensor], Any],
+    images: list[Tensor],
 ) -> tuple[dict[str, Block], list[Part]]:
     """Blocks by the name of their module, and what is to be said of each candidate.
 
     Each is compared, in float64, with what its module does in ``twin`` while ``run(twin, image)`` runs.
     """
-    tried = list(candidates(twin, names))
-    with probe.recorded(twin, [name for name, _, _ in tried]) as calls, torch.no_grad():
+    tried = sorted(candidates(twin, names), key=lambda one: -len(one[1][0][1]))
+    watched = [name for _, owners in tried for name, _ in owners]
+    with probe.recorded(twin, watched) as calls, torch.no_grad():
         for image in images:
-            try:
+            # Its own code fails at sizes that it does not take.
+            with contextlib.suppress(Exception):
                 run(twin, image)
-            except Exception:  # of the model's own code, at a size that it does not take
-                continue
     blocks: dict[str, Block] = {}
     parts: dict[str, Part] = {}
-    for name, op, ordered in tried:
-        if any(name.startswith(f"{outer}.") for outer in blocks) or name in blocks:
+    for op, owners in tried:
+        if any(f"{owners[-1][0]}.".startswith(f"{outer}.") for outer in blocks):
             continue
-        error, why, converts = _compare(twin.get_submodule(name), op, ordered, calls[name])
-        module = model.get_submodule(name)
-        hooked = [n for n, m in module.named_modules() if n and (m._forward_hooks or m._forward_pre_hooks)]
-        if not why and hooked:
-            why = f"a forward hook on {name}.{hooked[0]} would not be called"
-        if not why and "forward" in vars(module) and not isinstance(vars(module)["forward"], Replacement):
-            why = "its forward was replaced"
-        parts[name] = Part(name, op, not why, why or "as its own module", error)
-        if not why:
-            blocks[name] = Block(module, op, ordered, converts)
-    # What lies in a block that is fast needs no line.
+        part = None
+        for name, ordered in owners:
+            error, why, converts = _compare(twin.get_submodule(name), op, ordered, calls[name])
+            module = model.get_submodule(name)
+            why = why or _kept(module, name)
+            if not why:
+                blocks[name] = Block(module, op, ordered, converts)
+                part = Part(name, op, True, "computes the same", error)
+                break
+            if part is None or calls[name]:
+                part = Part(name, op, False, why, error)
+        parts[part.name] = part
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
-    said = [p for p in parts.values() if not any(p.name.startswith(f"{outer}.") for outer in blocks)]
-    return blocks, sorted(said, key=lambda part: order[part.name])
+    return blocks, sorted(parts.values(), key=lambda part: order[part.name])
+
+
+def _kept(module: nn.Module, name: str) -> str:
+    """Why a module keeps its own forward although there is a plan, or ""."""
+    for inner, m in module.named_modules():
+        if inner and (m._forward_hooks or m._forward_pre_hooks):
+            return f"has a forward hook on {name}.{inner}, which a plan would not call"
+        if replaced_methods(m):
+            return f"has a {replaced_methods(m)[0]} of its own in the place of its class's"
+    return ""
 
 
 def _compare(
@@ -204,7 +229,7 @@ def _compare(
     """(error, "" or why it is not that op, whether its norms are in-place)."""
     maps = 2 if op == "feature_fusion" else 1
     if not calls:
-        return None, "is not called as a module", False
+        return None, "is not called on the probe", False
     problem, error = "", None
     for converts in (False, True):
         block, worst, problem_now = Block(module, op, ordered, converts), 0.0, ""

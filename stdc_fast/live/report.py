@@ -68,5 +68,7 @@ class AccelerateReport:
         ]
         rows.insert(0, ("part", "kind", "runs", "error", "why"))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ["  ".join((*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4])) for row in rows]
+        lines = [
+            "  ".join((*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4])) for row in rows
+        ]
         return "\n".join((head, *(line.rstrip() for line in lines)))
