@@ -157,7 +157,7 @@ def _own_outputs(
                 outputs[i] = entry.run(twin, image)
                 again = entry.run(twin, image) if i == 0 else outputs[i]
         except Exception as error:  # of the model's own code
-            failure = failure or f"{type(error).__name__}: {str(error)}".partition("\n")[0][:200]
+            failure = failure or f"{type(error).__name__}: {error!s}".partition("\n")[0][:200]
             if any(n % 32 for n in image.shape[2:]):
                 multiple = 32
             continue
