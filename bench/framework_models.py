@@ -50,7 +50,8 @@ def _stub(*names: str) -> None:
 def mmseg_config(variant: str = "stdc1", classes: int = 19) -> Any:
     """The configuration that the package ships, without its download and with plain batch norm."""
     _stub("mmcv.ops", "mmcv.ops.point_sample", "mmcv.ops.multi_scale_deform_attn",
-          "mmdet", "mmdet.models", "mmdet.models.dense_heads", "mmdet.models.utils", "mmdet.utils")  # fmt: skip
+          "mmdet", "mmdet.models", "mmdet.models.dense_heads", "mmdet.models.utils",
+          "mmdet.utils")  # fmt: skip
     import mmseg
     from mmengine.config import Config
 

@@ -25,7 +25,7 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-#: Attributes of these types, and tuples of them, may decide what a module that is not the reference's computes.
+#: Attributes of these types, and tuples of them, may decide what a module of another code base computes.
 _PLAIN = (bool, int, float, str, type(None))
 # Modules that do the same in training; code bases make some of them after they called eval().
 _MODELESS = (nn.Upsample, nn.Identity, nn.ReLU, nn.Sigmoid, nn.AvgPool2d, nn.AdaptiveAvgPool2d)

@@ -1,4 +1,4 @@
-"""``stdc_fast.accelerate``: a live model of another code base computes on packed plans, and stays what it is."""
+"""``stdc_fast.accelerate``: a live model of another code base computes on packed plans, in place."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def accelerate(
     weights are noticed, but for those written through ``tensor.data``: call ``accelerate`` again after that.
 
     Args:
-        model: in eval or in training mode, on a CPU or an NVIDIA GPU. DistributedDataParallel and DataParallel
-            on one device are looked into.
+        model: in eval or in training mode, on a CPU or an NVIDIA GPU. DistributedDataParallel, and
+            DataParallel on one device, are looked into.
         dtype: what it computes in, as for :func:`stdc_fast.load`; by default the dtype of its weights.
             Outputs have the dtype of the input in any case.
         backend: as for :func:`stdc_fast.load`.
         probe: normalised ``[N, 3, H, W]`` on which the model and the plan are compared; noise by default.
-        outputs: "all", or "main" for a model that returns a tuple: its first output, with None for the others.
-            So the official network computes no auxiliary heads.
+        outputs: "all", or "main" for a model that returns a tuple: its first output, and None for the
+            others. So the official network computes no auxiliary heads.
         partly: whether blocks of a model that has no plan as a whole are made fast, one by one.
 
     Raises UserError, in one line, where nothing of the model is known or computes what its plan does. The
@@ -288,7 +288,11 @@ class Live:
     def _changed(self, image: Tensor | None) -> bool:
         """Whether the model has become another one, for which there may be a plan."""
         model = self.model
-        if type(image) is not Tensor or model.training or image.dim() != 4 or torch.is_grad_enabled():
+        if type(image) is not Tensor or model.training or image.dim() != 4:
+            return False
+        if torch.is_grad_enabled() and (
+            image.requires_grad or any(p.requires_grad for p in model.parameters())
+        ):
             return False
         if not image.is_floating_point() or not self.watched.changed(model):
             return False

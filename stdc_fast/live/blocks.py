@@ -132,8 +132,8 @@ def candidates(
     """(op, the submodules that may be such a block), the larger blocks first.
 
     A submodule comes as its name, and its tensors' names by those of the op's weights. Where several hold the
-    same tensors, the outermost comes first. ``names`` are the model's by the canonical ones. Modules of a class
-    that was met once are candidates, too, where their tensors have the same names.
+    same tensors, the outermost comes first. ``names`` are the model's by the canonical ones. Modules of a
+    class that was met once are candidates, too, where their tensors have the same names.
     """
     modules = dict(model.named_modules())
     met: dict[type, tuple[str, dict[str, str]]] = {}

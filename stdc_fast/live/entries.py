@@ -1,4 +1,4 @@
-"""How a code base calls its network, and where fast logits enter: by duck typing, so that none is imported."""
+"""How a code base calls its network, and where fast logits enter: by duck typing, without imports."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Entry:
 
 
 class EncodeDecode(Entry):
-    """mmsegmentation's ``EncoderDecoder``, 0.x and 1.x: its own methods run, on stand-ins that have the logits.
+    """mmsegmentation's ``EncoderDecoder``, 0.x and 1.x: its own methods, on stand-ins that have the logits.
 
     So whole and sliding inference, metas, resizing and whatever a subclass does with logits stay its own.
     """

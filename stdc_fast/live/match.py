@@ -198,7 +198,7 @@ def check_precision(
     precision: Precision,
     dtype: torch.dtype,
 ) -> tuple[float, float]:
-    """(error of what will run, error of the model in that dtype), both to float64; UserError if it is too far.
+    """(error of what will run, error of the model in that dtype), both to float64; else UserError.
 
     ``dtype`` is that of the images.
     """

@@ -39,7 +39,7 @@ def images(given: Tensor | None, device: torch.device) -> list[Tensor]:
     made = []
     for n, height, width, deviation in PROBES:
         noise = torch.randn((n, 3, height, width), generator=generator, dtype=torch.float64)
-        # A brightness and a contrast of its own for each image and channel, so that no channel is like another.
+        # Each image and channel has a brightness and a contrast of its own.
         offset, gain = (torch.randn((n, 3, 1, 1), generator=generator, dtype=torch.float64) for _ in range(2))
         made.append((deviation * (noise * (1 + 0.3 * gain) + 0.5 * offset)).to(device))
     return made

@@ -115,7 +115,7 @@ class Official(nn.Module):
 
 
 class Evaluated(Official):
-    """As the paper's code runs it, in eval mode too: with auxiliary logits, and a detail head with ``boundary``."""
+    """As the paper's code runs it, in eval mode too: with auxiliary logits, and details if ``boundary``."""
 
     boundary = True
 

@@ -1,4 +1,4 @@
-"""The real packages, in the environments of ``make test-frameworks``: each test skips where its package is absent."""
+"""The real packages, in the environments of ``make test-frameworks``; tests of absent ones skip."""
 
 import copy
 
