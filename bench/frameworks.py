@@ -54,8 +54,8 @@ else:
     if hasattr(model, "use_aux_heads"):
         model.use_aux_heads = False  # as its predict() does
     meta = [{"img_shape": (height, width)}]
-    whole = not hasattr(model, "encode_decode")
-    call = lambda m: m(image) if whole else m.encode_decode(image, meta)
+    plain = not hasattr(model, "encode_decode")
+    call = lambda m: m(image) if plain else m.encode_decode(image, meta)
 model.requires_grad_(False)
 ways = {"own": copy.deepcopy(model)}
 start = clock()

@@ -310,8 +310,8 @@ def replaced(model, old, new):
 
 
 LOOKALIKES = {
-    "activation": lambda m: replaced(m, nn.ReLU, nn.LeakyReLU(0.01)),
-    "clipping": lambda m: replaced(m, nn.ReLU, nn.ReLU6()),
+    "activation": lambda m: replaced(m, nn.ReLU, nn.LeakyReLU(0.01).eval()),
+    "clipping": lambda m: replaced(m, nn.ReLU, nn.ReLU6().eval()),
     "stride": lambda m: setattr(m.cp.backbone.features[1].conv, "stride", (1, 1)),
 }
 
@@ -339,7 +339,7 @@ def test_eps_of_each_norm_is_read():
 
 def test_a_changed_head_leaves_the_other_blocks_fast():
     model = build("official-plain").requires_grad_(False)
-    model.conv_out = nn.Sequential(nn.Conv2d(256, 7, 1), nn.Tanh()).requires_grad_(False)
+    model.conv_out = nn.Sequential(nn.Conv2d(256, 7, 1), nn.Tanh()).eval().requires_grad_(False)
     expected = model(IMAGE)
     stdc_fast.accelerate(model)
     assert error(model(IMAGE), expected) < 1e-5
