@@ -134,10 +134,12 @@ def run_watched(
     watched: Watched,
     inputs: tuple[Tensor, ...],
     make: Callable[[Any, torch.dtype, tuple[int, ...]], Any],
+    layout: torch.memory_format | None = None,
 ) -> Tensor | None:
     """What a watched block's plan gives, or None where its own ``forward`` must do it (or say what is wrong).
 
     ``make(state, dtype, channels)`` packs the executable, or gives None where there is no plan.
+    ``layout`` is of the output, by default the input's.
     """
     # Compiled and exported programs stay plain: Inductor fuses what it can see.
     if torch.compiler.is_compiling():
@@ -159,13 +161,13 @@ def run_watched(
     if key not in state.made:
         state.made[key] = make(state, dtype, key[1:])
     executable = state.made[key]
-    return executable and run_block(executable, tuple(x.to(dtype) for x in inputs))
+    return executable and run_block(executable, tuple(x.to(dtype) for x in inputs), layout)
 
 
-def run_block(executable, inputs: tuple[Tensor, ...]) -> Tensor:
-    """A block's output, in dtype and memory format of its (first) input."""
+def run_block(executable, inputs: tuple[Tensor, ...], layout: torch.memory_format | None = None) -> Tensor:
+    """A block's output, in dtype and, unless told otherwise, memory format of its (first) input."""
     x = inputs[0]
-    return _as(executable(*inputs).to(x.dtype), _format(x))
+    return _as(executable(*inputs).to(x.dtype), layout or _format(x))
 
 
 def _format(x: Tensor) -> torch.memory_format:

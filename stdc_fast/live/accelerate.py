@@ -223,7 +223,8 @@ class Live:
         if state is None:
             if self._changed(image):
                 return self._renewed(image, name, args, kwargs)
-            return method(*args, **kwargs)
+            output = method(*args, **kwargs)
+            return _formatted(output, image) if self.match is None else output
         forks.settle()
         precision, kind = self.precision or precision_of(image.dtype), image.device.type
         if torch.is_autocast_enabled(kind):
@@ -311,6 +312,14 @@ class Live:
             self.match, self.watched = None, Watched(self.model, foreign=True)
             _log.warning("%s has changed, and runs as it is: it %s", type(self.model).__name__, error)
         return output
+
+
+def _formatted(output: Any, image: Any) -> Any:
+    """Outputs of a model with fast blocks, whose maps are channels_last, in its image's memory format."""
+    if type(output) in (tuple, list):
+        return type(output)(_formatted(one, image) for one in output)
+    plain = isinstance(image, Tensor) and image.is_contiguous() and not torch.is_grad_enabled()
+    return output.contiguous() if plain and isinstance(output, Tensor) else output
 
 
 # What is refused before anything is compared.

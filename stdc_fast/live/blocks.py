@@ -50,8 +50,9 @@ class Block(Replacement):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self._inputs(args, kwargs)
         if all(type(x) is Tensor for x in inputs):
-            y = library.run_watched(self.module, self.watched, inputs, self.compiled)
+            y = library.run_watched(self.module, self.watched, inputs, self.compiled, torch.channels_last)
             if y is not None:
+                # As the engine has it: between two fast blocks nothing is copied.
                 return y
         return own(self.module, "forward")(*args, **kwargs)
 
