@@ -101,7 +101,8 @@ class _Snapshot:
         same = [(m.__dict__, k, m.__dict__[k]) for m in modules for k in _settings_of(m, foreign)]
         same += [(d, k, v) for d in members for k, v in d.items()]
         self.places, self.keys, self.values = map(list, zip(*same, strict=True))
-        self.dicts = [*dicts[1:], *members]
+        # A new attribute of a foreign module may hide one of its class.
+        self.dicts = [*dicts[0 if foreign else 1 :], *members]
         self.sizes = list(map(len, self.dicts))
         watched = [b for d in members for b in d.values() if isinstance(b, Tensor)]
         # num_batches_tracked too: batch norm does not count what it does to its statistics.
