@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= logical
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo check test test-all test-exports test-ecosystem test-sanitize sanitize-cpu sanitize-cuda lint format clean
+.PHONY: demo check test test-all test-exports test-ecosystem test-frameworks test-sanitize sanitize-cpu sanitize-cuda lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stdc-fast predict stdc_fast/assets/street.jpg --out out
@@ -33,6 +33,19 @@ test-exports:
 		STDC_FAST_NATIVE=0 .venv-$$extra/bin/python -m pip install --quiet -c constraints.txt -e ".[test,export,$$extra]" && \
 		.venv-$$extra/bin/python -m pytest tests/exporters || exit 1; \
 	done
+
+# Live models of the real packages, each in an environment of its own; python -m bench.frameworks times them.
+FRAMEWORKS = mmseg onedl super_gradients
+test-frameworks: $(VENV)/.test-installed $(FRAMEWORKS:%=.frameworks/%/.installed)
+	for name in $(FRAMEWORKS); do PYTHONPATH=. .frameworks/$$name/bin/python -m pytest --noconftest -p no:cacheprovider \
+	  tests/live/test_frameworks.py || exit 1; done
+
+.frameworks/%/.installed: bench/framework_pins/%.txt
+	$(PYTHON) -m venv .frameworks/$*
+	.frameworks/$*/bin/python -m pip install --quiet --disable-pip-version-check -r bench/framework_pins/common.txt
+	.frameworks/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	.frameworks/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r bench/framework_pins/$*_alone.txt
+	touch $@
 
 # The native engine, and the CUDA kernels on the CPU, under AddressSanitizer and UBSan, the engine under ThreadSanitizer too.
 test-sanitize: $(VENV)/.test-installed

@@ -12,12 +12,14 @@ from stdc_fast.errors import UserError
 from stdc_fast.evaluation import evaluate
 from stdc_fast.exporters import export
 from stdc_fast.features import create_model
+from stdc_fast.live import AccelerateReport, accelerate, accelerated, acceleration, restore
 from stdc_fast.protocol import Protocol
 from stdc_fast.segmenter import BatchError, InputSize, Segmentation, Segmenter
 from stdc_fast.version import __version__
 from stdc_fast.zoo import list_models, load, model_info
 
 __all__ = [
+    "AccelerateReport",
     "BatchError",
     "ClassSet",
     "InputSize",
@@ -26,6 +28,9 @@ __all__ = [
     "Segmenter",
     "UserError",
     "__version__",
+    "accelerate",
+    "accelerated",
+    "acceleration",
     "create_model",
     "evaluate",
     "export",
@@ -35,6 +40,7 @@ __all__ = [
     "model_info",
     "nn",
     "open_folder",
+    "restore",
 ]
 
 source_tree.register()

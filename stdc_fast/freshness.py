@@ -25,6 +25,16 @@ _SETTINGS = (
 )  # fmt: skip
 
 
+#: Attributes of these types, and tuples of them, may decide what a module of another code base computes.
+_PLAIN = (bool, int, float, str, type(None))
+# Modules that do the same in training; code bases make some of them after they called eval().
+_MODELESS = (nn.Upsample, nn.Identity, nn.ReLU, nn.Sigmoid, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+class Replacement:
+    """What stands in for a method of a module, and leaves what the module computes as it is."""
+
+
 def weights_of(module: nn.Module) -> Iterator[Tensor]:
     """Parameters and buffers in the order of the state dict, without ``num_batches_tracked``."""
     for m in module.modules():
@@ -33,13 +43,40 @@ def weights_of(module: nn.Module) -> Iterator[Tensor]:
                 yield tensor
 
 
-def structure(module: nn.Module) -> list[tuple]:
-    """What of a module and its children decides what they compute in eval mode, besides weights and eps."""
+def trains(module: nn.Module) -> bool:
+    """Whether a module, but not its children, is in a training mode that may change what it computes."""
+    return module.training and not modeless(module)
+
+
+def modeless(module: nn.Module) -> bool:
+    """Whether it does the same in training and in eval mode, whatever its children do."""
+    return type(module) in _MODELESS
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, _PLAIN) or (type(value) is tuple and all(map(_plain, value)))
+
+
+def _settings_of(module: nn.Module, foreign: bool) -> list[str]:
+    """Names of its attributes that say what it computes."""
+    if not foreign:
+        return [k for k in _SETTINGS if k in module.__dict__]
+    return [k for k, v in module.__dict__.items() if _plain(v)]
+
+
+def structure(module: nn.Module, foreign: bool = False) -> list[tuple]:
+    """What of a module and its children decides what they compute in eval mode, besides weights and eps.
+
+    Of a ``foreign`` module that is every plain attribute, eps too: nobody here knows which of them matter.
+    """
     found = []
     for name, m in module.named_modules():
         # In eval mode both are the same; DDP users convert one to the other.
         kind = nn.BatchNorm2d if type(m) is nn.SyncBatchNorm else type(m)
-        settings = [m.__dict__.get(key) for key in _SETTINGS if key not in ("training", "eps")]
+        if foreign:
+            settings = [(k, m.__dict__[k]) for k in _settings_of(m, True) if k != "training"]
+        else:
+            settings = [m.__dict__.get(key) for key in _SETTINGS if key not in ("training", "eps")]
         tensors = [k for d in (m._parameters, m._buffers) for k, v in d.items() if v is not None]
         found.append((name, kind, settings, tensors))
     return found
@@ -51,7 +88,7 @@ class _Snapshot:
     The native module compares all of it in one call, where it is there and torch gives what it needs.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, foreign: bool = False):
         _watch_fused()
         modules = list(module.modules())
         self.module = weakref.ref(module)
@@ -61,10 +98,11 @@ class _Snapshot:
             self.hooks += [m._forward_hooks, m._forward_pre_hooks]
         dicts = [m.__dict__ for m in modules]
         members = [d for m in modules for d in (m._modules, m._parameters, m._buffers)]
-        same = [(d, k, d[k]) for d in dicts for k in _SETTINGS if k in d]
+        same = [(m.__dict__, k, m.__dict__[k]) for m in modules for k in _settings_of(m, foreign)]
         same += [(d, k, v) for d in members for k, v in d.items()]
         self.places, self.keys, self.values = map(list, zip(*same, strict=True))
-        self.dicts = [*dicts[1:], *members]
+        # A new attribute of a foreign module may hide one of its class.
+        self.dicts = [*dicts[0 if foreign else 1 :], *members]
         self.sizes = list(map(len, self.dicts))
         watched = [b for d in members for b in d.values() if isinstance(b, Tensor)]
         # num_batches_tracked too: batch norm does not count what it does to its statistics.
@@ -147,10 +185,14 @@ class Watched:
     submodules, hooks on them, and changed settings. Only writing to ``tensor.data``, or to the same memory
     through NumPy or another process, escapes torch's version counter: call :meth:`clear` after it.
     Copies and pickles have nothing packed.
+
+    A ``foreign`` module is one of another code base: every plain attribute of it counts, and its norms may
+    differ in eps.
     """
 
-    def __init__(self, module: nn.Module):
-        self._built = structure(module)
+    def __init__(self, module: nn.Module, foreign: bool = False):
+        self._foreign = foreign
+        self._built = structure(module, foreign)
         self._now: _Snapshot | None = None
 
     @property
@@ -193,39 +235,47 @@ class Watched:
         self._now = None
         modules = list(module.modules())
         plain = (
-            not any(m.training for m in modules)
-            and self.is_as_made(module)
-            and len({m.eps for m in modules if hasattr(m, "eps")}) <= 1
-            # Somebody put a method of his own in the place of theirs.
-            and not any(callable(v) and hasattr(type(m), k) for m in modules[1:] for k, v in vars(m).items())
+            not any(map(trains, modules))
+            and structure(module, self._foreign) == self._built
+            and (self._foreign or len({m.eps for m in modules if hasattr(m, "eps")}) <= 1)
+            and not any(replaced_methods(m) for m in modules[1:])
             # Tensors made under inference_mode do not count their changes.
             and not any(w.is_inference() or w.is_meta for w in weights_of(module))
             and all(w.isfinite().all() for w in weights_of(module))
         )
-        if plain and (now := _Snapshot(module)).holds(module):
+        if plain and (now := _Snapshot(module, self._foreign)).holds(module):
             self._now = now
             return now
         return None
 
-    def is_as_made(self, module: nn.Module) -> bool:
-        """Whether the module has the submodules and settings that its constructor gave it."""
-        return structure(module) == self._built
+    def changed(self, module: nn.Module) -> bool:
+        """Whether the module is not any more what it was when this was made, weights and modes aside."""
+        return structure(module, self._foreign) != self._built
 
     def clear(self) -> None:
         """Forget everything; what is needed is packed again."""
         self._now = None
 
     def __deepcopy__(self, memo: dict) -> Watched:
-        return self._copy(self._built)
+        return self._copy(self._built, self._foreign)
 
     def __reduce__(self):
-        return Watched._copy, (self._built,)
+        return Watched._copy, (self._built, self._foreign)
 
     @staticmethod
-    def _copy(built: list[tuple]) -> Watched:
+    def _copy(built: list[tuple], foreign: bool = False) -> Watched:
         new = Watched.__new__(Watched)
-        new._built, new._now = built, None
+        new._built, new._foreign, new._now = built, foreign, None
         return new
+
+
+def replaced_methods(module: nn.Module) -> list[str]:
+    """Methods in whose place somebody put one of his own, on this module alone."""
+    return [
+        k
+        for k, v in vars(module).items()
+        if callable(v) and hasattr(type(module), k) and not isinstance(v, Replacement)
+    ]
 
 
 def _finite(x: Tensor) -> bool:

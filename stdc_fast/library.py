@@ -10,12 +10,13 @@ that. Ops are for inference: they have no gradient, and NaN may come out as zero
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stdc_fast import backends
-from stdc_fast.freshness import Cache
+from stdc_fast.freshness import Cache, Watched
 from stdc_fast.plan import build, optimise
 from stdc_fast.postprocess import resize_argmax
 from stdc_fast.precision import precision_of
@@ -148,10 +149,45 @@ def compiled(
     return backends.compile(plan, precision_of(dtype), device)
 
 
-def run_block(executable, inputs: tuple[Tensor, ...]) -> Tensor:
-    """A block's output, in dtype and memory format of its (first) input."""
+def run_watched(
+    module: nn.Module,
+    watched: Watched,
+    inputs: tuple[Tensor, ...],
+    make: Callable[[Any, torch.dtype, tuple[int, ...]], Any],
+    layout: torch.memory_format | None = None,
+) -> Tensor | None:
+    """What a watched block's plan gives, or None where its own ``forward`` must do it (or say what is wrong).
+
+    ``make(state, dtype, channels)`` packs the executable, or gives None where there is no plan.
+    ``layout`` is of the output, by default the input's.
+    """
+    # Where a module has no op of its own, compiled programs have torch's own operations.
+    if torch.compiler.is_compiling():
+        return None
+    state = watched.state(module, inputs)
+    if state is None or any(x.ndim != 4 or not x.numel() for x in inputs):
+        return None
+    dtypes = {x.dtype for x in inputs}
+    if len({(len(x), *x.shape[2:]) for x in inputs}) > 1 or not all(d.is_floating_point for d in dtypes):
+        return None
+    kind = state.device.type
+    if torch.is_autocast_enabled(kind) and torch.float64 not in (*dtypes, state.dtype):
+        dtype = torch.get_autocast_dtype(kind)
+    elif dtypes == {state.dtype}:
+        dtype = state.dtype
+    else:
+        return None
+    key = (dtype, *(x.shape[1] for x in inputs))
+    if key not in state.made:
+        state.made[key] = make(state, dtype, key[1:])
+    executable = state.made[key]
+    return executable and run_block(executable, tuple(x.to(dtype) for x in inputs), layout)
+
+
+def run_block(executable, inputs: tuple[Tensor, ...], layout: torch.memory_format | None = None) -> Tensor:
+    """A block's output, in dtype and, unless told otherwise, memory format of its (first) input."""
     x = inputs[0]
-    return as_format(executable(*inputs).to(x.dtype), format_of(x))
+    return as_format(executable(*inputs).to(x.dtype), layout or format_of(x))
 
 
 def format_of(x: Tensor) -> torch.memory_format:

@@ -79,7 +79,7 @@ def constant(function: Callable[[Live], R]) -> Callable[[Live], R]:
 @constant
 def _as_made(module: Live) -> bool:
     """Whether a module is what its constructor made; its op notices later changes itself."""
-    return module._watched.is_as_made(module.get_submodule(module.watched_part))
+    return not module._watched.changed(module.get_submodule(module.watched_part))
 
 
 def opaque(function: Callable[P, R]) -> Callable[P, R]:

@@ -47,24 +47,7 @@ class _Fused(Live):
             if torch.compiler.is_exporting() or not takes_part(self, inputs):
                 return None  # programs for elsewhere have torch's own operations
             return torch.ops.stdc_fast.live_block(inputs, list(weights_of(self)), self._number)
-        state = self._watched.state(self, inputs)
-        if state is None or any(x.ndim != 4 or not x.numel() for x in inputs):
-            return None
-        dtypes = {x.dtype for x in inputs}
-        if len({(len(x), *x.shape[2:]) for x in inputs}) > 1 or not all(d.is_floating_point for d in dtypes):
-            return None
-        kind = state.device.type
-        if torch.is_autocast_enabled(kind) and torch.float64 not in (*dtypes, state.dtype):
-            dtype = torch.get_autocast_dtype(kind)
-        elif dtypes == {state.dtype}:
-            dtype = state.dtype
-        else:
-            return None
-        key = (dtype, *(x.shape[1] for x in inputs))
-        if key not in state.made:
-            state.made[key] = self._compiled(state, dtype, key[1:])
-        executable = state.made[key]
-        return executable and library.run_block(executable, tuple(x.to(dtype) for x in inputs))
+        return library.run_watched(self, self._watched, inputs, self._compiled)
 
     def live_block(self, inputs: list[Tensor]) -> Tensor:
         """What a compiled program calls."""

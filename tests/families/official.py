@@ -114,6 +114,21 @@ class Official(nn.Module):
         return bilinear(self.conv_out(self.ffm(f8, y)), x)
 
 
+class Evaluated(Official):
+    """As the paper's code runs it, in eval mode too: with auxiliary logits, and details if ``boundary``."""
+
+    boundary = True
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        cp = self.cp
+        f8, f16, f32 = self.features(x)[2:]
+        y16 = cp.conv_head32(nearest(cp.arm32(f32) + cp.conv_avg(pool(f32)), f16))
+        y8 = cp.conv_head16(nearest(cp.arm16(f16) + y16, f8))
+        main = self.conv_out(self.ffm(f8, y8))
+        outputs = tuple(bilinear(y, x) for y in (main, self.conv_out16(y8), self.conv_out32(y16)))
+        return (*outputs, self.conv_out_sp8(f8)) if self.boundary else outputs
+
+
 OFFICIAL = CodeBase(
     Official,
     training_only=(
