@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stdc_fast import library
 from stdc_fast.errors import UserError
-from stdc_fast.freshness import weights_of
+from stdc_fast.freshness import replaced_methods, weights_of
 from stdc_fast.module_ops import Live, constant, takes_part
 
 
@@ -25,9 +25,17 @@ class CompiledCalls(Live):
         settings = _exported_settings(self)
         if settings is None:
             return None
-        weights = list(weights_of(self))
-        return torch.ops.stdc_fast.stdc_seg(
-            x.to(self.precision.sums), weights, *settings, self.precision.maps
+        maps, sums = self.precision.maps, self.precision.sums
+        return torch.ops.stdc_fast.stdc_seg(x.to(sums), list(weights_of(self)), *settings, maps)
+
+    def _compiled_labels(
+        self, frames: Tensor, scale: float | None, size: str | tuple[int, int] | None
+    ) -> Tensor:
+        """What a compiler gets in place of ``label``."""
+        native = isinstance(size, str)
+        how = scale, None if native else size, native
+        return torch.ops.stdc_fast.live_labels(
+            check_frames(frames), list(weights_of(self)), self._number, *how
         )
 
     def live_logits(self, x: Tensor) -> Tensor:
@@ -56,7 +64,10 @@ class CompiledCalls(Live):
 
 @constant
 def _exported_settings(model: CompiledCalls) -> tuple | None:
-    return library.settings_of(model.network)
+    """None too where somebody's own functions are in the network: an exported op would leave them out."""
+    modules = list(model.network.modules())[1:]
+    own = any(m._forward_hooks or m._forward_pre_hooks or replaced_methods(m) for m in modules)
+    return None if own else library.settings_of(model.network)
 
 
 def check_frames(frames: object) -> Tensor:
