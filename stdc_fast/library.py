@@ -102,7 +102,7 @@ def settings_of(network: STDCSeg) -> tuple | None:
         network.training_heads or network.cp.backbone.uses_conv_last or biases - {"conv_out.conv_out"}
     )
     settings = (network.variant, "cat" if plain else "add", pads)
-    return (*settings, *epsilons) if known and len(epsilons) == 1 else None
+    return (*settings, *epsilons) if not others and len(epsilons) == 1 else None
 
 
 def compiled(
