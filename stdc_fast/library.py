@@ -98,9 +98,7 @@ def settings_of(network: STDCSeg) -> tuple | None:
     epsilons = {m.eps for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
     biases = {n for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.bias is not None}
     # NOTE: no network is made to compare with, as an exporter would write that down too.
-    known = not (
-        network.training_heads or network.cp.backbone.uses_conv_last or biases - {"conv_out.conv_out"}
-    )
+    others = network.training_heads or network.cp.backbone.uses_conv_last or biases - {"conv_out.conv_out"}
     settings = (network.variant, "cat" if plain else "add", pads)
     return (*settings, *epsilons) if not others and len(epsilons) == 1 else None
 
