@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from stdc_fast import draw
+from stdc_fast import draw, exchange
 from stdc_fast.classes import ClassSet, cityscapes_ids
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
@@ -116,6 +118,64 @@ class Segmentation:
     def to_json(self, indent: int | None = None) -> str:
         """:meth:`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent)
+
+    # Forms of other libraries. pip install "stdc-fast[results]" has what they need.
+
+    def to_coco_rle(
+        self, image_id: int | str | None = None, classes: Sequence[str | int] | None = None
+    ) -> list[dict[str, object]]:
+        """One COCO annotation a class that occurs, by pycocotools: its mask run-length encoded.
+
+        Args:
+            image_id: of the data set; None takes :attr:`name`.
+            classes: names or ids of those that are wanted.
+
+        Returns dicts of JSON values: "image_id", "category_id" (the class id, from 0), "segmentation" with
+        "size" (H, W) and "counts", "area" in pixels, "bbox" (x, y, width, height), "iscrowd" 1, and "score",
+        the mean probability, with confidence. UserError for an unknown class, or without the package.
+        """
+        return exchange.coco_rle(self, image_id, classes)
+
+    def polygons(
+        self, classes: Sequence[str | int] | None = None, *, least: int = 0, tolerance: float = 0.0
+    ) -> list[exchange.Polygon]:
+        """Outlines of the connected regions of each class by OpenCV, the largest region first.
+
+        Args:
+            classes: names or ids of those that are wanted.
+            least: regions of fewer pixels are left out.
+            tolerance: how far in pixels a simpler outline may be from the true one; 0 keeps it exact.
+
+        Points are pixels that belong to the region. So a polygon's geometric area is less than its pixels.
+        """
+        return exchange.polygons(self, classes, least, tolerance)
+
+    def to_supervision(self, classes: Sequence[str | int] | None = None):
+        """``supervision.Detections`` with one mask a class that occurs, "class_name" in ``data``.
+
+        ``confidence`` is the mean probability, where it was asked for.
+        """
+        return exchange.supervision(self, classes)
+
+    def to_pandas(self):
+        """``pandas.DataFrame`` with a row a class that occurs: id, name, pixels, share; the largest first."""
+        return exchange.pandas(self)
+
+    def to_pipeline(self) -> list[dict[str, object]]:
+        """What ``pipeline("image-segmentation")`` of transformers gives for semantic networks.
+
+        One dict a class that occurs: "score", the mean probability or None as there; "label"; and "mask", a
+        PIL image ``L`` with 255 where the class is.
+        """
+        return exchange.pipeline(self)
+
+    def _repr_png_(self) -> bytes:
+        """For notebooks: the overlay with its legend, at most 1280 pixels wide."""
+        picture = self.overlay(legend=True)
+        picture.thumbnail((1280, 1280))
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        return file.getvalue()
 
 
 def save_image(image: Image.Image, path: str | Path, kind: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What runs on CUDA kernels with planted bugs: plans in which these matter, and what is wrong in their answers."""
+"""What runs on CUDA kernels with planted bugs: plans in which these matter, and what is wrong with them."""
 
 import functools
 
