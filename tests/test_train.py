@@ -257,8 +257,9 @@ def test_a_run_is_a_model_and_a_start(whole_run, data, tmp_path):
     assert stdc_fast.load(tmp_path / "old.pt").classes == best.classes
     run = started(SMALL, data, tmp_path / "new", out)
     assert "all weights taken" in run.notes[0]
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no model\.safetensors, and no other file of weights"):
-        stdc_fast.load(tmp_path)
+        stdc_fast.load(tmp_path / "empty")
 
 
 def test_names_are_starts(data, tmp_path):
