@@ -59,9 +59,9 @@ def run_plan(path: Path, settings: Settings) -> Run:
         from stdc_fast.backends.cpu import _spec
 
         x = torch.from_numpy(frames)
-        labels = torch.empty(x.shape[:3], dtype=torch.uint8)
+        labels = torch.empty((*x.shape[:3], 1), dtype=torch.uint8)
         engine.run([_spec(x)], _spec(labels), *x.shape[1:3], torch.get_num_threads(), True)
-        return labels.numpy()
+        return labels[..., 0].numpy()
 
     return run
 
