@@ -133,6 +133,10 @@ def why_not_device(
     return None
 
 
+#: Compute capabilities of Jetson's and DRIVE's processors: Xavier, Orin, Thor.
+TEGRA = {(7, 2), (8, 7), (10, 1), (11, 0)}
+
+
 def code(capability: tuple[int, int], targets: Sequence[str]) -> str | None:
     """Of the targets, such as "86", "90a" and "90+PTX", the one that a GPU of a capability runs, or None.
 
@@ -144,8 +148,12 @@ def code(capability: tuple[int, int], targets: Sequence[str]) -> str | None:
         if target.endswith("+PTX"):
             later += [(number, target)] if number <= capability else []
         elif number == capability or (
-            # That for a minor version runs on later ones of the same major version.
-            not target.endswith("a") and number[0] == capability[0] and number <= capability
+            # That for a minor version runs on later ones of the same major version. CUDA's programming guide,
+            # "Binary Compatibility", promises that for the desktop alone, and not between it and Tegra.
+            not target.endswith("a")
+            and number[0] == capability[0]
+            and number <= capability
+            and not TEGRA & {number, capability}
         ):
             machine.append((number, target))
     return max(machine or later, default=(None, None))[1]
