@@ -211,7 +211,7 @@ def _settings(name: str, given: tuple) -> tuple[tuple, float]:
 
 def _real_block(name: str, maps: int):
     def run(*arguments) -> Tensor:
-        _no_forward_mode()
+        no_forward_mode()
         inputs, weights = arguments[:maps], arguments[maps]
         x = inputs[0]
         for other in (*inputs, *weights):
@@ -235,7 +235,7 @@ def _real_block(name: str, maps: int):
 def _real_network(
     image, weights, variant, module="cat", count_include_pad=True, eps=1e-5, dtype=None
 ) -> Tensor:
-    _no_forward_mode()
+    no_forward_mode()
     for weight in weights:
         if weight.device != image.device:
             raise ValueError(f"stdc_fast::stdc_seg: image on {image.device}, a weight on {weight.device}")
@@ -293,11 +293,11 @@ def _fake_labels(logits: Tensor, size) -> Tensor:
     return torch.empty((logits.shape[0], *size), dtype=torch.uint8, device=logits.device)
 
 
-def _refuse(ctx, *gradients):
+def refuse(ctx, *gradients):
     raise RuntimeError("ops of stdc_fast are for inference; train with the reference modules")
 
 
-def _no_forward_mode() -> None:
+def no_forward_mode() -> None:
     """An op would silently drop tangents."""
     if torch.autograd.forward_ad._current_level >= 0:
         raise NotImplementedError("ops of stdc_fast have no forward-mode gradient; use the reference modules")
@@ -317,7 +317,7 @@ def _register() -> None:
             real, fake = _real_block(name, maps), _fake_block(name, maps)
         torch.library.impl(qualified, ("CPU", "CUDA"), real)
         torch.library.register_fake(qualified, fake)
-        torch.library.register_autograd(qualified, _refuse)
+        torch.library.register_autograd(qualified, refuse)
 
 
 _register()

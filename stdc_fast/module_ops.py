@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from stdc_fast import library
 from stdc_fast.errors import UserError
 from stdc_fast.freshness import weights_of
 
@@ -117,15 +118,14 @@ def _call(method: str, number: int, weights: Sequence[Tensor], *arguments):
     module = _MODULES.get(number)
     if module is None:
         raise RuntimeError("a compiled program calls a module of stdc_fast that is gone; compile it again")
-    if torch.autograd.forward_ad._current_level >= 0:
-        raise NotImplementedError("ops of stdc_fast have no forward-mode gradient; use the reference modules")
+    library.no_forward_mode()
     call = _Call(module, method)
     with torch.no_grad():
         own = weights_of(module)
         if all(itertools.starmap(_is_same, itertools.zip_longest(own, weights))):
             return call(*arguments)
         # Somebody called it with other weights, as torch.func.functional_call does.
-        names = (f"module.{name}" for name in module.state_dict() if not name.endswith("num_batches_tracked"))
+        names = (f"module.{name}" for name in library.weight_names(module))
         return functional_call(call, dict(zip(names, weights, strict=True)), arguments)
 
 
@@ -144,10 +144,6 @@ class _Call(nn.Module):
 
     def forward(self, *arguments):
         return getattr(self.module, self.method)(*arguments)
-
-
-def _refuse(ctx, *gradients):
-    raise RuntimeError("ops of stdc_fast are for inference; train with the reference modules")
 
 
 def _one_by_one(op):
@@ -182,7 +178,7 @@ def _register() -> None:
 
         torch.library.impl(qualified, ("CPU", "CUDA"), real)
         torch.library.register_fake(qualified, fake)
-        torch.library.register_autograd(qualified, _refuse)
+        torch.library.register_autograd(qualified, library.refuse)
         torch.library.register_vmap(qualified, _one_by_one(getattr(torch.ops.stdc_fast, name)))
 
 
