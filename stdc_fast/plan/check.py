@@ -41,6 +41,7 @@ def problems(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Tensor
     if getattr(op, "inputs", True) == ():
         yield "has no inputs"
         return
+    yield from _of_levels(op, buffers, weights)
 
     if isinstance(op, ops.Conv):
         source, out = op.inputs[0], op.output.channels
@@ -92,6 +93,15 @@ def problems(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Tensor
             yield from shaped(bias, out)
             width = out
         yield from vector(op.output, width)
+    elif isinstance(op, ops.Quantise):
+        width = op.output.channels
+        yield from wide(op.input, width)
+        yield from steps(op.output, op.input)
+        yield from vector(op.scale, width)
+        if op.add is not None:
+            yield from wide(op.add, width)
+            if stride(op.add):
+                yield from steps(op.add, op.input)
     elif isinstance(op, ops.Concat):
         yield from wide(op.output, sum(view.channels for view in op.inputs))
         for view in op.inputs:
@@ -112,6 +122,33 @@ def problems(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Tensor
             yield from wide(op.other, op.input.channels)
             if stride(op.other):
                 yield from steps(op.other, op.input)
+
+
+def _of_levels(op: Op, buffers: Mapping[str, Buffer], weights: Mapping[str, Tensor]) -> Iterator[str]:
+    """What of the 8-bit levels that it reads or writes does not fit."""
+    read = [view for view in op.reads if buffers[view.buffer].store in ops.LEVELS]
+    written = [view for view in op.writes if buffers[view.buffer].store in ops.LEVELS]
+    multipliers = getattr(op, "multipliers", None)
+    if multipliers is None:
+        for view in read:
+            yield f"reads levels {view} without multipliers"
+    else:
+        products = op.inputs if isinstance(op, ops.Conv) else (op.input,)
+        if read != list(products) or op.reads != read:
+            yield "has multipliers, but does not read levels alone"
+        if weights[multipliers].shape != (op.output.channels,):
+            yield f"multipliers are {list(weights[multipliers].shape)}, expected [{op.output.channels}]"
+        weight = weights[op.weight]
+        if not bool(((weight == weight.round()) & (weight.abs() <= 127)).all()):
+            yield f"weights {op.weight} are no whole numbers in -127..127"
+    for field, output in (("levels", "output"), ("pooled_levels", "pooled")):
+        view, levels = getattr(op, output, None), getattr(op, field, None)
+        if (view in written) != (levels is not None):
+            yield f"{output}: steps and a buffer of levels go together"
+        elif levels is not None:
+            step = weights[levels]
+            if step.shape != (view.channels,) or not bool((step > 0).all()):
+                yield f"steps {levels} must be {view.channels} positive numbers"
 
 
 # (kernel, stride, up) of the convolutions that there are.

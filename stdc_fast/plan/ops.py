@@ -19,6 +19,8 @@ from torch import Tensor
 
 #: Kinds of op that every backend runs; :func:`stdc_fast.plan.optimise` leaves no others for STDC1 and STDC2.
 FUSED = frozenset({"stem", "down", "conv", "gate", "upsample"})
+#: How a buffer of 8-bit levels is kept, and its least and greatest level. Odd around zero, as weights are.
+LEVELS = {"u8": (0, 255), "s8": (-127, 127)}
 
 # What a field of an op holds; plain settings have no role.
 _READ = {"role": "read"}
@@ -31,7 +33,9 @@ class Buffer:
     """NHWC tensor whose height and width are those of the input over ``stride``, rounded up.
 
     ``store`` is how it is kept: "act" in the dtype that the plan runs in, "float32" (logits, vectors, the
-    normalised image) or "uint8" (raw frames, labels).
+    normalised image), "uint8" (raw frames, labels), or "u8" and "s8", levels of 8 bits (:data:`LEVELS`).
+    What one level is worth is a step for each channel. The steps belong to the op that writes, and the
+    weights of ops that read contain them.
     """
 
     name: str
@@ -41,7 +45,7 @@ class Buffer:
 
     def itemsize(self, act: int) -> int:
         """Bytes a number, where maps have ``act``."""
-        return {"act": act, "float32": max(4, act), "uint8": 1}[self.store]
+        return {"act": act, "float32": max(4, act)}.get(self.store, 1)
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,10 @@ class Conv(Op):
     sub-pixel form of ``up`` and kernel 3: weights ``[3, 3, out, in, 2, 2]``, of even rows, odd rows and the
     last row of an odd height, and columns alike. An even row 2i reads rows i - 1 and i of the input, an
     odd row 2i + 1 reads i and i + 1.
+
+    With ``multipliers`` the inputs are levels and the weights whole numbers: the sum of products is one, and
+    its product with the output channel's multiplier goes on in place of the sum. With ``levels``, steps of the
+    output's channels, the output is divided by them and rounded, ties to even.
     """
 
     inputs: tuple[View, ...] = field(metadata=_READ)
@@ -146,6 +154,8 @@ class Conv(Op):
     add: View | None = field(metadata=_READ, default=None)
     up: bool = False
     mean: View | None = field(metadata=_WRITE, default=None)
+    multipliers: str | None = field(metadata=_WEIGHT, default=None)
+    levels: str | None = field(metadata=_WEIGHT, default=None)
 
     def macs(self, weights: Mapping[str, Tensor], pixels: Callable[[View], int]) -> int:
         weight = weights[self.weight]
@@ -159,7 +169,7 @@ class Stem(Op):
     """First convolution, 3x3 stride 2: ``act(conv(image - offset) + bias)``, zero-padded after subtracting.
 
     For raw frames ``offset`` is the pixel (three numbers in 0..255) that normalisation maps to zero, and the
-    weights are those for pixels. For a normalised image it is None.
+    weights are those for pixels. For a normalised image it is None. ``levels`` is as of :class:`Conv`.
     """
 
     input: View = field(metadata=_READ)
@@ -168,6 +178,7 @@ class Stem(Op):
     bias: str | None = field(metadata=_WEIGHT, default=None)
     act: str = "none"
     offset: tuple[float, ...] | None = None
+    levels: str | None = field(metadata=_WEIGHT, default=None)
 
     def macs(self, weights: Mapping[str, Tensor], pixels: Callable[[View], int]) -> int:
         return pixels(self.output) * weights[self.weight].numel()
@@ -176,7 +187,8 @@ class Stem(Op):
 @dataclass(frozen=True, kw_only=True)
 class Down(Op):
     """1x1 convolution and ReLU, then depthwise 3x3 stride 2 to ``output`` and average pool 3x3 stride 2 to
-    ``pooled``; what lies between is no buffer.
+    ``pooled``; what lies between is no buffer. ``multipliers`` of the 1x1 and ``levels`` of each output are as
+    of :class:`Conv`.
     """
 
     input: View = field(metadata=_READ)
@@ -187,6 +199,9 @@ class Down(Op):
     depthwise_weight: str = field(metadata=_WEIGHT)
     depthwise_bias: str | None = field(metadata=_WEIGHT, default=None)
     count_include_pad: bool = True
+    multipliers: str | None = field(metadata=_WEIGHT, default=None)
+    levels: str | None = field(metadata=_WEIGHT, default=None)
+    pooled_levels: str | None = field(metadata=_WEIGHT, default=None)
 
     def macs(self, weights: Mapping[str, Tensor], pixels: Callable[[View], int]) -> int:
         depthwise = pixels(self.output) * weights[self.depthwise_weight].numel()
@@ -214,6 +229,19 @@ class Upsample(Op):
     input: View = field(metadata=_READ)
     output: View = field(metadata=_WRITE)
     align_corners: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantise(Op):
+    """A map, with the prologue of :class:`Conv`, as levels: ``round((input * scale + add) / levels)``, ties to
+    even. Only plans of 8 bits have it, see :mod:`stdc_fast.plan.quantise`.
+    """
+
+    input: View = field(metadata=_READ)
+    output: View = field(metadata=_WRITE)
+    scale: View | None = field(metadata=_READ, default=None)
+    add: View | None = field(metadata=_READ, default=None)
+    levels: str = field(metadata=_WEIGHT)
 
 
 # Primitive kinds: the network as written.

@@ -17,6 +17,7 @@ from stdc_fast.backends.eager.rounding import Rounding
 from stdc_fast.backends.eager.winograd import SubpixelTiles, Tiles
 from stdc_fast.plan.arena import layout, lifetimes
 from stdc_fast.plan.ops import (
+    LEVELS,
     Add,
     Concat,
     Conv,
@@ -27,6 +28,7 @@ from stdc_fast.plan.ops import (
     Normalise,
     Op,
     Pool,
+    Quantise,
     Resize,
     Scale,
     Stem,
@@ -173,17 +175,27 @@ class EagerExecutable(Executable):
         return Poisoned(arena, {b: self._dtype(b) for b in self._lives}, self.device)
 
     def _dtype(self, buffer: str) -> torch.dtype:
-        return self.dtype if self.plan.buffers[buffer].store == "act" else self.wide
+        stores = {"act": self.dtype, "u8": torch.uint8, "s8": torch.int8}
+        return stores.get(self.plan.buffers[buffer].store, self.wide)
 
-    def _store(self, key: str, x: Tensor) -> Tensor:
-        """A map as it is kept."""
+    def _store(self, key: str, x: Tensor, offset: int = 0) -> Tensor:
+        """A map as it is kept, or its channels from ``offset`` on."""
         x = x.to(self.dtype)
-        return x if self.rounding is None else self.rounding.tensor(key, x)
+        return x if self.rounding is None else self.rounding.tensor(key, x, offset)
 
-    def _write(self, memory, view: View, x: Tensor) -> None:
-        if self.plan.buffers[view.buffer].store == "act":
-            x = self._store(view.buffer, x)
+    def _write(self, memory, view: View, x: Tensor, inverse: Tensor | None = None) -> None:
+        """``inverse`` is of the steps, where the view is of levels."""
+        store = self.plan.buffers[view.buffer].store
+        if store in LEVELS:
+            x = (x.to(inverse.dtype) * inverse).round_().clamp_(*LEVELS[store]).to(self._dtype(view.buffer))
+        elif store == "act":
+            x = self._store(view.buffer, x, view.offset)
         memory.write(view, x)
+
+    def _inverse(self, levels: str | None) -> Tensor | None:
+        if levels is None:
+            return None
+        return self.plan.weights[levels].to(self.device, self.wide).reciprocal().view(1, -1, 1, 1)
 
     def _weight(self, op: Op, name: str, dtype: torch.dtype | None = None) -> Tensor:
         weight = self.plan.weights[name]
@@ -203,13 +215,14 @@ class EagerExecutable(Executable):
 def _stem(e: EagerExecutable, op: Stem):
     weight = e._weight(op, op.weight)
     bias = e._bias(op.bias, e.wide)
+    inverse = e._inverse(op.levels)
     if bias is None:
         bias = weight.new_zeros(len(weight), dtype=e.wide)
     if op.offset is None:
         conv = Convolution(weight, bias, stride=2, padding=1, act=op.act)
 
         def run(memory, height: int, width: int) -> None:
-            e._write(memory, op.output, conv(memory.read(op.input)))
+            e._write(memory, op.output, conv(memory.read(op.input)), inverse)
 
         return run
 
@@ -227,7 +240,7 @@ def _stem(e: EagerExecutable, op: Stem):
     def run(memory, height: int, width: int) -> None:
         x = memory.read(op.input)
         if x.is_floating_point():
-            e._write(memory, op.output, resized((x - offset).to(e.dtype)))
+            e._write(memory, op.output, resized((x - offset).to(e.dtype)), inverse)
             return
         padded = torch.empty(
             (len(x), x.shape[1], height + 2, width + 2), dtype=e.dtype, device=e.device, memory_format=_NHWC
@@ -235,7 +248,7 @@ def _stem(e: EagerExecutable, op: Stem):
         for border in (padded[:, :, :: height + 1], padded[:, :, :, :: width + 1]):
             border.copy_(rest.expand_as(border))
         torch.sub(x, near, out=padded[:, :, 1:-1, 1:-1])
-        e._write(memory, op.output, conv(padded))
+        e._write(memory, op.output, conv(padded), inverse)
 
     return run
 
@@ -245,9 +258,11 @@ def _conv(e: EagerExecutable, op: Conv):
     dtype = e._dtype(op.output.buffer)
     if any(e._dtype(view.buffer) == e.wide for view in op.inputs):
         dtype = e.wide  # a normalised image, in a plan that is not optimised
-    bias = e._bias(op.bias, e.wide)
+    bias, inverse = e._bias(op.bias, e.wide), e._inverse(op.levels)
     tiles = e.rounding is not None and op.name in e.rounding.tiles
-    if tiles:
+    if op.multipliers:
+        conv, dtype, tiles = _Whole(e, op), torch.float64, False
+    elif tiles:
         kind = SubpixelTiles if op.kernel == 2 else Tiles
         conv = kind(e.plan.weights[op.weight].to(e.device), bias, op.act, e.rounding.dtype)
     elif op.kernel == 2:
@@ -267,30 +282,66 @@ def _conv(e: EagerExecutable, op: Conv):
             x = x + memory.read(op.add)
         if op.scale or op.add:
             x = e._store(key, x)
-        if dtype != e.dtype:
-            x = x.to(dtype)
+        x = x.to(dtype)
         size = e.plan.size(op.output.buffer, height, width)
         if op.up and op.kernel == 3:
             x = F.interpolate(x, size, mode="nearest")
         y = conv(x, size) if op.kernel == 2 or tiles else conv(x)
         if op.mean:
             memory.write(op.mean, _mean(y, e.wide))
-        e._write(memory, op.output, y)
+        e._write(memory, op.output, y, inverse)
 
     return run
 
 
+class _Whole:
+    """A convolution of levels: exact sums of whole numbers, then multiplier, bias and activation, rounded once."""
+
+    def __init__(self, e: EagerExecutable, op: Conv | Down):
+        self.wide, self.act = e.wide, getattr(op, "act", "relu")
+        weight = e.plan.weights[op.weight].to(e.device)
+        if getattr(op, "kernel", 1) == 2:
+            self.sums = Subpixel(weight, None, "none")
+        else:
+            self.sums = Convolution(weight, None, getattr(op, "stride", 1), weight.shape[-1] // 2)
+        multiplier = e.plan.weights[op.multipliers].to(e.device, e.wide)
+        self.multiplier = multiplier.double().view(1, -1, 1, 1)
+        self.bias = e._bias(op.bias, e.wide).double().view(1, -1, 1, 1)
+
+    def __call__(self, x: Tensor, *size: tuple[int, int]) -> Tensor:
+        sums = self.sums(x.double(), *size).to(self.wide).double()
+        return activate((sums * self.multiplier + self.bias).to(self.wide), self.act)
+
+
 def _down(e: EagerExecutable, op: Down):
-    first = Convolution(e._weight(op, op.weight), e._bias(op.bias, e.wide), act="relu")
+    if op.multipliers:
+        first = _Whole(e, op)
+    else:
+        first = Convolution(e._weight(op, op.weight), e._bias(op.bias, e.wide), act="relu")
     depthwise = Convolution(
         e._weight(op, op.depthwise_weight), e._bias(op.depthwise_bias, e.wide), 2, 1, op.output.channels
     )
+    inverse, pooled = e._inverse(op.levels), e._inverse(op.pooled_levels)
 
     def run(memory, height: int, width: int) -> None:
         x = e._store(f"{op.name}:inner", first(memory.read(op.input)))
-        e._write(memory, op.output, depthwise(x))
+        e._write(memory, op.output, depthwise(x), inverse)
         if op.pooled:
-            e._write(memory, op.pooled, _pool(x, op.count_include_pad))
+            e._write(memory, op.pooled, _pool(x, op.count_include_pad), pooled)
+
+    return run
+
+
+def _quantise(e: EagerExecutable, op: Quantise):
+    inverse = e._inverse(op.levels)
+
+    def run(memory, *_) -> None:
+        x = memory.read(op.input).to(e.wide)
+        if op.scale:
+            x = x * memory.read(op.scale)
+        if op.add:
+            x = x + memory.read(op.add)
+        e._write(memory, op.output, x, inverse)
 
     return run
 
@@ -355,6 +406,7 @@ _RUN = {
     Conv: _conv,
     Down: _down,
     Gate: _gate,
+    Quantise: _quantise,
     Normalise: _normalise,
     Norm: _norm,
     Pool: _simple(lambda e, op, x, size: _pool(x, op.count_include_pad)),

@@ -27,7 +27,7 @@ class Rounding:
         self.dtype = dtype
         self.tiles = frozenset(tiles)
 
-    def tensor(self, key: str, x: Tensor) -> Tensor:
+    def tensor(self, key: str, x: Tensor, offset: int = 0) -> Tensor:
         return x.to(self.dtype).to(x.dtype)
 
     def weight(self, op: Op, name: str, weight: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Observer:
     def __init__(self) -> None:
         self.ranges: dict[str, tuple[float, float]] = {}
 
-    def tensor(self, key: str, x: Tensor) -> Tensor:
+    def tensor(self, key: str, x: Tensor, offset: int = 0) -> Tensor:
         low, high = (v.item() for v in torch.aminmax(x))
         before = self.ranges.get(key, (low, high))
         # Unlike Python's, numpy's minimum and maximum of NaN and anything are NaN.
@@ -70,7 +70,7 @@ class Grid:
     def __init__(self, ranges: Mapping[str, tuple[float, float]]):
         self.ranges = dict(ranges)
 
-    def tensor(self, key: str, x: Tensor) -> Tensor:
+    def tensor(self, key: str, x: Tensor, offset: int = 0) -> Tensor:
         if key not in self.ranges:
             return x.to(torch.float16).to(x.dtype)
         low, high = self.ranges[key]
