@@ -27,9 +27,15 @@ SETS = {  # flags, the files of csrc/cpu, an instruction that the assembler must
     "portable": ("", "*.cpp", ""),
     "amx_emulated": ("-DSTDC_AMX_EMULATED", "conv.cpp", ""),
     "avx2": ("-mavx2 -mfma", "*.cpp", "vfmadd231ps %ymm0, %ymm0, %ymm0"),
+    "avx2_vnni": ("-mavx2 -mfma -mavxvnni", "conv.cpp", "{vex} vpdpbusd %ymm0, %ymm0, %ymm0"),
     "avx512": (AVX512, "*.cpp", "vpaddw %zmm0, %zmm0, %zmm0"),
-    "avx512_bf16": (f"{AVX512} -mavx512bf16", "*.cpp", "vdpbf16ps %zmm0, %zmm0, %zmm0"),
-    "amx_bf16": (f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16", "conv.cpp", "tdpbf16ps %tmm0, %tmm1, %tmm2"),
+    "avx512_vnni": (f"{AVX512} -mavx512vnni", "conv.cpp", "vpdpbusd %zmm0, %zmm0, %zmm0"),
+    "avx512_bf16": (f"{AVX512} -mavx512vnni -mavx512bf16", "*.cpp", "vdpbf16ps %zmm0, %zmm0, %zmm0"),
+    "amx_bf16": (
+        f"{AVX512} -mavx512vnni -mavx512bf16 -mamx-tile -mamx-bf16 -mamx-int8",
+        "conv.cpp",
+        "tdpbusd %tmm0, %tmm1, %tmm2",
+    ),
 }
 CUDA_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --cudart static --threads 4 -Xptxas -v "
 CUDA_FLAGS += "-I../../csrc/include"
@@ -321,7 +327,8 @@ def chosen_sets() -> set[str]:
     wanted = set(re.findall(r"[^;,\s]+", os.environ.get("STDC_FAST_SETS", ""))) or set(SETS)
     if unknown := wanted - set(SETS):
         raise Missing(f"STDC_FAST_SETS has {min(unknown)!r}; there are {', '.join(SETS)}")
-    return wanted | {"portable"} | ({"avx512_bf16"} if "amx_bf16" in wanted else set())
+    bases = {"amx_bf16": "avx512_bf16", "avx512_vnni": "avx512", "avx2_vnni": "avx2"}
+    return wanted | {"portable"} | {base for name, base in bases.items() if name in wanted}
 
 
 def build_emulator() -> Path:

@@ -24,12 +24,15 @@ class Checker {
   void need(bool holds, const Op& op, std::string_view what) const {
     if (!holds) fail("op " + op.name + ": " + std::string(what));
   }
-  // That there is a row kernel for the plan's dtype.
+  // That there is a row kernel for the plan's dtype, or another one.
   template <class Kernel>
   void kernel(const Op& op, const ByDType<Kernel>& kernel) const {
-    if (!kernel[program.dtype])
-      fail("op " + op.name + ": instruction set " + kernels.name + " has no " + op.kind + " of " +
-           traits(program.dtype).name);
+    this->kernel(op, kernel, program.dtype);
+  }
+  template <class Kernel>
+  void kernel(const Op& op, const ByDType<Kernel>& kernel, DType dtype) const {
+    if (!kernel[dtype])
+      fail("op " + op.name + ": instruction set " + kernels.name + " has no " + op.kind + " of " + traits(dtype).name);
   }
   // That weights which are float32 in every plan, or none, have so many elements.
   void floats(const Op& op, int weight, int64_t count) const {
@@ -37,10 +40,24 @@ class Checker {
     const Weight& w = program.weights[weight];
     need(w.dtype == DType::f32 && w.count == count, op, "weights of another size");
   }
-  // That a product can read this view's channels.
-  void whole_units(const Op& op, const View& v) const {
-    const int unit = traits(program.dtype).unit;
-    need(v.channels % unit == 0 && v.offset % unit == 0, op, "channels are no multiple of " + std::to_string(unit));
+  // That these are inputs of products: maps, or levels where there are multipliers and whole weights.
+  void factors(const Op& op, int weight, int multipliers) const {
+    const bool whole = multipliers >= 0;
+    for (const View& v : op.inputs) {
+      need(store(v) == (whole ? Store::levels : Store::act), op, whole ? "inputs that are no levels" : "inputs that are no maps");
+      const int unit = traits(program.dtype_of(v)).unit;
+      need(v.channels % unit == 0 && v.offset % unit == 0, op, "channels are no multiple of " + std::to_string(unit));
+      need(program.buffer(v).zero == program.buffer(op.inputs[0]).zero, op, "inputs with different zeros");
+    }
+    floats(op, multipliers, op.output.channels);
+    // Float32 ones are rounded here, once: Winograd's tiles transform them before.
+    const DType dtype = program.weights[weight].dtype;
+    need(whole ? dtype == DType::s8 : dtype == program.dtype || dtype == DType::f32, op, "weights of another dtype");
+  }
+  // That it has the inverse steps of the levels that it writes, and only of these.
+  void levels(const Op& op, const View& v, int inverse) const {
+    need((store(v) == Store::levels) == (inverse >= 0), op, "levels without steps, or the reverse");
+    floats(op, inverse, v.channels);
   }
   // That it is the plan's only op of its kind.
   void only(const Op& op, const char* what) const {

@@ -85,7 +85,6 @@ class Layouter {
   };
 
   void size() {
-    const size_t size = traits(p_.dtype).bytes;
     l_.places.resize(p_.buffers.size());
     for (size_t b = 0; b < p_.buffers.size(); b++) {
       const Buffer& buffer = p_.buffers[b];
@@ -95,9 +94,12 @@ class Layouter {
       place.channels = buffer.channels;
       switch (buffer.store) {
         case Store::act:
+        case Store::levels:
+          place.item = traits(buffer.store == Store::act ? p_.dtype : DType::u8).bytes;
+          place.zero = buffer.zero;
           place.pitch = (place.columns + 2) * place.channels;
           // A step may read a vector past the last channel that it needs.
-          place.bytes = aligned((place.rows + 2) * place.pitch * size + 64);
+          place.bytes = aligned((place.rows + 2) * place.pitch * place.item + 64);
           break;
         case Store::vector:
           place.bytes = aligned(place.channels * sizeof(float) + 64);

@@ -14,6 +14,8 @@ struct BufferPlace {
   size_t offset = 0, bytes = 0;  // in the arena
   int64_t rows = 0, columns = 0, channels = 0;
   int64_t pitch = 0;             // elements from row to row
+  int64_t item = 0;              // bytes of an element
+  int zero = 0;                  // what the border's bytes are
 };
 
 struct Task {

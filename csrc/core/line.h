@@ -28,6 +28,7 @@ class Line {
   int optional_weight();  // -1: none
   View view();
   View optional_view();
+  int version() const { return program_.version; }
 
  private:
   [[noreturn]] void refuse(const std::string& word) const { fail(word + " in: " + text_); }

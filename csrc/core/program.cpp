@@ -18,11 +18,12 @@ class Reader {
   Program read() {
     Line first = line();
     first.expect("stdc-plan");
-    if (first.number() != 2) fail("written by another version of stdc_fast; save it again");
+    p_.version = first.number();
+    if (p_.version != 2 && p_.version != 3) fail("written by another version of stdc_fast; save it again");
     Line head = line();
     p_.name = head.word();
     p_.dtype = dtype(head);
-    if (!traits(p_.dtype).unit) fail(std::string("maps of ") + traits(p_.dtype).name);
+    if (!traits(p_.dtype).maps) fail(std::string("maps of ") + traits(p_.dtype).name);
     for (int n = count("buffers"); n; n--) p_.buffers.push_back(buffer());
     for (int n = count("weights"); n; n--) p_.weights.push_back(weight());
     for (int n = count("ops"); n; n--) p_.ops.push_back(op());
@@ -68,14 +69,20 @@ class Reader {
   }
 
   Buffer buffer() {
-    static const char* names[] = {"frame", "image", "act", "vector", "logits", "labels"};
+    static const struct {
+      const char* name;
+      Store store;
+      int zero;
+    } stores[] = {{"frame", Store::frame, 0},   {"image", Store::image, 0},   {"act", Store::act, 0},
+                  {"vector", Store::vector, 0}, {"logits", Store::logits, 0}, {"labels", Store::labels, 0},
+                  {"u8", Store::levels, 0},     {"s8", Store::levels, 128}};
     Line l = line();
     const std::string store = l.word();
-    for (int i = 0; i < 6; i++)
-      if (store == names[i]) {
+    for (const auto& known : stores)
+      if (store == known.name) {
         const int channels = l.number(1), stride = l.number(0, 256);
         if ((stride == 0) != (store == "vector")) fail("stride of " + store);
-        return {static_cast<Store>(i), channels, stride, l.word()};
+        return {known.store, channels, stride, l.word(), known.zero};
       }
     fail("buffer of " + store);
   }
@@ -84,7 +91,7 @@ class Reader {
     Line l = line();
     Weight w{};
     w.dtype = dtype(l);
-    if (!traits(w.dtype).unit) fail(std::string("weights of ") + traits(w.dtype).name);
+    if (!traits(w.dtype).weights) fail(std::string("weights of ") + traits(w.dtype).name);
     w.data = reinterpret_cast<const void*>(static_cast<size_t>(l.large()));  // until the data is found
     w.count = 1;
     for (int n = l.number(1, 6); n; n--) {

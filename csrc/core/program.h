@@ -11,13 +11,14 @@
 
 namespace stdc {
 
-enum class Store { frame, image, act, vector, logits, labels };
+enum class Store { frame, image, act, vector, logits, labels, levels };
 
 struct Buffer {
   Store store;
   int channels;
   int stride;  // of the input's size; 0 for a vector
   std::string name;
+  int zero;    // of levels, how zero is stored
 };
 
 struct Weight {
@@ -30,6 +31,7 @@ struct Weight {
 constexpr int kMostInputs = 8;
 
 struct Program {
+  int version;  // of the format that it was read from
   std::string name;
   DType dtype;
   std::vector<Buffer> buffers;
@@ -40,6 +42,8 @@ struct Program {
   std::vector<Weight> weights;
 
   const Buffer& buffer(const View& v) const { return buffers[v.buffer]; }
+  // What a map's pixels are of.
+  DType dtype_of(const View& v) const { return buffer(v).store == Store::levels ? DType::u8 : dtype; }
   int64_t rows(int buffer, int64_t height) const { return size(buffers[buffer].stride, height); }
   int64_t columns(int buffer, int64_t width) const { return size(buffers[buffer].stride, width); }
 

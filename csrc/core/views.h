@@ -38,8 +38,8 @@ class Views {
   const Program& program;
   const KernelSet& kernels;
   char* const scratch;
-  const DType dtype;   // of maps
-  const size_t size;   // bytes of an element
+  const DType dtype;   // of maps but for levels
+  const size_t size;   // bytes of an element of it
 
   const BufferPlace& place(const View& v) const { return layout.place(v); }
   Store store(const View& v) const { return program.buffer(v).store; }
@@ -47,7 +47,7 @@ class Views {
   // Pixel (y, x) of a map's view; -1 and the size are the border.
   char* at(const View& v, int64_t y, int64_t x) const {
     const BufferPlace& p = place(v);
-    return frame.arena + p.offset + ((y + 1) * p.pitch + (x + 1) * p.channels + v.offset) * size;
+    return frame.arena + p.offset + ((y + 1) * p.pitch + (x + 1) * p.channels + v.offset) * p.item;
   }
   float* vector(const View& v) const { return reinterpret_cast<float*>(frame.arena + place(v).offset) + v.offset; }
 
@@ -69,12 +69,14 @@ class Views {
   // What tasks have prepared for this op's others.
   char* prepared() const { return frame.arena + own.prepared; }
 
+  // The same, and the first channel of one that an op's block starts with.
+  char* at(const View& v, int64_t y, int64_t x, int channel) const { return at(v, y, x) + channel * place(v).item; }
   // Zeros around the rows that were just written, for some channels of a view.
   void border(const View& v, int first, int count) const {
     const BufferPlace& p = place(v);
-    const size_t bytes = count * size;
+    const size_t bytes = count * p.item;
     const View part{v.buffer, v.offset + first, count};
-    each_of_border(p, [&](int64_t y, int64_t x) { std::memset(at(part, y, x), 0, bytes); });
+    each_of_border(p, [&](int64_t y, int64_t x) { std::memset(at(part, y, x), p.zero, bytes); });
   }
   // Calls f(y, x) for the pixels around the rows of a map that this task writes.
   template <class F>

@@ -1,17 +1,14 @@
 // Rows of convolutions: for each output pixel, products of runs of input elements with packed weights.
 //
-// Accumulators for kPixels pixels by one block of channels stay in registers over all steps; per element (pair of
-// elements in bf16) that is one broadcast a pixel and one load a vector of weights.
+// Accumulators for kPixels pixels by one block of channels stay in registers over all steps; per element (two of them
+// in bf16, four in 8 bits) that is one broadcast a pixel and one load a vector of weights.
 #include "simd.h"
 
 // Clang 14 names it without the underscore.
 #if defined(__AMX_BF16__) || defined(__AMXBF16__) || defined(STDC_AMX_EMULATED)
 #define STDC_TILES
-#endif
-#if defined(STDC_TILES)
 #include "amx.h"
 #endif
-
 namespace stdc {
 namespace {
 
@@ -31,6 +28,7 @@ constexpr int64_t kPart = 512;  // elements
 // What one step of the inner loop multiplies: an element.
 struct Float {
   using T = float;
+  using Sum = V;
   static constexpr int kUnit = 1;
   typedef V W;
   STDC_INLINE V broadcast(const float* p) { return splat(*p); }
@@ -41,6 +39,7 @@ struct Float {
 // ... or a pair of elements.
 struct Pair {
   using T = bf16;
+  using Sum = V;
   static constexpr int kUnit = 2;
 #if defined(__AVX512BF16__)
   typedef __m512i W;
@@ -69,6 +68,70 @@ struct Pair {
 #endif
 };
 
+// ... or four elements of 8 bits, levels by whole weights.
+struct Quad {
+  using T = uint8_t;
+  using Sum = I;
+  static constexpr int kUnit = 4;
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+  typedef I W;
+  STDC_INLINE I broadcast(const uint8_t* p) { return quad(p) - I{}; }
+  STDC_INLINE W weight(const uint8_t* p) { return load_quads(p); }
+  STDC_INLINE I multiply(I acc, I x, W w) {
+#if defined(__AVX512VNNI__)
+    return reinterpret_cast<I>(
+        _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(w)));
+#else
+    return reinterpret_cast<I>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(acc), reinterpret_cast<__m256i>(x),
+                                                       reinterpret_cast<__m256i>(w)));
+#endif
+  }
+#else
+  // Even and odd elements in 16 bits: the sums of two products of those are exact, other than vpmaddubsw's.
+  struct Halves {
+    I even, odd;
+  };
+  typedef Halves W;
+  STDC_INLINE Halves broadcast(const uint8_t* p) {
+    const I x = quad(p) - I{};
+    return {x & 0x00ff00ff, (x >> 8) & 0x00ff00ff};
+  }
+  STDC_INLINE W weight(const uint8_t* p) {
+    const S16 w = reinterpret_cast<S16>(load_quads(p));
+    return {reinterpret_cast<I>((w << 8) >> 8), reinterpret_cast<I>(w >> 8)};
+  }
+  STDC_INLINE I multiply(I acc, Halves x, Halves w) { return acc + pairs(x.even, w.even) + pairs(x.odd, w.odd); }
+
+  STDC_INLINE I pairs(I x, I w) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<I>(_mm512_madd_epi16(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(w)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<I>(_mm256_madd_epi16(reinterpret_cast<__m256i>(x), reinterpret_cast<__m256i>(w)));
+#else
+    return (x & 0xffff) * ((w << 16) >> 16) + (x >> 16) * (w >> 16);
+#endif
+  }
+#endif
+  STDC_INLINE int32_t quad(const uint8_t* p) {
+    int32_t x;
+    memcpy(&x, p, 4);
+    return x;
+  }
+  STDC_INLINE I load_quads(const uint8_t* p) {
+    I w;
+    memcpy(&w, p, sizeof(w));
+    return w;
+  }
+};
+
+template <class E>
+STDC_INLINE typename E::Sum start(const ConvRow& a, int lane) {
+  if constexpr (E::kUnit < 4) return load(a.bias + lane);
+  typename E::Sum s;
+  memcpy(&s, a.start + lane, sizeof(s));
+  return s;
+}
+
 template <class T>
 STDC_INLINE void store_block(T* out, const V* v, int channels) {
   STDC_UNROLL for (int i = 0; i < kVectors; i++) {
@@ -77,6 +140,13 @@ STDC_INLINE void store_block(T* out, const V* v, int channels) {
       store(out + i * kLanes, v[i]);
     else if (left > 0)
       store_some(out + i * kLanes, v[i], left);
+  }
+}
+
+STDC_INLINE void store_block(uint8_t* out, const V* v, const Levels& levels, int channels) {
+  STDC_UNROLL for (int i = 0; i < kVectors; i++) {
+    const int left = channels - i * kLanes;
+    if (left > 0) store_levels(out + i * kLanes, v[i], levels, i * kLanes, left < kLanes ? left : kLanes);
   }
 }
 
@@ -94,12 +164,12 @@ STDC_INLINE void add_sums(float* sums, const V* v, int channels) {
 template <class E, int P>
 void tile(const ConvRow& a, int64_t first) {
   using T = typename E::T;
-  V acc[P][kVectors];
+  typename E::Sum acc[P][kVectors];
   STDC_UNROLL for (int p = 0; p < P; p++)
-    STDC_UNROLL for (int v = 0; v < kVectors; v++) acc[p][v] = load(a.bias + v * kLanes);
+    STDC_UNROLL for (int v = 0; v < kVectors; v++) acc[p][v] = start<E>(a, v * kLanes);
 
   const T* w = static_cast<const T*>(a.weights);
-  V total[P][kVectors];  // of the parts that are done, in float32 sums
+  typename E::Sum total[P][kVectors];  // of the parts that are done, in float32 sums
   int64_t since = 0;
   bool parts = false;
   for (int s = 0; s < a.step_count; s++) {
@@ -129,7 +199,7 @@ void tile(const ConvRow& a, int64_t first) {
       STDC_UNROLL for (int p = 0; p < P; p++)
         STDC_UNROLL for (int v = 0; v < kVectors; v++) {
           total[p][v] = parts ? total[p][v] + acc[p][v] : acc[p][v];
-          acc[p][v] = V{};
+          acc[p][v] = typename E::Sum{};
         }
       parts = true;
       since = 0;
@@ -141,25 +211,23 @@ void tile(const ConvRow& a, int64_t first) {
   }
 
   // Epilogue.
-  if (a.relu) {
-    STDC_UNROLL for (int p = 0; p < P; p++)
-      STDC_UNROLL for (int v = 0; v < kVectors; v++) acc[p][v] = relu(acc[p][v]);
-  }
-  if (a.sums) {
-    V total[kVectors];
-    STDC_UNROLL for (int v = 0; v < kVectors; v++) {
-      total[v] = acc[0][v];
-      STDC_UNROLL for (int p = 1; p < P; p++) total[v] += acc[p][v];
-    }
-    add_sums(a.sums, total, a.channels);
-  }
+  V sums[kVectors] = {};
   STDC_UNROLL for (int p = 0; p < P; p++) {
+    V y[kVectors];
+    STDC_UNROLL for (int v = 0; v < kVectors; v++) {
+      y[v] = worth(a, v * kLanes, acc[p][v]);
+      if (a.relu) y[v] = relu(y[v]);
+      sums[v] = p ? sums[v] + y[v] : y[v];
+    }
     const ptrdiff_t place = (first + p) * a.out_step;
-    if (a.out_f32)
-      store_block(static_cast<float*>(a.out) + place, acc[p], a.channels);
+    if (a.to == DType::f32)
+      store_block(static_cast<float*>(a.out) + place, y, a.channels);
+    else if (a.to == DType::bf16)
+      store_block(static_cast<bf16*>(a.out) + place, y, a.channels);
     else
-      store_block(static_cast<T*>(a.out) + place, acc[p], a.channels);
+      store_block(static_cast<uint8_t*>(a.out) + place, y, a.levels, a.channels);
   }
+  if (a.sums) add_sums(a.sums, sums, a.channels);
 }
 
 template <class E, int P>
@@ -193,11 +261,17 @@ void row(const ConvRow& a) {
 void STDC_FN(conv_bf16)(const ConvRow& a) {
   for (int s = 0; s < a.step_count; s++)
     if (a.steps[s].length % 32) return row<Pair>(a);  // the stem, blocks with few channels
-  tile_row(a);
+  tile_row<bf16>(a);
+}
+void STDC_FN(conv_u8)(const ConvRow& a) {
+  for (int s = 0; s < a.step_count; s++)
+    if (a.steps[s].length % 64) return row<Quad>(a);
+  tile_row<uint8_t>(a);
 }
 void STDC_FN(finish)() { release_tiles(); }
 #else
 void STDC_FN(conv_bf16)(const ConvRow& a) { row<Pair>(a); }
+void STDC_FN(conv_u8)(const ConvRow& a) { row<Quad>(a); }
 #endif
 void STDC_FN(conv_f32)(const ConvRow& a) { row<Float>(a); }
 extern const int STDC_FN(block) = kBlock;

@@ -5,6 +5,13 @@ namespace stdc {
 namespace {
 
 template <class T>
+STDC_INLINE void put(void* to, ptrdiff_t at, V v, const Levels* levels, int c, int n) {
+  if (levels) return store_levels(static_cast<uint8_t*>(to) + at, v, *levels, c, n);
+  T* out = static_cast<T*>(to) + at;
+  n == kLanes ? store(out, v) : store_some(out, v, n);
+}
+
+template <class T>
 STDC_INLINE void pixel(const DownRow& a, int64_t x, int c, int n, V divisor) {
   V sum = {}, acc = n == kLanes ? load(a.bias + c) : load_some(a.bias + c, n);
   STDC_UNROLL for (int i = 0; i < 3; i++) {
@@ -16,12 +23,8 @@ STDC_INLINE void pixel(const DownRow& a, int64_t x, int c, int n, V divisor) {
       sum += v;
     }
   }
-  T* out = static_cast<T*>(a.out) + x * a.out_step + c;
-  n == kLanes ? store(out, acc) : store_some(out, acc, n);
-  if (a.pooled) {
-    T* pooled = static_cast<T*>(a.pooled) + x * a.pooled_step + c;
-    n == kLanes ? store(pooled, sum * divisor) : store_some(pooled, sum * divisor, n);
-  }
+  put<T>(a.out, x * a.out_step + c, acc, a.levels, c, n);
+  if (a.pooled) put<T>(a.pooled, x * a.pooled_step + c, sum * divisor, a.pooled_levels, c, n);
 }
 
 template <class T>

@@ -15,6 +15,7 @@ STDC_INLINE void some(const PrologueRow& a, int64_t x, int c, int n) {
     const T* add = static_cast<const T*>(a.add_map) + x * a.add_step + c;
     v += full ? load(add) : load_some(add, n);
   }
+  if (a.levels) return store_levels(static_cast<uint8_t*>(a.out) + x * a.out_step + c, v, *a.levels, c, n);
   T* out = static_cast<T*>(a.out) + x * a.out_step + c;
   full ? store(out, v) : store_some(out, v, n);
 }

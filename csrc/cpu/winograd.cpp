@@ -127,12 +127,17 @@ STDC_INLINE void transform_out(const WinogradOut& a) {
       STDC_UNROLL for (int i = 0; i < kTile; i++) {
         if (i >= a.rows) break;
         V sum = {};
-        T* out = static_cast<T*>(a.out) + i * a.row + kTile * t * a.pixel + c;
+        const ptrdiff_t place = i * a.row + kTile * t * a.pixel + c;
         STDC_UNROLL for (int j = 0; j < kTile; j++) {
           if (j >= left) break;
           V v = y[kTile * i + j] + bias;
           if (a.relu) v = relu(v);
-          count == kLanes ? store(out + j * a.pixel, v) : store_some(out + j * a.pixel, v, count);
+          if (a.levels) {
+            store_levels(static_cast<uint8_t*>(a.out) + place + j * a.pixel, v, *a.levels, c, count);
+          } else {
+            T* out = static_cast<T*>(a.out) + place + j * a.pixel;
+            count == kLanes ? store(out, v) : store_some(out, v, count);
+          }
           sum += v;
         }
         if (a.sums) {

@@ -9,8 +9,15 @@
 
 namespace stdc {
 
-enum class DType : int { f32 = 0, bf16 = 1, u8 = 2 };
-constexpr int kDTypes = 3;
+enum class DType : int { f32 = 0, bf16 = 1, u8 = 2, s8 = 3 };
+constexpr int kDTypes = 4;
+
+// Maps of u8 hold levels: whole numbers that are worth a step each, one for each channel. Where levels may be negative,
+// 128 is added to them as they are stored.
+struct Levels {
+  const float* inverse;  // [channels] of the steps
+  int zero;              // 0 or 128
+};
 
 // A run of consecutive elements that each output pixel reads: a tap, or several that lie side by side.
 struct Step {
@@ -19,19 +26,23 @@ struct Step {
   int64_t length;    // elements; even in bf16
 };
 
-// One row of a convolution, for one block of output channels: out = act(bias + sum over steps of in * weights).
+// One row of a convolution, for one block of output channels: out = act(bias + sum over steps of in * weights). The sum
+// of levels and whole weights is a whole number; it starts at `start` and is multiplied by `multipliers`.
 struct ConvRow {
   const void* in;       // of the first output pixel
   const Step* steps;
   int step_count;
-  const void* weights;  // [elements of all steps][block], in bf16 [elements / 2][block][2]
+  const void* weights;  // [elements of all steps][block], in bf16 [elements / 2][block][2], in 8 bits by four
   const float* bias;    // [block]
+  const float* multipliers;  // [block], of levels only, like
+  const int32_t* start;      // [block]
   void* out;
   ptrdiff_t out_step;
   int64_t pixels;
   int channels;         // that are stored, at most the block
   bool relu;
-  bool out_f32;         // store float32 whatever the input is
+  DType to;             // f32, u8, or the dtype of maps
+  Levels levels;        // that are stored, where that is u8
   bool ahead;           // fetch the next pixels: they may not be in the first-level cache
   float* sums;          // [channels], the sum over the row is added to it, or null
 };
@@ -46,6 +57,8 @@ struct DownRow {
   ptrdiff_t out_step;
   void* pooled;           // or null
   ptrdiff_t pooled_step;
+  const Levels* levels;         // of out, or null where that is of the map's dtype
+  const Levels* pooled_levels;  // likewise
   int64_t pixels;
   int64_t width;          // of the map, for the pool's divisor
   int rows_inside;        // of the three rows
@@ -53,7 +66,7 @@ struct DownRow {
   bool count_include_pad;
 };
 
-// out = in * scale + add, a row; null for what is absent.
+// out = in * scale + add, a row; null for what is absent, and for levels where out has the dtype of in.
 struct PrologueRow {
   const void* in;
   ptrdiff_t in_step;
@@ -61,6 +74,7 @@ struct PrologueRow {
   const float* add;        // [channels]
   const void* add_map;     // like in
   ptrdiff_t add_step;
+  const Levels* levels;
   void* out;
   ptrdiff_t out_step;
   int64_t pixels;
@@ -175,6 +189,7 @@ struct WinogradOut {
   int64_t columns;  // that are stored from the first tile's first on
   int channels;
   bool relu;
+  const Levels* levels;  // or null where out has the dtype of maps
   float* sums;      // [rows][sums_row], added to, or null
   ptrdiff_t sums_row;
 };
@@ -200,7 +215,8 @@ struct CopyRow {
 #define STDC_U8(EACH, set, name, arguments) EACH(set, name, arguments, u8)
 #define STDC_FLOATS(EACH, set, name, arguments) EACH(set, name, arguments, f32) EACH(set, name, arguments, bf16)
 
-#define STDC_PRODUCT_KERNELS(KERNEL, set) KERNEL(set, conv, ConvRow, STDC_FLOATS)
+#define STDC_PRODUCTS(EACH, set, name, arguments) STDC_FLOATS(EACH, set, name, arguments) STDC_U8(EACH, set, name, arguments)
+#define STDC_PRODUCT_KERNELS(KERNEL, set) KERNEL(set, conv, ConvRow, STDC_PRODUCTS)
 
 #define STDC_OTHER_KERNELS(KERNEL, set)                    \
   KERNEL(set, winograd3_in, WinogradIn, STDC_FLOATS)       \

@@ -32,8 +32,10 @@ constexpr int kLanes = 4;  // SSE2 and NEON
 typedef float V __attribute__((vector_size(4 * kLanes)));
 typedef float Vu __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t I __attribute__((vector_size(4 * kLanes)));
+typedef int16_t S16 __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t U __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Uu __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef uint8_t B8 __attribute__((vector_size(kLanes)));
 typedef uint16_t H __attribute__((vector_size(2 * kLanes)));
 typedef uint16_t Hu __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
 struct bf16 {
@@ -81,6 +83,28 @@ STDC_INLINE void store(bf16* p, V v) {
 #endif
 }
 
+// As levels of inverse steps: rounded to the nearest, ties to even; NaN is the least.
+STDC_INLINE B8 to_levels(V v, V inverse, int zero) {
+  const V least = splat(zero ? -127.0f : 0.0f), most = splat(zero ? 127.0f : 255.0f);
+  v *= inverse;
+#if defined(__AVX512F__)
+  const __m512 kept = _mm512_min_ps(_mm512_max_ps(reinterpret_cast<__m512>(v), reinterpret_cast<__m512>(least)),
+                                    reinterpret_cast<__m512>(most));
+  const __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(kept), _mm512_set1_epi32(zero));
+  return reinterpret_cast<B8>(_mm512_cvtepi32_epi8(i));
+#else
+  v = v > least ? v : least;
+  v = v < most ? v : most;
+  // Floats around 3 * 2^22 are whole numbers, so that the sum is rounded.
+  const I i = reinterpret_cast<I>(v + splat(12582912.0f)) - 0x4b400000 + zero;
+  return __builtin_convertvector(i, B8);
+#endif
+}
+STDC_INLINE void store_levels(uint8_t* p, V v, V inverse, int zero) {
+  const B8 levels = to_levels(v, inverse, zero);
+  memcpy(p, &levels, sizeof(levels));
+}
+
 STDC_INLINE float to_float(float x) { return x; }
 STDC_INLINE float to_float(bf16 x) {
   const uint32_t u = static_cast<uint32_t>(x.bits) << 16;
@@ -109,6 +133,13 @@ STDC_INLINE void store_some(T* p, V v, int n) {
   memcpy(p, part, n * sizeof(T));
 }
 
+// The first n lanes of channels from c on.
+STDC_INLINE void store_levels(uint8_t* p, V v, const Levels& levels, int c, int n) {
+  if (n == kLanes) return store_levels(p, v, load(levels.inverse + c), levels.zero);
+  const B8 all = to_levels(v, load_some(levels.inverse + c, n), levels.zero);
+  memcpy(p, &all, n);
+}
+
 // NaN stays NaN, as in torch.
 STDC_INLINE V relu(V v) {
 #if defined(__AVX512F__)
@@ -116,6 +147,17 @@ STDC_INLINE V relu(V v) {
 #else
   return v < V{} ? V{} : v;
 #endif
+}
+
+// What a convolution's sum of products is worth.
+STDC_INLINE V worth(const ConvRow&, int, V sum) { return sum; }
+STDC_INLINE V worth(const ConvRow& a, int lane, I sum) {
+#if defined(__AVX512F__)
+  const V v = reinterpret_cast<V>(_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sum)));
+#else
+  const V v = __builtin_convertvector(sum, V);
+#endif
+  return v * load(a.multipliers + lane) + load(a.bias + lane);
 }
 
 }  // namespace

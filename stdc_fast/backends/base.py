@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stdc_fast.plan.ops import FUSED, Conv, Gate, Stem, Upsample
+from stdc_fast.plan.ops import FUSED, LEVELS, Conv, Gate, Stem, Upsample
 from stdc_fast.plan.plan import Plan
 from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Precision
@@ -261,8 +261,13 @@ def presented(output: Tensor, labels: bool) -> Tensor:
 NATIVE = FUSED | {"scale", "add"}
 
 
-def why_not_native(plan: Plan) -> str | None:
-    """Why no native backend runs a plan, or None; some have reasons of their own besides."""
+def why_not_native(plan: Plan, levels: bool = False) -> str | None:
+    """Why no native backend runs a plan, or None; some have reasons of their own besides.
+
+    ``levels``: whether it runs plans of 8 bits.
+    """
+    if not levels and any(b.store in LEVELS for b in plan.buffers.values()):
+        return "some of its maps are levels of 8 bits"
     if len(plan.outputs) != 1:
         return "plans with training heads are left to eager"
     averages = {op.mean.buffer for op in plan.ops if isinstance(op, Conv) and op.mean}
@@ -274,7 +279,7 @@ def why_not_native(plan: Plan) -> str | None:
     if wide - {output.buffer} or (wide and output != plan.whole(output.buffer)):
         return "it has maps in float32 besides its logits"
     for op in plan.ops:
-        if op.kind not in NATIVE:
+        if op.kind not in NATIVE | ({"quantise"} if levels else set()):
             return f"{op.kind} {op.name}: not one of its ops"
         if isinstance(op, Conv):
             if op.depthwise or op.act not in ("none", "relu") or len(op.inputs) > 2:

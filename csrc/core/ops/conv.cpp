@@ -21,18 +21,23 @@ class Conv : public Op {
     bias_ = l.optional_weight();
     mean = l.optional_view();
     if (mean) writes.push_back(mean);
+    if (l.version() < 3) return;
+    multipliers_ = l.optional_weight();
+    levels_ = l.optional_weight();
   }
 
   void check(const Checker& c) const override {
     const View& in = inputs[0];
-    c.kernel(*this, c.kernels.conv);
+    c.kernel(*this, c.kernels.conv, c.program.dtype_of(in));
     int64_t total = 0;
     for (const View& v : inputs) {
       total += v.channels;
-      c.need(c.store(v) == Store::act && c.stride(v) == c.stride(in), *this, "inputs of different sizes");
-      c.whole_units(*this, v);
+      c.need(c.stride(v) == c.stride(in), *this, "inputs of different sizes");
     }
-    c.need(c.store(output) == Store::act || c.store(output) == Store::logits, *this, "output is no map");
+    c.factors(*this, weight_, multipliers_);
+    c.need(c.store(output) == Store::act || c.store(output) == Store::logits || c.store(output) == Store::levels, *this,
+           "output is no map");
+    c.levels(*this, output, levels_);
     const Weight& weight = c.program.weights[weight_];
     const auto& s = weight.shape;
     // The stem's maps have a fourth channel, without weights.
@@ -41,9 +46,7 @@ class Conv : public Op {
                                         s[3] == total && s[4] == 2 && s[5] == 2
                                   : s.size() == 4 && s[0] == output.channels && s[1] == total - extra &&
                                         s[2] == kernel_ && s[3] == kernel_;
-    // Float32 ones are rounded here, once: Winograd's tiles transform them before.
-    const bool known = weight.dtype == c.program.dtype || weight.dtype == DType::f32;
-    c.need(shape && known, *this, "weights of another shape");
+    c.need(shape, *this, "weights of another shape");
     if (subpixel())
       c.need(stride_ == 1 && inputs.size() == 1 && c.stride(in) == 2 * c.stride(output), *this, "sub-pixel form");
     else
@@ -53,14 +56,15 @@ class Conv : public Op {
   }
 
   size_t pack(const Program& program, const KernelSet& kernels) override {
-    if (tiled() && Winograd::pays(program, kernels, *this, kernel_))
+    packed_levels_ = pack_levels(program, output, levels_);
+    if (tiled() && multipliers_ < 0 && Winograd::pays(program, kernels, *this, kernel_))
       winograd_ = Winograd(program, kernels, *this, kernel_, weight_, bias_);
     // Tiles leave the last row and column of odd sizes to the weights of their own.
-    if (!winograd_ || subpixel()) packed_ = pack_products(program, kernels.block, *this, kernel_, weight_, bias_);
-    return packed_.size() + winograd_.bytes();
+    if (!winograd_ || subpixel()) packed_ = pack_products(program, kernels.block, *this, kernel_, weight_, bias_, multipliers_);
+    return packed_.size() + winograd_.bytes() + packed_levels_.inverse.size();
   }
 
-  const char* form() const override { return !winograd_ ? "direct" : subpixel() ? "F(4x4, 2x2)" : "F(4x4, 3x3)"; }
+  const char* form() const override { return multipliers_ >= 0 ? "int8" : !winograd_ ? "direct" : subpixel() ? "F(4x4, 2x2)" : "F(4x4, 3x3)"; }
 
   void measure(const Layout& layout, OpLayout& l) const override {
     Op::measure(layout, l);
@@ -75,7 +79,7 @@ class Conv : public Op {
   void cut(const Layout& layout, double work, OpLayout& l) const override {
     if (winograd_) return winograd_.cut(layout, *this, work, l);
     const Buffer& out = layout.program.buffer(output);
-    if (out.store == Store::act) {  // labels need all classes
+    if (out.store != Store::logits) {  // labels need all classes
       if (out.stride > 8) {
         // Few rows and large weights: a task keeps one block's weights in the cache.
         l.part = 1;
@@ -102,7 +106,7 @@ class Conv : public Op {
 
   void run(const Views& v) const override {
     if (!winograd_) return direct(v, false);
-    winograd_.run(v, *this, relu_);
+    winograd_.run(v, *this, relu_, packed_levels_);
     const BufferPlace& out = v.place(output);
     if (subpixel() && (out.columns % 2 || (out.rows % 2 && v.task.rows[1] == out.rows))) direct(v, true);
   }
@@ -113,21 +117,22 @@ class Conv : public Op {
     const bool dense = v.store(output) == Store::logits;
     const BufferPlace& out = v.place(output);
     const int block = v.kernels.block;
-    const auto kernel = v.kernels.conv[v.dtype];
+    const auto kernel = v.kernels.conv[v.program.dtype_of(inputs[0])];
     const std::vector<Step>& steps = v.own.steps;
+    const size_t item = dense ? sizeof(float) : out.item;
     Step both[kMostSteps];
     ConvRow row{};
     row.step_count = static_cast<int>(steps.size()) / (subpixel() ? 4 : 1);
     row.relu = relu_;
-    row.out_f32 = dense;
+    row.to = dense ? DType::f32 : v.program.dtype_of(output);
     row.ahead = true;
     for (int b = v.task.blocks[0]; b < v.task.blocks[1]; b++) {
       const int first = b * block;
       row.channels = std::min(block, output.channels - first);
-      row.bias = packed_.bias.floats() + first;
+      if (packed_levels_) row.levels = packed_levels_.from(first);
       for (int64_t y = v.task.rows[0]; y < v.task.rows[1]; y++) {
         char* to = dense ? reinterpret_cast<char*>(v.logits(y) + output.offset) : v.at(output, y, 0);
-        char* const begin = to + first * (dense ? sizeof(float) : v.size);
+        char* const begin = to + first * item;
         if (mean) {
           row.sums = v.sums(v.task.op, y) + first;
           std::memset(row.sums, 0, row.channels * sizeof(float));
@@ -135,7 +140,7 @@ class Conv : public Op {
         if (!subpixel()) {
           row.in = v.at(inputs[0], y * stride_, 0);
           row.steps = inputs.size() > 1 ? with_second(v, y * stride_, both) : steps.data();
-          row.weights = packed_.weights.data() + b * packed_.block_bytes;
+          packed_.give(row, 0, b, block);
           row.out = begin;
           row.out_step = out.channels;
           row.pixels = out.columns;
@@ -145,12 +150,12 @@ class Conv : public Op {
         // Even and odd columns; the last one of an odd width has weights of its own, and so have rows.
         const int last = y == out.rows - 1 && out.rows % 2;
         const int row_set = last ? 2 : static_cast<int>(y % 2);
-        const size_t pixel = out.channels * v.size;
+        const size_t pixel = out.channels * item;
         const auto columns = [&](int parity, int set, int64_t from, int64_t count) {
           if (count <= 0) return;
           row.in = v.at(inputs[0], y / 2, from);
           row.steps = steps.data() + (2 * (y % 2) + parity) * row.step_count;
-          row.weights = packed_.weights.data() + (3 * row_set + set) * packed_.set_bytes + b * packed_.block_bytes;
+          packed_.give(row, 3 * row_set + set, b, block);
           row.out = begin + (2 * from + parity) * pixel;
           row.out_step = 2 * out.channels;
           row.pixels = count;
@@ -187,8 +192,9 @@ class Conv : public Op {
 
   int kernel_ = 0, stride_ = 1;
   bool relu_ = false;
-  int weight_ = -1, bias_ = -1;
+  int weight_ = -1, bias_ = -1, multipliers_ = -1, levels_ = -1;
   PackedWeights packed_;
+  PackedLevels packed_levels_;
   Winograd winograd_;  // in place of them, or not there
 };
 

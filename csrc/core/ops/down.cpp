@@ -19,33 +19,38 @@ class Down : public Op {
     depthwise_bias_ = l.optional_weight();
     count_include_pad_ = l.number(0, 1);
     if (pooled_) writes.push_back(pooled_);
+    if (l.version() < 3) return;
+    multipliers_ = l.optional_weight();
+    levels_ = l.optional_weight();
+    pooled_levels_ = l.optional_weight();
   }
 
   void check(const Checker& c) const override {
     const View& in = inputs[0];
-    c.kernel(*this, c.kernels.conv);
+    c.kernel(*this, c.kernels.conv, c.program.dtype_of(in));
     c.kernel(*this, c.kernels.down);
     c.need(inputs.size() == 1, *this, "too many inputs");
-    c.need(c.store(in) == Store::act && c.store(output) == Store::act && c.stride(output) == 2 * c.stride(in), *this,
-           "sizes");
-    c.whole_units(*this, in);
+    c.need(map(c, output) && c.stride(output) == 2 * c.stride(in), *this, "sizes");
+    c.factors(*this, weight_, multipliers_);
+    c.levels(*this, output, levels_);
     const Weight& weight = c.program.weights[weight_];
     const auto& s = weight.shape;
-    c.need(s.size() == 4 && s[0] == output.channels && s[1] == in.channels && s[2] == 1 && s[3] == 1 &&
-               weight.dtype == c.program.dtype,
-           *this, "weights of another shape");
+    c.need(s.size() == 4 && s[0] == output.channels && s[1] == in.channels && s[2] == 1 && s[3] == 1, *this,
+           "weights of another shape");
     c.floats(*this, bias_, output.channels);
     c.floats(*this, depthwise_weight_, 9 * output.channels);
     c.floats(*this, depthwise_bias_, output.channels);
-    if (pooled_)
-      c.need(c.store(pooled_) == Store::act && pooled_.channels == output.channels &&
-                 c.stride(pooled_) == c.stride(output),
-             *this, "pool");
+    if (!pooled_) return;
+    c.need(map(c, pooled_) && pooled_.channels == output.channels && c.stride(pooled_) == c.stride(output), *this,
+           "pool");
+    c.levels(*this, pooled_, pooled_levels_);
   }
 
   size_t pack(const Program& program, const KernelSet& kernels) override {
     const int channels = output.channels, block = kernels.block;
-    packed_ = pack_products(program, block, *this, 1, weight_, bias_);
+    packed_ = pack_products(program, block, *this, 1, weight_, bias_, multipliers_);
+    packed_levels_ = pack_levels(program, output, levels_);
+    if (pooled_) packed_pooled_levels_ = pack_levels(program, pooled_, pooled_levels_);
     // [block of channels][9][channels of the block]
     const auto* from = static_cast<const float*>(program.weights[depthwise_weight_].data);
     packed_depthwise_ = zeros(static_cast<size_t>(channels) * 9 * sizeof(float));
@@ -88,6 +93,7 @@ class Down : public Op {
     const int block = v.kernels.block;
     const int64_t pitch = (from.columns + 2) * block;  // of the map between
     const int64_t top = 2 * static_cast<int64_t>(v.task.rows[0]) - 1;
+    const auto multiply = v.kernels.conv[v.program.dtype_of(in)];
     const auto between = [&](int64_t y) { return v.scratch + (y - top) * pitch * v.size; };
     for (int b = v.task.blocks[0]; b < v.task.blocks[1]; b++) {
       const int first = b * block;
@@ -95,8 +101,8 @@ class Down : public Op {
       ConvRow row{};
       row.steps = v.own.steps.data();
       row.step_count = static_cast<int>(v.own.steps.size());
-      row.weights = packed_.weights.data() + b * packed_.block_bytes;
-      row.bias = packed_.bias.floats() + first;
+      packed_.give(row, 0, b, block);
+      row.to = v.dtype;
       row.out_step = block;
       row.pixels = from.columns;
       row.channels = channels;
@@ -111,9 +117,12 @@ class Down : public Op {
         std::memset(between(y) + (from.columns + 1) * block * v.size, 0, block * v.size);
         row.in = v.at(in, y, 0);
         row.out = between(y) + block * v.size;
-        v.kernels.conv[v.dtype](row);
+        multiply(row);
       }
       DownRow last{};
+      const Levels levels = packed_levels_.from(first), pooled_levels = packed_pooled_levels_.from(first);
+      if (packed_levels_) last.levels = &levels;
+      if (packed_pooled_levels_) last.pooled_levels = &pooled_levels;
       last.in_step = block;
       last.weights = packed_depthwise_.floats() + 9 * first;
       last.bias = packed_depthwise_bias_.floats() + first;
@@ -125,9 +134,9 @@ class Down : public Op {
       for (int64_t y = v.task.rows[0]; y < v.task.rows[1]; y++) {
         for (int i = 0; i < 3; i++) last.in[i] = between(2 * y - 1 + i);
         last.rows_inside = 3 - (y == 0) - (2 * y + 1 >= from.rows);
-        last.out = v.at(output, y, 0) + first * v.size;
+        last.out = v.at(output, y, 0, first);
         if (pooled_) {
-          last.pooled = v.at(pooled_, y, 0) + first * v.size;
+          last.pooled = v.at(pooled_, y, 0, first);
           last.pooled_step = v.place(pooled_).channels;
         }
         v.kernels.down[v.dtype](last);
@@ -145,10 +154,14 @@ class Down : public Op {
     return (layout.place(inputs[0]).columns + 2) * layout.kernels.block * traits(layout.program.dtype).bytes;
   }
 
+  static bool map(const Checker& c, const View& v) { return c.store(v) == Store::act || c.store(v) == Store::levels; }
+
   View pooled_;
+  int multipliers_ = -1, levels_ = -1, pooled_levels_ = -1;
   int weight_ = -1, bias_ = -1, depthwise_weight_ = -1, depthwise_bias_ = -1;
   bool count_include_pad_ = true;
   PackedWeights packed_;
+  PackedLevels packed_levels_, packed_pooled_levels_;
   Bytes packed_depthwise_, packed_depthwise_bias_;
 };
 

@@ -46,9 +46,11 @@ void pack_panels(const T* from, T* to, int sets, int outputs, const std::vector<
 
 }  // namespace
 
-PackedWeights pack_products(const Program& program, int block, const Op& op, int kernel, int weight, int bias) {
+PackedWeights pack_products(const Program& program, int block, const Op& op, int kernel, int weight, int bias,
+                            int multipliers) {
   const Weight& w = program.weights[weight];
-  const DTypeTraits& dtype = traits(program.dtype);
+  const DType packed = multipliers >= 0 ? DType::s8 : program.dtype;
+  const DTypeTraits& dtype = traits(packed);
   const int sets = kernel == 2 ? 9 : 1;
   const int weights_in = static_cast<int>(w.shape[kernel == 2 ? 3 : 1]);
   PackedWeights p;
@@ -57,7 +59,7 @@ PackedWeights pack_products(const Program& program, int block, const Op& op, int
   p.set_bytes = p.block_bytes * p.blocks;
   p.weights = zeros(p.set_bytes * sets);
   Bytes rounded;
-  if (w.dtype != program.dtype) {
+  if (w.dtype != packed) {
     rounded = Bytes(w.count * dtype.bytes);
     for (int64_t i = 0; i < w.count; i++) dtype.put(rounded.data(), i, traits(w.dtype).value(w.data, i));
   }
@@ -72,8 +74,27 @@ PackedWeights pack_products(const Program& program, int block, const Op& op, int
     case 2: pack(reinterpret_cast<uint16_t*>(p.weights.data())); break;
     case 4: pack(reinterpret_cast<uint32_t*>(p.weights.data())); break;
   }
-  p.bias = pack_floats(program, bias, static_cast<int64_t>(p.blocks) * block);
+  const int64_t outputs = static_cast<int64_t>(p.blocks) * block;
+  p.bias = pack_floats(program, bias, outputs);
+  if (multipliers < 0) return p;
+  p.multipliers = pack_floats(program, multipliers, outputs);
+  // Stored levels are `zero` too large, and so are sums by that many times the sum of all weights.
+  p.start = zeros(sets * outputs * sizeof(int32_t));
+  const int64_t each = w.count / sets / op.output.channels;
+  for (int s = 0; s < sets; s++)
+    for (int o = 0; o < op.output.channels; o++) {
+      const auto* from = static_cast<const int8_t*>(w.data) + (static_cast<int64_t>(s) * op.output.channels + o) * each;
+      int32_t sum = 0;
+      for (int64_t i = 0; i < each; i++) sum += from[i];
+      reinterpret_cast<int32_t*>(p.start.data())[s * outputs + o] = -program.buffer(op.inputs[0]).zero * sum;
+    }
   return p;
+}
+
+PackedLevels pack_levels(const Program& program, const View& view, int inverse) {
+  if (inverse < 0) return {};
+  // Kernels load whole vectors.
+  return {pack_floats(program, inverse, view.channels + 64), program.buffer(view).zero};
 }
 
 Bytes pack_floats(const Program& program, int weight, int64_t count) {
@@ -84,8 +105,8 @@ Bytes pack_floats(const Program& program, int weight, int64_t count) {
 
 std::vector<Step> product_steps(const Layout& layout, const Op& op, int kernel, int stride) {
   std::vector<Step> steps;
-  const int64_t size = traits(layout.program.dtype).bytes;
   const BufferPlace& first = layout.place(op.inputs[0]);
+  const int64_t size = first.item;
   for (int parity = 0; parity < (kernel == 2 ? 4 : 1); parity++)
     for (const View& v : op.inputs) {
       const BufferPlace& place = layout.place(v);

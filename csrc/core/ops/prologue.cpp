@@ -1,6 +1,7 @@
 // What attention does to a map before a convolution reads it: times a vector, plus a vector or a map.
 #include "../checker.h"
 #include "../views.h"
+#include "products.h"
 
 namespace stdc {
 namespace {
@@ -12,15 +13,18 @@ class Prologue : public Op {
     add_ = l.optional_view();
     for (const View& v : {scale_, add_})
       if (v) reads.push_back(v);
+    if (l.version() >= 3) levels_ = l.optional_weight();
   }
 
   void check(const Checker& c) const override {
     const View& in = inputs[0];
     c.kernel(*this, c.kernels.prologue);
     c.need(inputs.size() == 1, *this, "too many inputs");
-    c.need(c.store(in) == Store::act && c.store(output) == Store::act && c.stride(in) == c.stride(output) &&
+    c.need(c.store(in) == Store::act && c.stride(in) == c.stride(output) &&
                in.channels == output.channels,
            *this, "sizes");
+    c.need(c.store(output) == Store::act || c.store(output) == Store::levels, *this, "output is no map");
+    c.levels(*this, output, levels_);
     if (scale_) c.need(c.store(scale_) == Store::vector && scale_.channels == output.channels, *this, "scale");
     if (add_)
       c.need(add_.channels == output.channels &&
@@ -28,8 +32,15 @@ class Prologue : public Op {
              *this, "add");
   }
 
+  size_t pack(const Program& program, const KernelSet&) override {
+    packed_levels_ = pack_levels(program, output, levels_);
+    return packed_levels_.inverse.size();
+  }
+
   void run(const Views& v) const override {
     PrologueRow row{};
+    const Levels levels = packed_levels_.from(0);
+    if (packed_levels_) row.levels = &levels;
     row.in_step = v.place(inputs[0]).channels;
     row.out_step = v.place(output).channels;
     row.pixels = v.place(output).columns;
@@ -49,6 +60,8 @@ class Prologue : public Op {
 
  private:
   View scale_, add_;
+  int levels_ = -1;
+  PackedLevels packed_levels_;
 };
 
 }  // namespace

@@ -23,7 +23,8 @@ constexpr double kGain = 0.1;
 
 bool Winograd::pays(const Program& program, const KernelSet& kernels, const Op& op, int kernel) {
   const int channels = op.inputs[0].channels;
-  if (op.inputs.size() != 1 || channels % 32 || program.buffer(op.output).store != Store::act) return false;
+  const Store in_store = program.buffer(op.inputs[0]).store, out_store = program.buffer(op.output).store;
+  if (op.inputs.size() != 1 || channels % 32 || in_store != Store::act || out_store == Store::logits) return false;
   if (kernel == 2 && op.mean) return false;
   const auto in = (kernel == 3 ? kernels.winograd3_in : kernels.winograd2_in)[program.dtype];
   const auto out = (kernel == 3 ? kernels.winograd3_out : kernels.winograd2_out)[program.dtype];
@@ -140,7 +141,7 @@ class Winograd::Task {
         transform_in(p, top_ + y, 0, across_, prepared(p, 0, (top_ + y) * across_), v_.own.prepared_position);
   }
 
-  void run(bool relu) {
+  void run(bool relu, const PackedLevels& levels) {
     const stdc::Task& t = v_.task;
     auto* products = reinterpret_cast<float*>(v_.scratch);
     const int64_t most = v_.own.tiles;
@@ -178,7 +179,7 @@ class Winograd::Task {
         row.out_step = block_;
         row.pixels = last - first;
         row.channels = block_;
-        row.out_f32 = true;
+        row.to = DType::f32;
         for (int b = t.blocks[0]; b < t.blocks[1]; b++) {
           const char* weights = w_.weights_.data() + p * w_.set_bytes_ + b * w_.block_bytes_;
           for (int e = 0; e < positions_; e++) {
@@ -188,7 +189,7 @@ class Winograd::Task {
             multiply(row);
           }
           runs(first, last, [&](int64_t y, int64_t x, int64_t n, int64_t done) {
-            transform_out(p, b, y, x, n, products + done * block_, product, relu);
+            transform_out(p, b, y, x, n, products + done * block_, product, relu, levels);
           });
         }
       }
@@ -227,7 +228,8 @@ class Winograd::Task {
     (w_.taps_ == 3 ? v_.kernels.winograd3_in : v_.kernels.winograd2_in)[v_.dtype](a);
   }
 
-  void transform_out(int phase, int b, int64_t y, int64_t x, int64_t n, const float* in, ptrdiff_t position, bool relu) {
+  void transform_out(int phase, int b, int64_t y, int64_t x, int64_t n, const float* in, ptrdiff_t position, bool relu,
+                     const PackedLevels& levels) {
     const BufferPlace& p = v_.place(op_.output);
     const int first = b * block_, step = w_.step();
     const int64_t top = unit_ * y + phase / 2, left = unit_ * x + phase % 2;
@@ -236,7 +238,9 @@ class Winograd::Task {
     a.position = position;
     a.tile = block_;
     a.bias = w_.bias_.floats() + first;
-    a.out = v_.at(op_.output, top, left) + first * v_.size;
+    a.out = v_.at(op_.output, top, left, first);
+    const Levels own = levels.from(first);
+    if (levels) a.levels = &own;
     a.row = step * p.pitch;
     a.pixel = step * p.channels;
     a.tiles = n;
@@ -257,6 +261,8 @@ class Winograd::Task {
 };
 
 void Winograd::prepare(const Views& views, const Op& op) const { Task(*this, views, op).prepare(); }
-void Winograd::run(const Views& views, const Op& op, bool relu) const { Task(*this, views, op).run(relu); }
+void Winograd::run(const Views& views, const Op& op, bool relu, const PackedLevels& levels) const {
+  Task(*this, views, op).run(relu, levels);
+}
 
 }  // namespace stdc

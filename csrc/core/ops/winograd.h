@@ -25,7 +25,7 @@ class Winograd {
   void lay_out(const Layout& layout, const Op& op, OpLayout& l) const;
   // One task: transforms some rows of the input, or computes some of the output.
   void prepare(const Views& views, const Op& op) const;
-  void run(const Views& views, const Op& op, bool relu) const;
+  void run(const Views& views, const Op& op, bool relu, const PackedLevels& levels) const;
 
  private:
   class Task;

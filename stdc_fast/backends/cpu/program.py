@@ -1,8 +1,8 @@
 """Plans as the native engine reads them: a text header, one line a buffer, weight or op, then the weights.
 
-The format (version 2) is that of ``csrc/core/program.cpp``::
+The format (version 3) is that of ``csrc/core/program.cpp``::
 
-    stdc-plan 2
+    stdc-plan 3
     NAME DTYPE
     buffers COUNT               then lines: STORE CHANNELS STRIDE NAME
     weights COUNT               then lines: DTYPE OFFSET DIMENSIONS SIZE...
@@ -12,7 +12,9 @@ The format (version 2) is that of ``csrc/core/program.cpp``::
     data                        then zeros up to a multiple of 64 bytes, then all weights
 
 Weights are rounded to the plan's dtype; biases, depthwise weights and gates are float32. So are the weights
-of convolutions that Winograd's tiles may do: the engine rounds them once, transformed or not.
+of convolutions that Winograd's tiles may do: the engine rounds them once, transformed or not. Whole weights are
+int8. Steps of levels are written as their inverses. Plans without levels are written as version 2, which has no
+settings for them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,19 @@ import torch
 from torch import Tensor
 
 from stdc_fast.backends.base import why_not_native
-from stdc_fast.plan.ops import ACTIVATIONS, Add, Conv, Down, Gate, Scale, Stem, Upsample, View
+from stdc_fast.plan.ops import (
+    ACTIVATIONS,
+    LEVELS,
+    Add,
+    Conv,
+    Down,
+    Gate,
+    Quantise,
+    Scale,
+    Stem,
+    Upsample,
+    View,
+)
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import BFLOAT16, FLOAT32, Precision
 
@@ -36,12 +50,13 @@ def why_not(plan: Plan | None, precision: Precision) -> str | None:
         return f"it computes in float32 and bfloat16, not {precision}"
     if plan is None:
         return None
-    if (reason := why_not_native(plan)) is not None:
+    if (reason := why_not_native(plan, levels=True)) is not None:
         return reason
-    even = 4 // precision.maps.itemsize  # the engine multiplies pairs of 16-bit channels
+    # The engine multiplies pairs of 16-bit channels, and four of 8 bits.
     for op in plan.ops:
         if isinstance(op, (Conv, Down)):
             views = op.inputs if isinstance(op, Conv) else (op.input,)
+            even = 4 if op.multipliers else 4 // precision.maps.itemsize
             if any(v.channels % even or v.offset % even for v in views):
                 return f"{op.kind} {op.name}: odd numbers of channels in {precision}"
     return None
@@ -58,6 +73,7 @@ def serialise(plan: Plan, precision: Precision) -> bytes:
 class _Writer:
     def __init__(self, plan: Plan, precision: Precision):
         self.plan, self.precision = plan, precision
+        self.version = 3 if any(b.store in LEVELS for b in plan.buffers.values()) else 2
         self.buffers: list[str] = []
         self.names: dict[str, int] = {}
         self.weights: list[str] = []
@@ -75,6 +91,8 @@ class _Writer:
         for name, buffer in plan.buffers.items():
             if name in plan.inputs and buffer.channels == 3 and self._of_stem(name):
                 self.buffer(name, "act", 4, 1)  # four channels a pixel: whole pairs, and fewer loads
+            elif buffer.store in LEVELS:
+                self.buffer(name, buffer.store, buffer.channels, buffer.stride)
             elif buffer.stride == 0:
                 self.buffer(name, "vector", buffer.channels, 0)
             elif buffer.store == "uint8":
@@ -98,7 +116,7 @@ class _Writer:
             self.op("export", "result", [output], result)
             output = result
         lines = [
-            "stdc-plan 2",
+            f"stdc-plan {self.version}",
             f"{word(plan.name)} {self.precision}",
             f"buffers {len(self.buffers)}",
             *self.buffers,
@@ -130,7 +148,7 @@ class _Writer:
     def weight(self, tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int:
         if tensor is None:
             return -1
-        rounded = tensor.detach().to("cpu", dtype).contiguous()
+        rounded = tensor.detach().to("cpu", dtype).contiguous()  # to int8 without loss, of whole weights
         raw = rounded.view(torch.int16).numpy() if dtype == torch.bfloat16 else rounded.numpy()
         data = np.ascontiguousarray(raw).tobytes()
         data += bytes(-len(data) % 64)
@@ -142,6 +160,16 @@ class _Writer:
 
     def named(self, name: str | None, dtype: torch.dtype = torch.float32) -> int:
         return self.weight(None if name is None else self.plan.weights[name], dtype)
+
+    def levels(self, *names: str | None) -> list[int]:
+        """The settings of levels: none where the format has no such."""
+        if self.version == 2:
+            return []
+        inverses = (None if n is None else self.plan.weights[n].float().reciprocal() for n in names)
+        return [self.weight(inverse) for inverse in inverses]
+
+    def multipliers(self, op: Conv | Down) -> list[int]:
+        return [] if self.version == 2 else [self.named(op.multipliers)]
 
     def rounded(self, name: str) -> Tensor:
         """Weights that are rounded like all others, but kept in float32."""
@@ -170,7 +198,8 @@ class _Writer:
             self.op("frame", f"{op.name}:image", [given], image, *numbers)
         act = ACTIVATIONS.index(op.act)
         weights = self.weight(weight, self.precision.weights), self.weight(bias)
-        self.op("conv", op.name, [image], op.output, 3, 2, act, *weights, "-")
+        rest = [-1, *self.levels(op.levels)] if self.version > 2 else []
+        self.op("conv", op.name, [image], op.output, 3, 2, act, *weights, "-", *rest)
 
     def _conv(self, op: Conv) -> None:
         inputs = list(op.inputs)
@@ -181,16 +210,20 @@ class _Writer:
             inputs = [View(ready, 0, view.channels)]
             self._prologue(ready, view, op.scale, op.add, inputs[0])
         tiles = len(op.inputs) == 1 and (op.kernel, op.stride) in ((3, 1), (2, 1))  # the engine rounds
-        weights = (
-            self.named(op.weight, torch.float32 if tiles else self.precision.weights),
-            self.named(op.bias),
-        )
+        dtype = torch.int8 if op.multipliers else torch.float32 if tiles else self.precision.weights
+        weights = self.named(op.weight, dtype), self.named(op.bias)
         act = ACTIVATIONS.index(op.act)
-        mean = self.optional(op.mean)
-        self.op("conv", op.name, inputs, op.output, op.kernel, op.stride, act, *weights, mean)
+        rest = [self.optional(op.mean), *self.multipliers(op), *self.levels(op.levels)]
+        self.op("conv", op.name, inputs, op.output, op.kernel, op.stride, act, *weights, *rest)
 
-    def _prologue(self, name: str, view: View, scale: View | None, add: View | None, output: View) -> None:
-        self.op("prologue", name, [view], output, self.optional(scale), self.optional(add))
+    def _prologue(
+        self, name: str, view: View, scale: View | None, add: View | None, output: View, levels: str | None = None
+    ) -> None:
+        rest = self.optional(scale), self.optional(add), *self.levels(levels)
+        self.op("prologue", name, [view], output, *rest)
+
+    def _quantise(self, op: Quantise) -> None:
+        self._prologue(op.name, op.input, op.scale, op.add, op.output, op.levels)
 
     def _scale(self, op: Scale) -> None:
         self._prologue(op.name, op.input, op.scale, None, op.output)
@@ -199,12 +232,12 @@ class _Writer:
         self._prologue(op.name, op.input, None, op.other, op.output)
 
     def _down(self, op: Down) -> None:
-        weights = self.named(op.weight, self.precision.weights), self.named(op.bias)
+        dtype = torch.int8 if op.multipliers else self.precision.weights
+        weights = self.named(op.weight, dtype), self.named(op.bias)
         depthwise = self.weight(self.rounded(op.depthwise_weight)), self.named(op.depthwise_bias)
         pooled = self.optional(op.pooled)
-        self.op(
-            "down", op.name, [op.input], op.output, pooled, *weights, *depthwise, int(op.count_include_pad)
-        )
+        rest = int(op.count_include_pad), *self.multipliers(op), *self.levels(op.levels, op.pooled_levels)
+        self.op("down", op.name, [op.input], op.output, pooled, *weights, *depthwise, *rest)
 
     def _gate(self, op: Gate) -> None:
         layers: list[object] = []
