@@ -88,6 +88,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.def("isas", &stdc::isas);
   m.def("best_isa", &stdc::best_isa, py::arg("wanted") = "");
+  m.def("levels_pay", &stdc::levels_pay, py::arg("isa"), py::arg("dtype"), py::arg("tiles"), py::arg("shape"));
   m.def("yuv_to_rgb", &yuv_to_rgb, py::arg("planes"), py::arg("rgb"), py::arg("ratio"), py::arg("step"),
         py::arg("wide"), py::arg("centred"), py::arg("matrix"), py::arg("table") = py::none());
   py::class_<stdc::Engine>(m, "Engine")

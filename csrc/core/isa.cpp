@@ -3,7 +3,9 @@
 #include <stdexcept>
 
 #include "engine.h"
+#include "dtypes.h"
 #include "kernel_set.h"
+#include "ops/costs.h"
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -73,7 +75,7 @@ namespace {
 // instructions; tiles were faster with each of these sets there. AMX was not measured: its products are taken at nine
 // tenths of the peak, which nothing that streams weights reaches, so that tiles are used only where they pay anyway.
 // Of 8 bits only the products count.
-[[maybe_unused]] constexpr Rates kAmx{460, 20, 10}, kAvx512Bf16{31, 20, 10}, kAvx512Pairs{11, 20, 10}, kAvx512{15.5, 20, 10},
+[[maybe_unused]] constexpr Rates kAmx{460, 20, 10}, kAvx512Bf16{31, 20, 10}, kAvx512Pairs{11, 20, 10}, kAvx512{14, 20, 10},
     kAvx2Pairs{7, 20, 10}, kAvx2{13, 20, 10};
 constexpr Rates kPortable{3.5, 45, 20};
 [[maybe_unused]] constexpr Rates kAmx8{920, 0, 0}, kAvx512Vnni{62, 0, 0}, kAvx2Vnni{31, 0, 0}, kAvx512Halves{16, 0, 0},
@@ -168,6 +170,13 @@ std::string best_isa(const std::string& wanted) {
     if (std::string(k.name) != "amx_emulated") here += (here.empty() ? "" : ", ") + std::string(k.name);
   }
   throw std::runtime_error("instruction set " + name + origin + " was not built or this processor lacks it; use " + here);
+}
+
+bool levels_pay(const std::string& isa, const std::string& dtype, bool tiles, const std::array<int64_t, 6>& shape) {
+  DType maps;
+  if (!find_dtype(dtype, maps) || !traits(maps).maps) throw std::runtime_error("no maps of " + dtype);
+  return levels_pay(kernel_set(best_isa(isa)), maps,
+                    {static_cast<int>(shape[0]), static_cast<int>(shape[1]), shape[2], shape[3], shape[4], shape[5]}, tiles);
 }
 
 const KernelSet& kernel_set(const std::string& isa) {

@@ -9,6 +9,7 @@
 // machine), with the values in them.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -103,5 +104,9 @@ void yuv_to_rgb(const Yuv& picture, uint8_t* rgb);
 std::vector<std::string> isas();
 // The one that an engine takes: STDC_FAST_CPU_ISA or the best. std::runtime_error for one that is not there.
 std::string best_isa(const std::string& wanted = "");
+
+// Whether a convolution takes clearly less time with levels of 8 bits than with maps of this dtype. tiles: whether
+// Winograd's may do it. shape: kernel, stride, input and output channels, rows and columns of the output at 512x1024.
+bool levels_pay(const std::string& isa, const std::string& dtype, bool tiles, const std::array<int64_t, 6>& shape);
 
 }  // namespace stdc

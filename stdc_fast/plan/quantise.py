@@ -20,8 +20,9 @@ from stdc_fast.plan.plan import Plan
 
 #: Channels that a product of levels takes at once: an op reads multiples of these.
 UNIT = 4
-#: Least step of a channel over the greatest of its map, for channels that were zero where the range was taken.
-LEAST = 1 / 256
+#: Least step of a channel over the greatest of its map: a channel that was small in the frames of the calibration
+#: may not stay so. Less made errors on other frames larger, and more made all errors larger.
+LEAST = 1 / 4
 
 
 @dataclasses.dataclass(frozen=True)

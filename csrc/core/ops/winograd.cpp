@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "costs.h"
+
 namespace stdc {
 namespace {
 
@@ -12,12 +14,6 @@ namespace {
 constexpr int kPad = 64;
 
 int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
-
-// The image for which the form is chosen, and bytes of weights that memory gives a core in a cycle.
-constexpr int64_t kHeight = 512, kWidth = 1024;
-constexpr double kBandwidth = 6;
-// What tiles are to save at least.
-constexpr double kGain = 0.1;
 
 }  // namespace
 
@@ -30,16 +26,9 @@ bool Winograd::pays(const Program& program, const KernelSet& kernels, const Op& 
   const auto out = (kernel == 3 ? kernels.winograd3_out : kernels.winograd2_out)[program.dtype];
   if (!in || !out) return false;
   if (program.small && program.buffer(op.output).stride > 8) return false;
-  // Cycles of one tile of all channels. A core's share of tiles and of bandwidth is the same for any number of cores.
-  const Rates& rates = kernels.rates[program.dtype];
-  const int n = kernel + kTile - 1, step = kernel == 2 ? 2 : 1;
-  const double positions = n * n, products = static_cast<double>(channels) * op.output.channels / rates.products;
-  const int64_t tiles = up(program.rows(op.output.buffer, kHeight), step * kTile) *
-                        up(program.columns(op.output.buffer, kWidth), step * kTile);
-  const double bytes = positions * channels * op.output.channels * static_cast<double>(traits(program.dtype).bytes);
-  const double direct = kTile * kTile * kernel * kernel * products;
-  const double transforms = positions / 36 * (rates.in * channels + rates.out * op.output.channels);
-  return positions * products + transforms + bytes / (kBandwidth * static_cast<double>(tiles)) < (1 - kGain) * direct;
+  const int b = op.output.buffer;
+  return tiles_pay(kernels, program.dtype, {kernel, 1, channels, op.output.channels,
+                                            program.rows(b, kTypicalHeight), program.columns(b, kTypicalWidth)});
 }
 
 Winograd::Winograd(const Program& program, const KernelSet& kernels, const Op& op, int kernel, int weight, int bias)
