@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from paths import ROOT
 from PIL import Image
 from plans import VARIANTS, error, one_thread, outputs, random_frames, random_images, random_network
@@ -23,7 +22,6 @@ from stdc_fast.backends.eager.ranges import observe
 from stdc_fast.backends.eager.rounding import Grid, Observer, Rounding
 from stdc_fast.plan import build, optimise
 from stdc_fast.plan.ops import Conv, Down
-from stdc_fast.plan.rewrites import subpixel_weights
 from stdc_fast.reference import FeatureFusion, SegHead, STDCModule
 from stdc_fast.reference.networks import upsample
 
