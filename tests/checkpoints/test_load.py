@@ -39,8 +39,9 @@ def test_unknown_names_suggest_the_nearest(tiny_weights, tmp_path, monkeypatch):
         with pytest.raises(UserError, match="no such file") as error:
             stdc_fast.load(missing)
         assert str(missing) in str(error.value)
-    with pytest.raises(UserError, match="folder"):
-        stdc_fast.load(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: has no model\.safetensors"):
+        stdc_fast.load(tmp_path / "empty")
     with pytest.raises(UserError, match="xxxxx"):
         stdc_fast.load("x" * 300)
 

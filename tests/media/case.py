@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -32,17 +33,38 @@ class Case:
         return isinstance(outcome, float) and outcome >= self.target
 
 
+#: Programs: the option that asks for the version, what the first line must have, and whose it is then.
+PROGRAMS = {
+    "ffmpeg": ("-version", r"^ffmpeg version", "FFmpeg"),
+    "convert": ("-version", r"ImageMagick", "ImageMagick"),  # GraphicsMagick and others have that name, too
+    "exiftool": ("-ver", r"^\d", "ExifTool"),
+}
+
+
 @functools.cache
 def version(tool: str) -> str | None:
     """First line of a tool's version, or of a Python package's; None where there is none."""
     import importlib.metadata
 
-    if shutil.which(tool):
-        option = "-ver" if tool == "exiftool" else "-version"
+    if tool in PROGRAMS:
+        option, pattern, _ = PROGRAMS[tool]
+        if shutil.which(tool) is None:
+            return None
         done = subprocess.run([tool, option], capture_output=True, text=True)
-        first = (done.stdout or done.stderr).split("\n")[0].strip()
+        first = done.stdout.split("\n")[0].strip()
+        if done.returncode or not re.search(pattern, first):
+            return None
         return f"{tool} {first}" if tool == "exiftool" else first
     try:
         return f"{tool} {importlib.metadata.version(tool)}"
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def why_not(tool: str) -> str | None:
+    """Why there is nothing to write files with, or None."""
+    if version(tool) is not None:
+        return None
+    if tool in PROGRAMS and shutil.which(tool):
+        return f"{shutil.which(tool)} is not {PROGRAMS[tool][2]}'s {tool}"
+    return f"no {tool}"

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.media.case import Case, version
+from tests.media.case import Case, version, why_not
 
 #: Modules with ``CASES``, a sequence of :class:`Case`.
 MODULES = ("pictures", "videos", "labels")
@@ -31,7 +31,8 @@ def row(case: Case) -> dict[str, object]:
     """What came of a case, as plain values."""
     tool = version(case.tool)
     if tool is None:
-        return {"case": case.name, "tool": case.tool, "outcome": "not measured: no such tool", "holds": None}
+        said = f"not measured: {why_not(case.tool)}"
+        return {"case": case.name, "tool": case.tool, "outcome": said, "holds": None}
     with tempfile.TemporaryDirectory() as folder:
         try:
             outcome = case.measure(Path(folder))

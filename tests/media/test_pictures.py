@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.media.case import version
+from tests.media.case import why_not
 from tests.media.pictures import CASES, PROFILES
 
 #: Those that start the command line; tests/cli has them in this process.
@@ -15,8 +15,8 @@ PROGRAMS = ("stdin", "--out")
     ids=lambda case: case.name,
 )
 def test_case(case, tmp_path):
-    if version(case.tool) is None:
-        pytest.skip(f"no {case.tool}")
+    if reason := why_not(case.tool):
+        pytest.skip(reason)
     if ("profile" in case.name or "Adobe" in case.name) and not PROFILES.is_dir():
         pytest.skip(f"no profiles in {PROFILES}")
     outcome = case.measure(tmp_path)

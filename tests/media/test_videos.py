@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.media.case import version
+from tests.media.case import why_not
 
 pytest.importorskip("av")
 from tests.media.videos import CASES, COLOURS
@@ -18,7 +18,7 @@ QUICK = (
     "case", [c for c in CASES if c not in COLOURS or c.name in QUICK], ids=lambda c: c.name
 )
 def test_cases(case, tmp_path):
-    if version(case.tool) is None:
-        pytest.skip(f"there is no {case.tool}")
+    if reason := why_not(case.tool):
+        pytest.skip(reason)
     outcome = case.measure(tmp_path)
     assert case.holds(outcome), outcome

@@ -75,8 +75,11 @@ class CudaTiles:
     prefix: ClassVar[str] = "cuda_"
 
     def __post_init__(self) -> None:
-        known = self.wgmma in (0, 1) and self.cluster in CLUSTERS and (self.wgmma or self.cluster == 1)
-        if not known or not all(type(n) is int and 1 <= n <= 4096 for n in self.numbers):
+        whole = type(self.wgmma) is type(self.cluster) is int  # true and 1.0 count as 1 otherwise
+        known = whole and self.wgmma in (0, 1) and self.cluster in CLUSTERS
+        if not known or self.cluster > 1 > self.wgmma:
+            raise ValueError(f"wgmma {self.wgmma!r}, clusters of {self.cluster!r}: no kernel has such")
+        if not all(type(n) is int and 1 <= n <= 4096 for n in self.numbers):
             raise ValueError(f"tiles of {self.numbers}: no kernel has such")
 
     @property

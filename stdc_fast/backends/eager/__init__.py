@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stdc_fast.backends.base import Backend, Executable
-from stdc_fast.backends.eager.convolution import Convolution, Subpixel, activate
+from stdc_fast.backends.eager.convolution import Convolution, Subpixel, activate, has_kernels
 from stdc_fast.backends.eager.memory import Pieces, Poisoned
 from stdc_fast.backends.eager.rounding import Rounding
 from stdc_fast.backends.eager.winograd import SubpixelTiles, Tiles
@@ -86,18 +86,9 @@ def compile(
         poisoned: keep everything in one arena in which all that is dead is NaN, to prove its layout.
     """
     device, precision = torch.device(device), precision_of(precision)
-    if device.type == "cpu" and rounding is None and not _has_kernels(precision.maps):
+    if device.type == "cpu" and rounding is None and not has_kernels(precision.maps):
         precision, rounding = FLOAT32, Rounding(precision.maps)
     return EagerExecutable(plan, precision, device, rounding, poisoned)
-
-
-def _has_kernels(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has kernels for ``dtype`` on this CPU; torch's own are twenty times slower."""
-    if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if dtype == torch.float16:
-        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return True
 
 
 class EagerExecutable(Executable):

@@ -20,11 +20,25 @@ def activate(x: Tensor, act: str) -> Tensor:
     return x.sigmoid_() if act == "sigmoid" else x.sigmoid_().add_(1)
 
 
+def has_kernels(dtype: torch.dtype) -> bool:
+    """Whether this CPU has kernels for ``dtype``. Of 16 bits those are oneDNN's, which refuses others.
+
+    Torch's own kernels of 16 bits run everywhere, twenty times slower.
+    """
+    if dtype not in (torch.bfloat16, torch.float16):
+        return True
+    if not torch.backends.mkldnn.is_available():
+        return False
+    known = torch.ops.mkldnn
+    return known._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else known._is_mkldnn_fp16_supported()
+
+
 class Convolution:
     """``act(conv2d(x) + bias)`` with packed weights.
 
-    On a CPU in float32 and bfloat16, oneDNN has the weights in the layout it prefers, and adds bias and
-    ReLU before it rounds. In float64, which no library has fast kernels for, each tap is one matrix product.
+    On a CPU in float32, and in bfloat16 where there are kernels, oneDNN has the weights in the layout it
+    prefers, and adds bias and ReLU before it rounds. In float64, which no library has fast kernels for, each
+    tap is one matrix product.
 
     Args:
         weight: ``[out, in / groups, k, k]``.
@@ -49,6 +63,7 @@ class Convolution:
             weight.device.type == "cpu"
             and weight.dtype in (torch.float32, torch.bfloat16)
             and torch.backends.mkldnn.is_available()
+            and has_kernels(weight.dtype)
             and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         )
         self.packed: Tensor | None = None  # takes the place of weight when it is made

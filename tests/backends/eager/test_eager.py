@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from paths import ROOT
 from PIL import Image
 from plans import VARIANTS, error, one_thread, outputs, random_frames, random_images, random_network
@@ -19,12 +18,10 @@ from plans import VARIANTS, error, one_thread, outputs, random_frames, random_im
 import stdc_fast
 from stdc_fast import images
 from stdc_fast.backends import eager
-from stdc_fast.backends.eager.convolution import Convolution, Subpixel
 from stdc_fast.backends.eager.ranges import observe
 from stdc_fast.backends.eager.rounding import Grid, Observer, Rounding
 from stdc_fast.plan import build, optimise
 from stdc_fast.plan.ops import Conv, Down
-from stdc_fast.plan.rewrites import subpixel_weights
 from stdc_fast.reference import FeatureFusion, SegHead, STDCModule
 from stdc_fast.reference.networks import upsample
 
@@ -411,76 +408,6 @@ def test_grid_keeps_the_labels(trained):
     assert agreement(executable, trained, street()) >= 0.98
     # It does round: by much more than bfloat16.
     assert 3e-3 < relative(plan, trained, street(), rounding=executable.rounding) < 3e-2
-
-
-# Convolutions.
-
-
-def layouts(x):
-    """The same numbers in four layouts; what lies between them is NaN."""
-    nhwc = torch.channels_last
-    deep = torch.full((len(x), x.shape[1] + 5, *x.shape[2:]), float("nan"), dtype=x.dtype)
-    deep = deep.contiguous(memory_format=nhwc)
-    wide = torch.full((*x.shape[:3], 2 * x.shape[3]), float("nan"), dtype=x.dtype)
-    deep[:, 2:-3], wide[..., ::2] = x, x
-    return x.contiguous(), x.contiguous(memory_format=nhwc), deep[:, 2:-3], wide[..., ::2]
-
-
-ACTS = {
-    "none": lambda x: x,
-    "relu": torch.relu,
-    "sigmoid": torch.sigmoid,
-    "sigmoid+1": lambda x: torch.sigmoid(x) + 1,
-}
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("groups", [1, 8])
-def test_convolution(dtype, groups):
-    """F.conv2d in float64 of the same rounded numbers, and the input is left alone."""
-    torch.manual_seed(0)
-    eps = torch.finfo(dtype).eps
-    limit = eps / 2 if dtype in LOW else 4 * eps
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    for (k, pad), stride in itertools.product(((1, 0), (3, 1), (3, 0)), (1, 2)):
-        weight = (torch.randn(8, 8 // groups, k, k) / (8 // groups * k * k) ** 0.5).to(dtype)
-        for (act, apply), bias in itertools.product(ACTS.items(), (torch.randn(8, dtype=wide), None)):
-            conv = Convolution(weight, bias, stride, pad, groups, act)
-            for size in ((3, 3), (1, 7), (5, 4), (9, 16)):
-                if min(size) + 2 * pad < k:
-                    continue
-                x = torch.randn(2, 8, *size).to(dtype)
-                b = None if bias is None else bias.double()
-                expected = apply(F.conv2d(x.double(), weight.double(), b, stride, pad, 1, groups))
-                for given in layouts(x):
-                    got = conv(given)
-                    assert got.dtype == dtype
-                    assert error(got, expected) <= limit, (k, pad, stride, act, size)
-                    assert torch.equal(given, x)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_subpixel_convolution(dtype):
-    """In float64 the large convolution; in fewer digits the small one in float64 with those weights."""
-    torch.manual_seed(0)
-    eps = torch.finfo(dtype).eps
-    limit = eps / 2 if dtype in LOW else 4 * eps
-    weight = torch.randn(6, 8, 3, 3, dtype=torch.float64) / 72**0.5
-    bias = torch.randn(6, dtype=torch.float64).float()
-    rounded = subpixel_weights(weight).to(dtype)
-    for act in ("none", "relu", "sigmoid"):
-        small, exact = Subpixel(rounded, bias, act), Subpixel(rounded.double(), bias.to(dtype), act)
-        for n, m in itertools.product((1, 2, 5), repeat=2):
-            x = torch.randn(2, 8, n, m).to(dtype)
-            for size in itertools.product((2 * n, 2 * n - 1), (2 * m, 2 * m - 1)):
-                expected = exact(x.double(), size)
-                if dtype == torch.float64:
-                    large = F.conv2d(F.interpolate(x, size, mode="nearest"), weight, bias.double(), padding=1)
-                    assert error(expected, ACTS[act](large)) <= 1e-12
-                for given in layouts(x):
-                    got = small(given, size)
-                    assert got.dtype == dtype and got.shape == (2, 6, *size)
-                    assert error(got, expected) <= limit, (act, size)
 
 
 def test_training_heads_in_all_dtypes():

@@ -130,10 +130,13 @@ def test_tiles_beyond_all_measure_are_passed_over(h100):
 CUDA_ABOUT = ABOUT | {"backend": "cuda"}
 CUDA_BEST = CudaTiles((128, 64), 8, 16, 64, 2)
 CUDA_OTHER = CudaTiles((64, 64, 4), 4, 16, 32)
+CUDA_CLUSTERED = CudaTiles((128, 64), 8, 16, 64, 1, wgmma=1, cluster=2)
 
 
 def test_tiles_of_the_cuda_backend_are_apart(cache):
-    mine = tuned.save(CUDA_ABOUT, {WORK.key: CUDA_BEST, "another": CUDA_OTHER}, CudaTiles)
+    mine = tuned.save(CUDA_ABOUT, {WORK.key: CUDA_CLUSTERED, "another": CUDA_OTHER}, CudaTiles)
+    assert tuned.load(CUDA_ABOUT, CudaTiles) == {WORK.key: CUDA_CLUSTERED, "another": CUDA_OTHER}
+    tuned.save(CUDA_ABOUT, {WORK.key: CUDA_BEST}, CudaTiles)
     other = tuned.save(ABOUT, {WORK.key: BEST}, TritonTiles)
     assert mine.name.startswith("cuda_tiles_nvidia_h100") and other.name.startswith("tiles_nvidia_h100")
     tuned.save(CUDA_ABOUT, {"another": CUDA_BEST}, CudaTiles)
@@ -162,7 +165,12 @@ CUDA_NUMBERS = "[128, 64, 1, 8, 16, 64, 2]"
 CUDA_DAMAGED = (
     "[128, 64, 1, 8, 16, 64, 0]", "[128, -64, 1, 8, 16, 64, 2]", '["128", 64, 1, 8, 16, 64, 2]',
     "[128, 64, 1, 8.0, 16, 64, 2]", "[128, 64, 1, 8, 16, 8192, 2]", "[128, 64, 1, true, 16, 64, 2]",
-    "[128, 64, 0, 8, 16, 64, 2]", "[128, 64, 1, 8, 16, 64, 2, 2]", "[128, 64, 1, 8, 16, 64, 2, 1, 1]",
+    "[128, 64, 0, 8, 16, 64, 2]", "[128, 64, 1, 8, 16, 64, 2, 2]", "[128, 64, 1, 8, 16, 64, 2, true]",
+    "[128, 64, 1, 8, 16, 64, 2, 1.0]", "[128, 64, 1, 8, 16, 64, 2, 1, 2, 1]",
+    "[128, 64, 1, 8, 16, 64, 2, 1, 3]", "[128, 64, 1, 8, 16, 64, 2, 1, 0]",
+    "[128, 64, 1, 8, 16, 64, 2, 1, 8]", "[128, 64, 1, 8, 16, 64, 2, 0, 2]",
+    "[128, 64, 1, 8, 16, 64, 2, 1, true]", "[128, 64, 1, 8, 16, 64, 2, 1, 2.0]",
+    "[128, 64, 1, 8, 16, 64, 2, 1, [2]]",
     "[128, 64, 8, 16, 64, 2]", "[128, 64]", "[]", "null", '{"a": 1}', "[[128, 64], 1, 8, 16, 64, 2]",
 )  # fmt: skip
 
