@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stdc_fast import _native, forks
-from stdc_fast.backends.base import Backend, NativeExecutable, presented
+from stdc_fast.backends.base import Backend, NativeExecutable, not_tiled, presented
 from stdc_fast.backends.cpu import program
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
@@ -40,6 +40,9 @@ class Cpu(Backend):
         if small:
             return "large weights as they are, Winograd's tiles at 1/8 and above"
         return "Winograd's tiles, with four times the weights of a 3x3, wherever they are faster"
+
+    def levels(self, plan: Plan, precision: Precision, small: bool) -> list[str]:
+        return not_tiled(plan)
 
     def compile(
         self, plan: Plan, precision: Precision, device: torch.device, small: bool = False
