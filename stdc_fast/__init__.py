@@ -6,6 +6,8 @@ model.predict("street.jpg").overlay().save("overlay.png")
 """
 
 from stdc_fast import library, nn, source_tree  # library registers torch.ops.stdc_fast
+from stdc_fast.calibration.record import Calibration
+from stdc_fast.calibration.run import calibrate
 from stdc_fast.classes import ClassSet
 from stdc_fast.datasets import open_folder
 from stdc_fast.errors import UserError
@@ -21,6 +23,7 @@ from stdc_fast.zoo import list_models, load, model_info
 __all__ = [
     "AccelerateReport",
     "BatchError",
+    "Calibration",
     "ClassSet",
     "InputSize",
     "Protocol",
@@ -31,6 +34,7 @@ __all__ = [
     "accelerate",
     "accelerated",
     "acceleration",
+    "calibrate",
     "create_model",
     "evaluate",
     "export",

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from stdc_fast import download
+from stdc_fast.calibration import record
 from stdc_fast.errors import UserError
 
 #: The files of :meth:`stdc_fast.Segmenter.save_pretrained`.
@@ -106,7 +107,7 @@ def choose(names: list[str], where: str) -> str:
     """The one name that weights have. UserError, which begins with ``where``, for none and for several."""
     if WEIGHTS in names:
         return WEIGHTS
-    found = sorted(name for name in names if name.lower().endswith(SUFFIXES))
+    found = sorted(n for n in names if n.lower().endswith(SUFFIXES) and not n.endswith(record.SUFFIX))
     if len(found) == 1:
         return found[0]
     if not found:

@@ -46,14 +46,19 @@ TOLERANCES: dict[str, Tolerance] = {
         2.0**-9, 2e-2, 1.5, 0.990, "the same, with eight bits of mantissa in place of eleven"
     ),
     "int8": Tolerance(
-        2.0**-8, None, 1.5, 0.98, "255 steps over the range of a map; mIoU must stay within half a point"
+        2.0**-8,
+        3e-2,
+        1.5,
+        0.98,
+        "255 steps over the range of a map, in all convolutions as peers have it; mIoU must stay within half "
+        "a point. Ours is held to less, see docs/quantisation.md",
     ),
 }
 
 
 def tolerance(dtype: torch.dtype | str) -> Tolerance:
-    """The limits for a dtype, or for "int8", the 8-bit grid. KeyError for others."""
-    return TOLERANCES[str(dtype).removeprefix("torch.")]
+    """The limits for a dtype, or for "int8", whatever its other maps are in. KeyError for others."""
+    return TOLERANCES[str(dtype).removeprefix("torch.").partition("+")[0]]
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

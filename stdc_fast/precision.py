@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from typing import TypeAlias
 
 import torch
@@ -22,14 +21,15 @@ class Precision:
         maps: dtype of what is stored between ops.
         weights: dtype of the weights of convolutions as packed.
         sums: dtype in which products are added up; of biases, vectors and logits too.
-        scales: least and greatest value of each stored tensor by name, where maps are integers; else None.
+        levels: whether some ops multiply levels of 8 bits, see :mod:`stdc_fast.plan.quantise`. Everything
+            else is in the dtypes above.
     """
 
     name: str
     maps: torch.dtype
     weights: torch.dtype
     sums: torch.dtype
-    scales: Mapping[str, tuple[float, float]] | None = dataclasses.field(default=None, hash=False)
+    levels: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -42,8 +42,11 @@ def _float(dtype: torch.dtype) -> Precision:
 
 FLOAT32, FLOAT64 = _float(torch.float32), _float(torch.float64)
 FLOAT16, BFLOAT16 = _float(torch.float16), _float(torch.bfloat16)
+#: 8 bits where they are faster, the rest in bfloat16; or in float32, for CPUs without bfloat16 instructions.
+INT8 = dataclasses.replace(BFLOAT16, name="int8", levels=True)
+INT8_FLOAT32 = dataclasses.replace(FLOAT32, name="int8+float32", levels=True)
 #: All that ``load(dtype=...)`` knows, by name.
-PRECISIONS = {p.name: p for p in (FLOAT32, FLOAT64, FLOAT16, BFLOAT16)}
+PRECISIONS = {p.name: p for p in (FLOAT32, FLOAT64, FLOAT16, BFLOAT16, INT8, INT8_FLOAT32)}
 
 #: What stands for a precision: itself, its name, or the torch dtype of its maps.
 Like: TypeAlias = "Precision | str | torch.dtype"
@@ -54,7 +57,7 @@ def precision_of(request: Like) -> Precision:
     if isinstance(request, Precision):
         return request
     name = str(request).removeprefix("torch.") if isinstance(request, torch.dtype) else request
-    if isinstance(name, str) and name in PRECISIONS:
+    if isinstance(name, str) and name in PRECISIONS and request is not torch.int8:  # which no map is in
         return PRECISIONS[name]
     raise UserError(f"unknown dtype {request!r}; use auto, {', '.join(PRECISIONS)}")
 
@@ -63,10 +66,14 @@ def choose(request: Like = "auto", device: torch.device | str = "cpu") -> tuple[
     """The precision of a request, and why.
 
     "auto" is what the device multiplies fastest with labels as good: float16 on a GPU with tensor cores,
-    bfloat16 on a CPU with AMX-BF16 or AVX512-BF16, else float32. UserError for an unknown request.
+    bfloat16 on a CPU with AMX-BF16 or AVX512-BF16, else float32. It never is "int8", whose maps are in
+    float32 on a CPU where "auto" is float32. UserError for an unknown request.
     """
     if isinstance(request, str) and request == "auto":
         return _fastest(torch.device(device))
+    if isinstance(request, str) and request == INT8.name and torch.device(device).type == "cpu":
+        floats, why = _fastest(torch.device(device))
+        return INT8 if floats == BFLOAT16 else INT8_FLOAT32, f"asked for, with {floats} maps: {why}"
     return precision_of(request), "asked for"
 
 

@@ -26,6 +26,7 @@ from stdc_fast.freshness import structure
 from stdc_fast.transforms import Transforms
 
 if TYPE_CHECKING:
+    from stdc_fast.calibration.record import Calibration
     from stdc_fast.reference import STDCSeg
     from stdc_fast.segmenter import Segmenter
 
@@ -43,6 +44,7 @@ class Pretrained:
     """
 
     metadata: Mapping[str, object] = types.MappingProxyType({})
+    calibration: Calibration | None
     _sums: tuple[int, ...] | None = None
 
     def save_pretrained(
@@ -67,7 +69,8 @@ class Pretrained:
             push_to_hub: send it, too; ``push_options`` are those of :meth:`push_to_hub`.
 
         If weights were changed since they were loaded, their file does not say any more what was measured on
-        them, and a warning says so. Returns the address of the commit if there is one.
+        them, nor has it ranges for int8, and a warning says so. Returns the address of the commit if there is
+        one.
 
         Raises UserError for a network that no file can say, and if the folder can not be written.
         """
@@ -75,7 +78,8 @@ class Pretrained:
         if push_options and not push_to_hub:
             raise UserError(f"{next(iter(push_options))} is for push_to_hub=True; leave it out")
         facts = said(self, metadata)
-        checkpoints.save(checkpoints.inference_state(self.network), folder / hub.WEIGHTS, facts, half)
+        state, ranges = checkpoints.inference_state(self.network), self._kept_ranges()
+        checkpoints.save(state, folder / hub.WEIGHTS, facts, half, ranges)
         configuration = json.dumps(card.config(facts, self.network), indent=2, ensure_ascii=False) + "\n"
         write_atomic(folder / hub.CONFIG, lambda p: p.write_text(configuration, "utf-8"))
         if not (folder / hub.CARD).exists():
@@ -173,6 +177,14 @@ class Pretrained:
                 Path(folder), repo_id, commit_message, private=private, token=token, branch=branch,
                 create_pr=create_pr, keep_card=not replace_card,
             )  # fmt: skip
+
+    def _kept_ranges(self) -> Calibration | None:
+        """Those for int8, if they are of the weights as they are now; a line says it if they are not."""
+        found = self.calibration
+        if found is not None and found.fingerprint != checkpoints.fingerprint(self.network):
+            log.warning("%s: its %s are of other weights, and are left out", self.name, found)
+            return None
+        return found
 
     @property
     def transforms(self) -> Transforms:

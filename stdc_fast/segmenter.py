@@ -21,6 +21,7 @@ from stdc_fast.errors import BatchError, UserError
 from stdc_fast.flight import Ring, in_turn
 from stdc_fast.freshness import Watched, traced
 from stdc_fast.input_size import InputSize, check_request
+from stdc_fast.levels import Levels
 from stdc_fast.module_ops import opaque
 from stdc_fast.placement import on_cpu
 from stdc_fast.plan import Plan, build, optimise
@@ -52,7 +53,7 @@ class _Way:
     precision: Precision
 
 
-class Segmenter(Pretrained, CompiledCalls):
+class Segmenter(Pretrained, Levels, CompiledCalls):
     """STDC-Seg for inference, as :func:`stdc_fast.load` returns it.
 
     As a module it maps a normalised float ``[N, 3, H, W]`` to float32 logits ``[N, C, H, W]`` at the same
@@ -64,6 +65,7 @@ class Segmenter(Pretrained, CompiledCalls):
         input_size: what :meth:`label` and :meth:`predict` resize to by default.
         precision: what the network runs in. Its own parameters stay float32 below that, unless they are cast
             (``model.half()``): weights are folded in float64 and rounded once.
+        calibration: ranges of the network's maps, which int8 needs, or None.
         name: name of the weights.
         report: what loading mapped and dropped.
 
@@ -103,15 +105,6 @@ class Segmenter(Pretrained, CompiledCalls):
     @property
     def num_classes(self) -> int:
         return self.network.num_classes
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the maps between the network's ops; setting it chooses another precision."""
-        return self.precision.maps
-
-    @dtype.setter
-    def dtype(self, dtype: Like) -> None:
-        self.precision, self.why_precision = precision_of(dtype), "set after loading"
 
     @property
     def memory(self) -> str:
@@ -245,8 +238,7 @@ class Segmenter(Pretrained, CompiledCalls):
         frames = image.dtype == torch.uint8
         key = self.precision, frames
         if key not in state.made:
-            backend = self.decision.backend
-            plan = self.kept_plan() if frames else self.plan(False)
+            backend, plan = self.decision.backend, self.compiled_plan(frames)
             state.made[key] = backend.compile(plan, self.precision, self.device, self._small)
             state.made.pop(Plan, None)  # it is as large as the network in float64
         return state.made[key]

@@ -16,6 +16,8 @@ import torch
 
 from stdc_fast import _native, backends, checkpoints, download, hub, registry
 from stdc_fast.backends.eager.ranges import fp16_overflow
+from stdc_fast.calibration import record as ranges
+from stdc_fast.calibration.record import Calibration
 from stdc_fast.classes import DATA_SETS, ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.placement import on_cpu
@@ -71,7 +73,7 @@ def model_info(name: str = DEFAULT) -> dict[str, object]:
 
 
 def _embedded() -> list[str]:
-    return sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))
+    return sorted(p.stem for p in WEIGHTS.glob("*.safetensors") if not p.name.endswith(ranges.SUFFIX))
 
 
 def _status(name: str) -> str:
@@ -98,6 +100,7 @@ def load(
     download: bool = False,
     classes: str | Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
+    calibrate: object = None,
     **options: object,
 ) -> Segmenter:
     """Load STDC-Seg weights for inference.
@@ -109,7 +112,9 @@ def load(
         device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", ...
         dtype: "auto" (float16 on a GPU with tensor cores, bfloat16 on a CPU with instructions for it, else
             float32), or "float32", "float64", "float16", "bfloat16", or a torch dtype. A network whose values
-            float16 can not hold runs in bfloat16 instead, and a warning says so.
+            float16 can not hold runs in bfloat16 instead, and a warning says so. "int8" is for CPUs: ops that
+            are faster in 8 bits are, all else is in the dtype of "auto". It needs ranges of the network's
+            maps, which the embedded weights have.
         backend: "auto" or a name that ``stdc-fast info`` lists as available; the environment
             variable STDC_FAST_BACKEND stands in for "auto".
         memory: "fast", or "small" for less than half the weights, which takes longer; both are the same
@@ -118,6 +123,10 @@ def load(
         classes: names of the classes by class id, or "camvid", "cityscapes" or "voc"; they go before those
             of the file. Where neither has them they are "class 0", "class 1", ..., and a warning says so.
         palette: an RGB colour (0..255) for each class; goes before the file's.
+        calibrate: what int8 takes ranges from: frames like those to be labelled, as for
+            :func:`stdc_fast.calibrate` (a folder, paths, arrays); a file that ``stdc-fast calibrate``
+            wrote; or another model's :attr:`~Segmenter.calibration`. None takes those of the file, or of the
+            file NAME.ranges.safetensors beside it.
         options: what a file can not say of its network: ``batch_norm`` ("plain", "in-place"), ``conv_last``,
             ``threshold``, ``align_corners``, ``eps``, ``mean``, ``std``, ``count_include_pad``. A file that
             leaves one of them open is refused with its name; ``docs/checkpoints.md`` explains them.
@@ -125,14 +134,15 @@ def load(
     Returns a :class:`Segmenter` in eval mode, parameters frozen (``model.requires_grad_()`` to train them);
     ``report`` says what was mapped and dropped, ``reason`` why it runs in this dtype on this backend.
     Raises UserError for unknown names (with the nearest ones), weights that are not on this machine (with
-    how to get them), files that do not match exactly, and devices, dtypes or backends that are not available
-    here.
+    how to get them), files that do not match exactly, int8 without ranges of these weights, and devices,
+    dtypes or backends that are not available here.
     """
     place = backends.resolve_device(device)
     precision, why = choose(dtype, place)
     if backend != "auto":
         backends.named(backend)  # a misspelt name is said before anything is read
-    checkpoint = checkpoints.read(find(pretrained, download), **options)
+    path = find(pretrained, download)
+    checkpoint = checkpoints.read(path, **options)
     log.info("%s: %s", pretrained, checkpoint.report)
     record = registry.RECORDS.get(str(pretrained))
     meta = (record.defaults() if record else {}) | checkpoint.metadata
@@ -151,10 +161,35 @@ def load(
     model.report = checkpoint.report
     model.remember((record.provenance() if record else {}) | checkpoint.metadata)
     model.decide()
+    if precision.levels and place.type != "cpu" and not model.decision.asked:
+        raise UserError(f"dtype int8 is for CPUs ({model.decision.reason}); use auto, or device cpu")
+    _give_ranges(model, checkpoint.calibration, path, calibrate)
     if backend == "auto" and model.backend == "eager" and place.type == "cpu":
         _say_what_is_missing()
     log.info("%s: %s", pretrained, model.reason)
     return model
+
+
+def _give_ranges(model: Segmenter, own: Calibration | None, path: Path, given: object) -> None:
+    """The ranges that a model is to have; UserError if it needs some and there are none of its weights."""
+    file = Path(given) if isinstance(given, (str, os.PathLike)) else None
+    if isinstance(given, Calibration):
+        model.calibration = given
+    elif file is not None and file.suffix == ".safetensors":
+        model.calibration = checkpoints.read_ranges(file)
+    elif given is not None:
+        model.calibrate(given)
+    elif own is not None:
+        model.calibration = own
+    elif (file := ranges.beside(path)).is_file():
+        try:
+            model.calibration = checkpoints.read_ranges(file)
+        except UserError as error:
+            if model.precision.levels:
+                raise
+            log.warning("its ranges for int8 are left out: %s", error)
+    if given is not None or model.precision.levels:
+        model.ranges()  # said now, and not when the first image comes
 
 
 @functools.cache

@@ -95,12 +95,35 @@ def test_a_dtype_that_is_asked_for(name, machine):
         for device in ("cpu", "cuda"):
             found, why = precision.choose(request, device)
             assert found is precision.PRECISIONS[name] and why == "asked for"
-            assert found.maps == found.weights == DTYPES[name] and found.scales is None
+            assert found.maps == found.weights == DTYPES[name] and not found.levels
             assert found.sums == (torch.float64 if name == "float64" else torch.float32)
 
 
 @pytest.mark.parametrize(
-    "request_", ["half", "fp16", "", "Float32", "int8", torch.int8, torch.complex64, None, 16]
+    ("features", "name", "maps", "reason"),
+    [
+        (("avx512f", "avx512_vnni", "avx512_bf16"), "int8", "bfloat16", "bfloat16 maps.*AVX512-BF16"),
+        (("avx512f", "avx512_vnni"), "int8+float32", "float32", "float32 maps.*without"),
+        (("avx2", "avx_vnni"), "int8+float32", "float32", "float32 maps.*without"),
+    ],
+)
+def test_int8_has_the_maps_of_auto(features, name, maps, reason, machine):
+    machine(*features)
+    found, why = precision.choose("int8", "cpu")
+    assert found is precision.PRECISIONS[name] and found.levels
+    assert found.maps == found.weights == DTYPES[maps] and found.sums == torch.float32
+    assert "asked for" in why and re.search(reason, why)
+    assert precision.choose("auto", "cpu")[0] is precision.PRECISIONS[maps]
+    assert precision.choose(found, "cpu") == (found, "asked for")
+
+
+def test_int8_on_a_gpu_does_not_ask_the_processor(machine):
+    machine(capability=(9, 0))
+    assert precision.choose("int8", "cuda") == (precision.INT8, "asked for")
+
+
+@pytest.mark.parametrize(
+    "request_", ["half", "fp16", "", "Float32", "int4", torch.int8, torch.complex64, None, 16]
 )
 def test_an_unknown_dtype(request_):
     with pytest.raises(UserError, match=r"unknown dtype.*auto.*float32.*bfloat16") as problem:
@@ -327,13 +350,15 @@ def test_the_table_has_every_dtype_with_the_contracts_limits():
         ("float32", 1e-5, 0.9999),
         ("float16", 3e-3, 0.998),
         ("bfloat16", 2e-2, 0.99),
-        ("int8", None, 0.98),
+        ("int8", 3e-2, 0.98),
     ):
         limit = numerics.tolerance(name)
         assert (limit.logits, limit.agreement) == (logits, agreement)
         assert limit.reason and limit is numerics.TOLERANCES[name]
         assert limit.emulation == (None if name in ("float64", "float32") else 1.5)
-        if name != "int8":
+        if name == "int8":
+            assert numerics.tolerance("int8+float32") is limit
+        else:
             assert numerics.tolerance(DTYPES[name]) is numerics.tolerance(f"torch.{name}") is limit
     order = [numerics.tolerance(n).op for n in ("float64", "float32", "float16", "bfloat16", "int8")]
     assert order == sorted(order)

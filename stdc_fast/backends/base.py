@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stdc_fast.plan.ops import FUSED, LEVELS, Conv, Gate, Stem, Upsample
+from stdc_fast.plan.ops import FUSED, LEVELS, Conv, Gate, Op, Stem, Upsample
 from stdc_fast.plan.plan import Plan
+from stdc_fast.plan.quantise import candidates
 from stdc_fast.postprocess import label_logits
 from stdc_fast.precision import Precision
 from stdc_fast.reference.networks import upsample
@@ -50,6 +51,14 @@ class Backend:
         """What :meth:`compile` does with ``small`` or without; None where there is no choice."""
         return None
 
+    def levels(self, plan: Plan, precision: Precision, small: bool) -> list[str]:
+        """Names of the ops that it multiplies in 8 bits, of :func:`stdc_fast.plan.quantise.candidates`.
+
+        The plan is one of floats, as :meth:`why_not` gets it; ``small`` is as for :meth:`compile`, which gets
+        the plan with these ops on levels.
+        """
+        return []
+
     def compile(
         self, plan: Plan, precision: Precision, device: torch.device, small: bool = False
     ) -> Executable:
@@ -58,6 +67,16 @@ class Backend:
         ``small`` asks for fewer bytes of weights rather than speed, where there is a choice.
         """
         raise NotImplementedError
+
+
+def not_tiled(plan: Plan) -> list[str]:
+    """Names of the ops that can multiply levels and that Winograd's tiles do not do."""
+
+    def tiled(op: Op) -> bool:
+        return isinstance(op, Conv) and (op.kernel == 2 or (op.kernel == 3 and op.stride == 1))
+
+    fit = set(candidates(plan))
+    return [op.name for op in plan.ops if op.name in fit and not tiled(op)]
 
 
 class Executable:

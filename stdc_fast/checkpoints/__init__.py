@@ -7,6 +7,7 @@ which are those of the paper's own code without its aliases. Nothing in a file i
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from stdc_fast.calibration import record
+from stdc_fast.calibration.record import Calibration
 from stdc_fast.checkpoints import families
 from stdc_fast.checkpoints.canonical import (
     Checkpoint,
@@ -25,7 +28,16 @@ from stdc_fast.checkpoints.canonical import (
     from_content,
     inference_state,
 )
-from stdc_fast.checkpoints.containers import FORMAT, FORMAT_OPTIONS, open_file, unwrap
+from stdc_fast.checkpoints.containers import (
+    FORMAT,
+    FORMAT_OPTIONS,
+    FORMAT_RANGES,
+    RANGES,
+    open_file,
+    open_ranges,
+    unwrap,
+)
+from stdc_fast.checkpoints.fingerprint import fingerprint
 from stdc_fast.checkpoints.options import differing
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
@@ -38,11 +50,14 @@ __all__ = [
     "Checkpoint",
     "check_metadata",
     "check_names",
+    "fingerprint",
     "from_state",
     "inference_state",
     "read",
     "read_backbone",
+    "read_ranges",
     "save",
+    "save_ranges",
 ]
 
 
@@ -113,7 +128,26 @@ def read_backbone(path: str | Path) -> families.State:
         return state
 
 
-def save(state: families.State, path: str | Path, metadata: dict[str, object], half: bool = False) -> None:
+def read_ranges(path: str | Path) -> Calibration:
+    """The ranges of a file that ``stdc-fast calibrate`` wrote. UserError, naming the file, if it has none."""
+    with _named(path):
+        return open_ranges(Path(path))
+
+
+def save_ranges(calibration: Calibration, path: str | Path) -> None:
+    """Write ranges alone, atomically. UserError if the file can not be written."""
+    tensors = {k: v.contiguous() for k, v in calibration.tensors().items()}
+    text = {"format": RANGES, record.KEY: json.dumps(calibration.facts())}
+    write_atomic(path, lambda p: safetensors.torch.save_file(tensors, p, metadata=text))
+
+
+def save(
+    state: families.State,
+    path: str | Path,
+    metadata: dict[str, object],
+    half: bool = False,
+    calibration: Calibration | None = None,
+) -> None:
     """Write a canonical state dict and its metadata as safetensors, atomically.
 
     Args:
@@ -121,6 +155,8 @@ def save(state: families.State, path: str | Path, metadata: dict[str, object], h
         path: file to write.
         metadata: JSON-able values; ``docs/checkpoints.md`` lists the keys.
         half: store convolution weights as fp16; norm statistics stay float32.
+        calibration: ranges of the network's maps, which go into the file, too. With ``half`` they count as
+            those of the weights as stored.
 
     Raises UserError if the file can not be written, or a weight does not fit fp16.
     """
@@ -131,10 +167,14 @@ def save(state: families.State, path: str | Path, metadata: dict[str, object], h
         if small and not finite(stored):
             raise UserError(f"{path}: {name} exceeds the range of fp16; save it without half")
         tensors[name] = stored
-    text = {
-        "format": FORMAT_OPTIONS if differing(metadata) else FORMAT,
-        **{k: json.dumps(v) for k, v in metadata.items()},
-    }
+    mark = FORMAT_OPTIONS if differing(metadata) else FORMAT
+    if calibration is not None:
+        if half:
+            stored = fingerprint(from_state(tensors, metadata).network())
+            calibration = dataclasses.replace(calibration, fingerprint=stored)
+        metadata = {**metadata, record.KEY: calibration.facts()}
+        mark, tensors = FORMAT_RANGES, {**tensors, **calibration.tensors()}
+    text = {"format": mark, **{k: json.dumps(v) for k, v in metadata.items()}}
     write_atomic(path, lambda p: safetensors.torch.save_file(tensors, p, metadata=text))
 
 

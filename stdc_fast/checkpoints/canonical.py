@@ -12,6 +12,7 @@ from reprlib import repr as short
 import torch
 from torch import Tensor, nn
 
+from stdc_fast.calibration.record import Calibration
 from stdc_fast.checkpoints import options as known_options
 from stdc_fast.checkpoints.containers import Content
 from stdc_fast.checkpoints.families import CANONICAL, OURS, Family, State, recognise
@@ -46,6 +47,7 @@ class Checkpoint:
         report: one line about what was mapped and dropped.
         origins: where each option was read, by its name.
         notes: what the file does not say, and what was done about it.
+        calibration: ranges of the network's maps, where the file has them.
     """
 
     state: State
@@ -57,6 +59,7 @@ class Checkpoint:
     report: str
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    calibration: Calibration | None = None
 
     @on_cpu
     def network(self, dtype: torch.dtype = torch.float32) -> STDCSeg:
@@ -132,6 +135,7 @@ def from_content(
         ),
         {**said.origins, **dict.fromkeys(told, "argument")},
         tuple(notes),
+        content.calibration,
     )
     _check(result, family)
     return result

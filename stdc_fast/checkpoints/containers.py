@@ -15,6 +15,7 @@ from pathlib import Path
 import safetensors
 from torch import Tensor
 
+from stdc_fast.calibration import record
 from stdc_fast.checkpoints import sniff
 from stdc_fast.checkpoints.archives import damaged, open_archive, open_pickle
 from stdc_fast.checkpoints.families import CANONICAL, FAMILIES, State, known_names, recognise
@@ -22,8 +23,14 @@ from stdc_fast.checkpoints.pickles import Global, Opaque
 from stdc_fast.checkpoints.rebuild import Array, Stored
 from stdc_fast.errors import UserError
 
-#: The mark of our safetensors, and that of files which older versions would misread, as they have options.
-FORMAT, FORMAT_OPTIONS = "stdc_fast 1", "stdc_fast 2"
+#: The mark of our safetensors, and those of files which older versions would misread, as they have options,
+#: or would not take, as they have ranges. Ranges alone have a mark of their own.
+FORMAT, FORMAT_OPTIONS, FORMAT_RANGES, RANGES = (
+    "stdc_fast 1",
+    "stdc_fast 2",
+    "stdc_fast 3",
+    "stdc_fast ranges 1",
+)
 
 # Where training code keeps the weights, the preferred first: averaged ones before those of the last step.
 _KEYS = (
@@ -59,6 +66,7 @@ class Content:
         versions: version of the module class by the module's name, where torch wrote them down.
         notes: what was passed over on the way.
         unread: names of tensors that only training uses, where they were not wanted.
+        calibration: the ranges of the network's maps, where the file has them.
     """
 
     tensors: State
@@ -68,6 +76,7 @@ class Content:
     versions: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    calibration: record.Calibration | None = None
 
 
 def open_file(path: Path, whole: bool = True) -> Content:
@@ -291,20 +300,50 @@ def _tensor(key: str, value: object) -> Tensor:
 
 
 def _open_safetensors(path: Path) -> Content:
+    tensors, text = _safetensors(path)
+    if text.get("format") not in (FORMAT, FORMAT_OPTIONS, FORMAT_RANGES):
+        if text.get("format") == RANGES:
+            raise UserError("holds ranges of a network, no weights; give it to load() as calibrate=")
+        if text.get("format", "").startswith("stdc_fast"):
+            known = f"{FORMAT!r}, {FORMAT_OPTIONS!r} and {FORMAT_RANGES!r}"
+            raise UserError(f"has format {text['format']!r}, this version reads {known}")
+        return dataclasses.replace(unwrap(tensors), container="safetensors")
+    metadata = _metadata(text)
+    if text["format"] != FORMAT_RANGES:
+        return Content(tensors, metadata, "safetensors")
+    calibration = record.Calibration.of(tensors, metadata.pop(record.KEY, None))
+    tensors = {k: v for k, v in tensors.items() if not k.startswith(record.PREFIX)}
+    return Content(tensors, metadata, "safetensors", calibration=calibration)
+
+
+def open_ranges(path: Path) -> record.Calibration:
+    """The ranges of a file, which may have the weights too. UserError, without its name, if it has none."""
+    try:
+        tensors, text = _safetensors(path)
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError("no such file") from None
+    except OSError as error:
+        raise UserError(f"can not be read ({error.strerror or error})") from None
+    if text.get("format") not in (FORMAT_RANGES, RANGES):
+        raise UserError("has no ranges; stdc-fast calibrate makes them")
+    return record.Calibration.of(tensors, _metadata(text).get(record.KEY))
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(Tensors, metadata as texts) of a file."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            text = file.metadata() or {}
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118, not a dict
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118, no dict
+    except (FileNotFoundError, IsADirectoryError):
+        raise
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"damaged safetensors file ({error}); copy it again") from None
-    if text.get("format") not in (FORMAT, FORMAT_OPTIONS):
-        if text.get("format", "").startswith("stdc_fast"):
-            raise UserError(
-                f"has format {text['format']!r}, this version reads {FORMAT!r} and {FORMAT_OPTIONS!r}"
-            )
-        return dataclasses.replace(unwrap(tensors), container="safetensors")
+
+
+def _metadata(text: dict[str, str]) -> dict[str, object]:
     try:
-        metadata = {k: json.loads(v) for k, v in text.items() if k != "format"}
+        return {k: json.loads(v) for k, v in text.items() if k != "format"}
     except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
         raise UserError(f"damaged metadata ({str(error)[:100]}); copy it again") from None
-    return Content(tensors, metadata, "safetensors")

@@ -14,6 +14,7 @@ from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 from stdc_fast.plan.ops import Conv, Upsample
 from stdc_fast.plan.plan import Plan
+from stdc_fast.plan.quantise import candidates
 from stdc_fast.precision import FLOAT32, Like, Precision, precision_of
 
 
@@ -41,6 +42,9 @@ class Cpu(Backend):
             return "large weights as they are, Winograd's tiles at 1/8 and above"
         return "Winograd's tiles, with four times the weights of a 3x3, wherever they are faster"
 
+    def levels(self, plan: Plan, precision: Precision, small: bool) -> list[str]:
+        return levels(plan, precision, small)
+
     def compile(
         self, plan: Plan, precision: Precision, device: torch.device, small: bool = False
     ) -> CpuExecutable:
@@ -48,6 +52,30 @@ class Cpu(Backend):
 
 
 BACKEND = Cpu()
+
+#: The image for which the engine chooses forms.
+TYPICAL = 512, 1024
+
+
+def levels(plan: Plan, precision: Precision, small: bool = False, isa: str = "") -> list[str]:
+    """Names of the ops that an instruction set does clearly faster on levels of 8 bits, by the engine's model of
+    costs for a 512x1024 image; with ``small`` also of those whose tiles of Winograd's would need more memory.
+    """
+    found, known = [], set(candidates(plan))
+    isa, maps = _native.isa(isa), str(precision.maps).removeprefix("torch.")
+    for op in plan.ops:
+        if op.name not in known:
+            continue
+        inputs = op.inputs if isinstance(op, Conv) else (op.input,)
+        # Of an entry of a stage what counts is its 1x1, at the input's size.
+        kernel, stride, output = (op.kernel, op.stride, op.output) if isinstance(op, Conv) else (1, 1, op.input)
+        deep = plan.buffers[op.output.buffer].stride > 8
+        tiles = stride == 1 and kernel > 1 and len(inputs) == 1 and not (small and deep)
+        size = plan.size(output.buffer, *TYPICAL)
+        shape = (kernel, stride, sum(v.channels for v in inputs), op.output.channels, *size)
+        if _native.module().levels_pay(isa, maps, tiles, shape):
+            found.append(op.name)
+    return found
 
 
 def compile(

@@ -38,16 +38,16 @@ from stdc_fast.plan.ops import (
     View,
 )
 from stdc_fast.plan.plan import Plan
-from stdc_fast.precision import BFLOAT16, FLOAT32, Precision
+from stdc_fast.precision import BFLOAT16, FLOAT32, INT8, INT8_FLOAT32, Precision
 
 #: What the engine computes in.
-PRECISIONS = (FLOAT32, BFLOAT16)
+PRECISIONS = (FLOAT32, BFLOAT16, INT8, INT8_FLOAT32)
 
 
 def why_not(plan: Plan | None, precision: Precision) -> str | None:
     """Why the native engine does not run a plan, or None; without one, why it lacks a precision."""
     if precision not in PRECISIONS:
-        return f"it computes in float32 and bfloat16, not {precision}"
+        return f"it computes in {', '.join(map(str, PRECISIONS))}, not {precision}"
     if plan is None:
         return None
     if (reason := why_not_native(plan, levels=True)) is not None:
@@ -117,7 +117,7 @@ class _Writer:
             output = result
         lines = [
             f"stdc-plan {self.version}",
-            f"{word(plan.name)} {self.precision}",
+            f"{word(plan.name)} {_name(self.precision.maps)}",
             f"buffers {len(self.buffers)}",
             *self.buffers,
             f"weights {len(self.weights)}",

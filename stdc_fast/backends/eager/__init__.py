@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stdc_fast.backends.base import Backend, Executable
+from stdc_fast.backends.base import Backend, Executable, not_tiled
 from stdc_fast.backends.eager.convolution import Convolution, Subpixel, activate, has_kernels
 from stdc_fast.backends.eager.memory import Pieces, Poisoned
 from stdc_fast.backends.eager.rounding import Rounding
@@ -56,6 +56,9 @@ class Eager(Backend):
 
     def why_not(self, plan: Plan | None, precision: Precision, device: torch.device) -> str | None:
         return None
+
+    def levels(self, plan: Plan, precision: Precision, small: bool) -> list[str]:
+        return not_tiled(plan)
 
     def compile(
         self, plan: Plan, precision: Precision, device: torch.device, small: bool = False

@@ -1,0 +1,178 @@
+"""``stdc_fast.calibrate``: ranges of a network's maps from frames, by the best of several methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+
+from stdc_fast import backends, checkpoints
+from stdc_fast.backends import eager
+from stdc_fast.calibration import frames as pictures
+from stdc_fast.calibration import sensitivity, statistics
+from stdc_fast.calibration.record import Calibration
+from stdc_fast.calibration.sensitivity import Judge, Progress, Row
+from stdc_fast.errors import UserError
+from stdc_fast.placement import on_cpu
+from stdc_fast.plan.plan import Plan
+from stdc_fast.plan.quantise import candidates, wanted
+from stdc_fast.precision import FLOAT32, choose
+from stdc_fast.version import __version__
+
+if TYPE_CHECKING:
+    from stdc_fast.segmenter import Segmenter
+
+#: Frames that are taken where nobody says how many.
+COUNT = 32
+#: An op whose error alone is larger than this share of :data:`TARGET` is left out of 8 bits.
+SHARE = 0.6
+#: The error of logits that all ops in 8 bits together are to stay below.
+TARGET = 1e-2
+#: Frames on which each op alone is looked at.
+ALONE = 4
+
+
+def _silent(items: Iterable, what: str, total: int) -> Iterable:
+    return items
+
+
+@on_cpu
+@torch.inference_mode(False)
+@torch.no_grad()
+def calibrate(
+    model: Segmenter,
+    frames: object,
+    *,
+    count: int = COUNT,
+    seed: int = 0,
+    method: str = "best",
+    keep: Collection[str] = (),
+    limit: float | None = SHARE * TARGET,
+    every: bool = False,
+    progress: Progress = _silent,
+) -> Calibration:
+    """The ranges that int8 needs, from frames like those to be labelled. The model stays as it is.
+
+        model.calibration = stdc_fast.calibrate(model, "camvid/train")
+
+    A quarter of the frames, eight at most, is held out: by them methods are compared, and ops that lose too
+    much are found. Frames are read one at a time.
+
+    Args:
+        model: in any dtype.
+        frames: a folder, paths, arrays and whatever else :meth:`~stdc_fast.Segmenter.predict` takes as
+            pictures. The network sees them as it does there.
+        count: frames at most; they are drawn by ``seed``.
+        method: "max", "mse" (clips where the squared error of 8 bits is least), "percentile:99.99" or
+            another percentile, or "best": the one of these with the least error of logits.
+        keep: names of ops that are to be left out of 8 bits, also without ``cp.backbone.`` and ``.conv``.
+        limit: an op is left out, too, if it alone moves logits by more; None leaves none out so.
+        every: look at each op alone that can multiply levels, and not only at those that would.
+        progress: see :data:`stdc_fast.calibration.sensitivity.Progress`.
+
+    Raises UserError, in one line, for no frames, ones that can not be read or hold NaN, frames of one flat
+    colour, and unknown methods or ops.
+    """
+    method = statistics.check_method(method)
+    plan = model.plan()
+    names = candidates(plan)
+    if not names:
+        raise UserError(f"{model.name}: has no op that can run in 8 bits")
+    by_hand = tuple(dict.fromkeys(_resolve(name, names) for name in keep))
+    taken = pictures.choose(frames, count, seed)
+    looked, held = pictures.split(taken, seed)
+    histograms = _statistics(model, plan, looked, progress)
+    judge = Judge(model, held, progress)
+    used = _used(model, plan)
+    tried = statistics.METHODS if method == "best" else (method,)
+    rows, ranges = [], {}
+    for one in progress(tried, "compare", len(tried)):
+        ranges[one] = histograms.ranges(one)
+        together = [name for name in used if name not in by_hand]
+        rows.append(judge.row(one, sensitivity.in_levels(model, ranges[one], together)))
+    best = min(rows, key=lambda row: row.error)
+    alone: list[Row] = []
+    if every or limit is not None:
+        looked_at = names if every else used
+        alone = sensitivity.each(judge, ranges[best.name], looked_at, ALONE, progress)
+        alone = [dataclasses.replace(row, kept=_why(row, by_hand, limit)) for row in alone]
+    kept = tuple(dict.fromkeys([*by_hand, *(row.name for row in alone if row.kept)]))
+    together = [name for name in used if name not in kept]
+    last = judge.row("all", sensitivity.in_levels(model, ranges[best.name], together))
+    about = {
+        "seed": seed,
+        "held_out": len(held) if len(taken) > 1 else 0,
+        "compared": [_of_method(row) for row in rows],
+        "limit": limit,
+        "ops": together,
+        "error": last.error,
+        "agreement": last.agreement,
+        "alone": [dataclasses.asdict(row) for row in alone],
+        "alone_frames": min(ALONE, len(held)),
+    }
+    mark = checkpoints.fingerprint(model.network)
+    return Calibration(
+        ranges[best.name], best.name, len(looked), taken.source, mark, __version__, kept, about
+    )
+
+
+def _statistics(
+    model: Segmenter, plan: Plan, looked: pictures.Frames, progress: Progress
+) -> statistics.Histograms:
+    """Of all maps that any op may read as levels, in two passes over the frames."""
+    needed = wanted(plan, candidates(plan))
+    extremes = statistics.Extremes(needed)
+    flat = _run(model, looked, extremes, progress, "greatest values")
+    if flat == len(looked):
+        raise UserError(
+            f"all frames of {looked.source} are of one flat colour, which says nothing of a network's maps; "
+            "give pictures like those to be labelled"
+        )
+    histograms = statistics.Histograms(extremes.ranges())
+    _run(model, looked, histograms, progress, "histograms")
+    return histograms
+
+
+def _run(model: Segmenter, looked: pictures.Frames, looks, progress: Progress, what: str) -> int:
+    """Run the frames in float32 past ``looks``; how many of them are of one colour."""
+    runs, flat = {}, 0
+    for shown in progress(looked.shown_to(model), what, len(looked)):
+        if shown.raw not in runs:
+            runs[shown.raw] = eager.compile(model.plan(shown.raw), FLOAT32, model.device, rounding=looks)
+        runs[shown.raw].logits(shown.image, shown.seen)
+        flat += shown.flat
+    return flat
+
+
+def _used(model: Segmenter, plan: Plan) -> list[str]:
+    """The ops that would multiply levels here, if nothing were left out."""
+    precision, _ = choose("int8", model.device)
+    backend = backends.select(plan, precision, model.device, environment=False).backend
+    return backend.levels(plan, precision, model.memory == "small")
+
+
+def _resolve(name: str, known: list[str]) -> str:
+    """The op of a name, which may be short. UserError, with the nearest, if there is none."""
+    short = {_short(op): op for op in known}
+    if name in known or name in short:
+        return short.get(name, name)
+    near = difflib.get_close_matches(str(name), [*short, *known], 3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(short)}"
+    raise UserError(f"no op that can run in 8 bits is called {name!r}; {hint}")
+
+
+def _short(op: str) -> str:
+    return op.removeprefix("cp.").removeprefix("backbone.").removesuffix(".conv")
+
+
+def _why(row: Row, by_hand: Collection[str], limit: float | None) -> str:
+    if row.name in by_hand:
+        return "asked for"
+    return f"alone over {limit:.1e}" if limit is not None and not row.error <= limit else ""
+
+
+def _of_method(row: Row) -> dict[str, object]:
+    return {"method": row.name, "error": row.error, "agreement": row.agreement}

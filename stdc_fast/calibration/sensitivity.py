@@ -1,0 +1,93 @@
+"""How far 8 bits move a network's logits: all of its ops together, and each of them alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from stdc_fast import backends
+from stdc_fast.backends import eager
+from stdc_fast.backends.base import Executable
+from stdc_fast.calibration.frames import Frames, Shown
+from stdc_fast.plan.plan import Plan
+from stdc_fast.plan.quantise import Ranges, quantise
+from stdc_fast.postprocess import resize_argmax
+from stdc_fast.precision import FLOAT32, INT8_FLOAT32
+
+if TYPE_CHECKING:
+    from stdc_fast.segmenter import Segmenter
+
+#: ``progress(items, what, total)`` gives the items, and may show how far they are.
+Progress: TypeAlias = Callable[[Iterable, str, int], Iterable]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What 8 bits cost.
+
+    Attributes:
+        name: of the op, or of the method by which ranges were taken.
+        error: of the logits, ``||a - b|| / ||b||`` over all frames, against the network in float32.
+        agreement: share of labels that are the same.
+        kept: whether the op is left out of 8 bits, and why; "" where it is not.
+    """
+
+    name: str
+    error: float
+    agreement: float
+    kept: str = ""
+
+
+class Judge:
+    """Frames with what the network in float32 says of them."""
+
+    def __init__(self, model: Segmenter, frames: Frames, progress: Progress):
+        self.model = model
+        self.plans: dict[bool, Plan] = {}
+        self.known: list[tuple[Shown, Tensor, Tensor]] = []
+        exact = {}
+        for shown in progress(frames.shown_to(model), "float32", len(frames)):
+            if shown.raw not in exact:
+                self.plans[shown.raw] = model.plan(shown.raw)
+                exact[shown.raw] = eager.compile(self.plans[shown.raw], FLOAT32, model.device)
+            logits = exact[shown.raw].logits(shown.image, shown.seen)
+            self.known.append((shown, logits, self._labels(logits, shown)))
+
+    def _labels(self, logits: Tensor, shown: Shown) -> Tensor:
+        return resize_argmax(logits, shown.seen, align_corners=self.model.network.align_corners)[0]
+
+    @torch.no_grad()
+    def row(self, name: str, make: Callable[[Plan], Executable], count: int | None = None) -> Row:
+        """Of what ``make`` makes of the plan, on the first ``count`` frames."""
+        runs = {raw: make(plan) for raw, plan in self.plans.items()}
+        error = norm = same = pixels = 0.0
+        for shown, expected, labels in self.known[:count]:
+            logits = runs[shown.raw].logits(shown.image, shown.seen)
+            error += float((logits - expected).double().square().sum())
+            norm += float(expected.double().square().sum())
+            same += int((self._labels(logits, shown) == labels).sum())
+            pixels += labels.numel()
+        return Row(name, (error / norm) ** 0.5, same / pixels)
+
+
+def in_levels(model: Segmenter, ranges: Ranges, names: Collection[str]) -> Callable[[Plan], Executable]:
+    """What runs a plan with these ops in 8 bits and all else in float32: the model's backend, else eager."""
+
+    def make(plan: Plan) -> Executable:
+        made = quantise(plan, ranges, names)
+        chosen = backends.select(made, INT8_FLOAT32, model.device, environment=False)
+        return chosen.backend.compile(made, INT8_FLOAT32, model.device)
+
+    return make
+
+
+def each(judge: Judge, ranges: Ranges, names: Collection[str], count: int, progress: Progress) -> list[Row]:
+    """A row for each of these ops alone, in order, on the first ``count`` frames."""
+    return [
+        judge.row(name, in_levels(judge.model, ranges, [name]), count)
+        for name in progress(list(names), "each op alone", len(names))
+    ]
