@@ -40,7 +40,7 @@ struct OpProfile {
 struct OpForm {
   std::string name;
   std::string kind;
-  std::string form;  // "direct", "F(4x4, 3x3)" or "F(4x4, 2x2)"
+  std::string form;  // "direct", "int8", "F(4x4, 3x3)" or "F(4x4, 2x2)"
 };
 
 struct Memory {

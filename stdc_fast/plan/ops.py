@@ -137,9 +137,9 @@ class Conv(Op):
     last row of an odd height, and columns alike. An even row 2i reads rows i - 1 and i of the input, an
     odd row 2i + 1 reads i and i + 1.
 
-    With ``multipliers`` the inputs are levels and the weights whole numbers: the sum of products is one, and
-    its product with the output channel's multiplier goes on in place of the sum. With ``levels``, steps of the
-    output's channels, the output is divided by them and rounded, ties to even.
+    With ``multipliers`` the inputs are levels and the weights whole numbers. The sum of products is a whole
+    number, too, and is multiplied by the output channel's multiplier. With ``levels``, steps of the output's
+    channels, the output is divided by them and rounded, ties to even.
     """
 
     inputs: tuple[View, ...] = field(metadata=_READ)
@@ -187,8 +187,8 @@ class Stem(Op):
 @dataclass(frozen=True, kw_only=True)
 class Down(Op):
     """1x1 convolution and ReLU, then depthwise 3x3 stride 2 to ``output`` and average pool 3x3 stride 2 to
-    ``pooled``; what lies between is no buffer. ``multipliers`` of the 1x1 and ``levels`` of each output are as
-    of :class:`Conv`.
+    ``pooled``; what lies between is no buffer. ``multipliers`` of the 1x1 and the levels of each output are
+    as of :class:`Conv`.
     """
 
     input: View = field(metadata=_READ)
@@ -233,8 +233,9 @@ class Upsample(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Quantise(Op):
-    """A map, with the prologue of :class:`Conv`, as levels: ``round((input * scale + add) / levels)``, ties to
-    even. Only plans of 8 bits have it, see :mod:`stdc_fast.plan.quantise`.
+    """A map, with the prologue of :class:`Conv`, as levels: ``round((input * scale + add) / levels)``.
+
+    Ties go to even. Only plans of 8 bits have it, see :mod:`stdc_fast.plan.quantise`.
     """
 
     input: View = field(metadata=_READ)

@@ -1,9 +1,9 @@
 """From a plan to one that multiplies whole numbers of 8 bits in some of its ops.
 
-What such an op reads is rounded to levels: 0 to 255 where nothing is negative, else -127 to 127. Each channel has a
-step, what one level is worth. The steps are multiplied into the weights, which are then rounded to -127..127 with a
-multiplier for each output channel (Jacob et al., arXiv 1712.05877). Sums of products are exact integers. Everything
-else stays as it was: the ops that are left out, biases, averages, gates and logits.
+What such an op reads is rounded to levels: 0 to 255 where nothing is negative, else -127 to 127. Each channel
+has a step, what one level is worth. The steps are multiplied into the weights. These are then rounded to
+-127..127 with a multiplier for each output channel (Jacob et al., arXiv 1712.05877). Sums of products are exact
+integers. Everything else stays as it was: the ops that are left out, biases, averages, gates and logits.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from stdc_fast.plan.plan import Plan
 
 #: Channels that a product of levels takes at once: an op reads multiples of these.
 UNIT = 4
-#: Least step of a channel over the greatest of its map: a channel that was small in the frames of the calibration
-#: may not stay so. Less made errors on other frames larger, and more made all errors larger.
+#: Least step of a channel over the greatest of its map: a channel that was small in the frames of the
+#: calibration may not stay so. Less made errors on other frames larger, and more made all errors larger.
 LEAST = 1 / 4
 
 

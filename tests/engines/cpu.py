@@ -36,7 +36,7 @@ class Cpu(Engine):
         return executable
 
     def transformed(self, executable):
-        return frozenset(name for name, form in executable.forms.items() if form != "direct")
+        return frozenset(name for name, form in executable.forms.items() if form.startswith("F("))
 
     def force(self, monkeypatch):
         monkeypatch.setenv("STDC_FAST_CPU_ISA", self.isa)

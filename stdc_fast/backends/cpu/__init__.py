@@ -58,8 +58,10 @@ TYPICAL = 512, 1024
 
 
 def levels(plan: Plan, precision: Precision, small: bool = False, isa: str = "") -> list[str]:
-    """Names of the ops that an instruction set does clearly faster on levels of 8 bits, by the engine's model of
-    costs for a 512x1024 image; with ``small`` also of those whose tiles of Winograd's would need more memory.
+    """Names of the ops that an instruction set does clearly faster on levels of 8 bits.
+
+    The engine's model of costs says so, for a 512x1024 image. With ``small`` Winograd's tiles are no
+    alternative below 1/8.
     """
     found, known = [], set(candidates(plan))
     isa, maps = _native.isa(isa), str(precision.maps).removeprefix("torch.")
@@ -68,7 +70,9 @@ def levels(plan: Plan, precision: Precision, small: bool = False, isa: str = "")
             continue
         inputs = op.inputs if isinstance(op, Conv) else (op.input,)
         # Of an entry of a stage what counts is its 1x1, at the input's size.
-        kernel, stride, output = (op.kernel, op.stride, op.output) if isinstance(op, Conv) else (1, 1, op.input)
+        kernel, stride, output = (
+            (op.kernel, op.stride, op.output) if isinstance(op, Conv) else (1, 1, op.input)
+        )
         deep = plan.buffers[op.output.buffer].stride > 8
         tiles = stride == 1 and kernel > 1 and len(inputs) == 1 and not (small and deep)
         size = plan.size(output.buffer, *TYPICAL)
@@ -145,8 +149,8 @@ class CpuExecutable(NativeExecutable):
 
     @property
     def forms(self) -> dict[str, str]:
-        """How each convolution of the plan is computed, by name: "direct", or by Winograd's "F(4x4, 3x3)" or
-        "F(4x4, 2x2)".
+        """How each convolution of the plan is computed, by name: "direct", "int8" (on levels), or by Winograd's
+        "F(4x4, 3x3)" or "F(4x4, 2x2)".
         """
         found = {name: form for name, kind, form in self.engine.forms if kind == "conv"}
         return {op.name: found[program.word(op.name)] for op in self.plan.ops if isinstance(op, Conv)}

@@ -217,7 +217,13 @@ class _Writer:
         self.op("conv", op.name, inputs, op.output, op.kernel, op.stride, act, *weights, *rest)
 
     def _prologue(
-        self, name: str, view: View, scale: View | None, add: View | None, output: View, levels: str | None = None
+        self,
+        name: str,
+        view: View,
+        scale: View | None,
+        add: View | None,
+        output: View,
+        levels: str | None = None,
     ) -> None:
         rest = self.optional(scale), self.optional(add), *self.levels(levels)
         self.op("prologue", name, [view], output, *rest)

@@ -289,7 +289,7 @@ def _conv(e: EagerExecutable, op: Conv):
 
 
 class _Whole:
-    """A convolution of levels: exact sums of whole numbers, then multiplier, bias and activation, rounded once."""
+    """A convolution of levels: exact sums, then multiplier, bias and activation, rounded once."""
 
     def __init__(self, e: EagerExecutable, op: Conv | Down):
         self.wide, self.act = e.wide, getattr(op, "act", "relu")

@@ -22,6 +22,7 @@ from stdc_fast import _native
 from stdc_fast.backends import cpu
 from stdc_fast.backends.cpu import program
 from stdc_fast.plan.ops import Conv, View
+from stdc_fast.plan.quantise import Range, candidates, quantise, wanted
 from stdc_fast.precision import precision_of
 
 pytestmark = needs_native
@@ -69,8 +70,13 @@ def said():
 
 
 @functools.cache
-def saved(dtype=FULL, frames=True):
-    return program.serialise(small_network(frames=frames), precision_of(dtype))
+def saved(dtype=FULL, frames=True, levels=False):
+    plan = small_network(frames=frames)
+    if levels:
+        names = candidates(plan)
+        one = {key: torch.ones(n, dtype=torch.float64) for key, n in wanted(plan, names).items()}
+        plan = quantise(plan, {key: Range(-3 * n, 3 * n, 0 * n) for key, n in one.items()}, names)
+    return program.serialise(plan, precision_of(dtype))
 
 
 def split(data):
@@ -106,6 +112,7 @@ def test_a_saved_plan_runs_as_it_is(dtype):
     assert attempt(saved(dtype)) is None
     lines, weights = split(saved(dtype))
     assert joined(lines, weights) == saved(dtype)
+    assert attempt(saved(dtype, levels=True)) is None
 
 
 @job
@@ -151,7 +158,7 @@ def test_random_damage(said):
 def shuffle():
     """Numbers of the header exchanged for others: what flipped bits rarely reach."""
     generator = random.Random(1)
-    lines, weights = split(saved())
+    files = [split(saved()), split(saved(levels=True))]
     values = [
         -1,
         0,
@@ -176,7 +183,8 @@ def shuffle():
         1 << 63,
     ]
     refused = 0
-    for _ in range(600):
+    for attempted in range(600):
+        lines, weights = files[attempted % 2]
         changed = list(lines)
         for _ in range(generator.choice((1, 1, 2, 3))):
             i = generator.randrange(2, len(changed))
@@ -199,18 +207,27 @@ def test_other_numbers(said):
 # Hostile headers, each with one lie.
 
 
-def small(*ops, buffers=(), weights=(), inputs="1 0", output="3 0 4", dtype="float32"):
+def small(*ops, buffers=(), weights=(), inputs="1 0", output="3 0 4", dtype="float32", version=2):
     """A block of four channels: 0 given -> 1 map -> 2 map -> 3 result, and what else is asked for."""
     buffers = ["image 4 1 given", "act 4 1 a", "act 4 1 b", "image 4 1 result", *buffers]
     weights = ["float32 0 4 4 4 1 1", "float32 64 1 4", "float32 64 4 4 4 3 3", *weights]
     lines = [
-        "stdc-plan 2", f"name {dtype}", f"buffers {len(buffers)}", *buffers,
+        f"stdc-plan {version}", f"name {dtype}", f"buffers {len(buffers)}", *buffers,
         f"weights {len(weights)}", *weights,
         f"ops {len(ops)}", *ops, f"inputs {inputs}", f"output {output}",
     ]  # fmt: skip
     return joined(lines, torch.ones(1024).numpy().tobytes())
 
 
+def of_levels(*ops, store="u8", extra=(), weights=()):
+    """A block of levels: 1 map -> 4 levels -> 2 map, by int8 weights 3, multipliers and inverse steps 1."""
+    return small(
+        IN, *ops, OUT, version=3, buffers=[f"{store} 4 1 l", "s8 4 1 m", *extra],
+        weights=["int8 0 4 4 4 1 1", *weights],
+    )  # fmt: skip
+
+
+TO_LEVELS, ON_LEVELS = "prologue p 1 1 0 4 4 0 4 - - 1", "conv c 1 4 0 4 2 0 4 1 1 0 3 1 - 1 -1"
 IN, OUT = "import i 1 0 0 4 1 0 4", "export e 1 2 0 4 3 0 4"
 CONV = "conv c 1 1 0 4 2 0 4 1 1 0 0 1 -"
 LOGITS = ("logits 4 1 l", "logits 40 1 m", "labels 1 1 x")
@@ -282,6 +299,28 @@ HOSTILE = {
         buffers=[*LOGITS, "labels 1 1 y"], output="4 0 4",
     ),
     "an output that is an input": small(IN, CONV, output="0 0 4"),
+    "levels in a version that had none": of_levels(TO_LEVELS, ON_LEVELS).replace(b"plan 3", b"plan 2"),
+    "levels without steps": of_levels(TO_LEVELS[:-1] + "-1", ON_LEVELS),
+    "steps without levels": of_levels(TO_LEVELS, ON_LEVELS[:-2] + "1"),
+    "steps of another size": of_levels(TO_LEVELS[:-1] + "0", ON_LEVELS),
+    "steps of no floats": of_levels(TO_LEVELS[:-1] + "3", ON_LEVELS),
+    "levels without multipliers": of_levels(TO_LEVELS, ON_LEVELS.replace("- 1 -1", "- -1 -1")),
+    "multipliers without levels": of_levels(TO_LEVELS, ON_LEVELS.replace("1 4 0 4", "1 1 0 4")),
+    "multipliers of another size": of_levels(TO_LEVELS, ON_LEVELS.replace("- 1 -1", "- 0 -1")),
+    "float weights for levels": of_levels(TO_LEVELS, ON_LEVELS.replace("0 3 1 -", "0 0 1 -")),
+    "whole weights for maps": of_levels("conv c 1 1 0 4 2 0 4 1 1 0 3 1 - -1 -1"),
+    "levels that are read as a map": of_levels(TO_LEVELS, "prologue q 1 4 0 4 2 0 4 - - -1"),
+    "levels that are added": of_levels(TO_LEVELS, "prologue q 1 1 0 4 2 0 4 - + 4 0 4 -1"),
+    "levels with different zeros": of_levels(
+        TO_LEVELS, TO_LEVELS.replace(" p ", " q ").replace("4 0 4", "5 0 4"),
+        "conv c 2 4 0 4 5 0 4 2 0 4 1 1 0 4 1 - 1 -1", weights=["int8 0 4 4 8 1 1"],
+    ),
+    "levels for an output": of_levels(TO_LEVELS, ON_LEVELS).replace(b"output 3 0 4", b"output 4 0 4"),
+    "odd channels of levels": of_levels(
+        TO_LEVELS, "conv c 1 4 0 2 2 0 4 1 1 0 4 1 - 1 -1", weights=["int8 0 4 4 2 1 1"]
+    ),
+    "a plan of int8": small(IN, CONV, OUT, dtype="int8"),
+    "weights of uint8": small(IN, CONV, OUT, weights=["uint8 0 1 4"]),
 }  # fmt: skip
 
 
@@ -326,6 +365,11 @@ def run_small():
 
 def test_the_block_without_lies_runs(said):
     assert said["run_small"] == "[True, True]"
+
+
+def test_the_block_of_levels_without_lies_is_read():
+    for store in ("u8", "s8"):
+        _native.module().Engine(of_levels(TO_LEVELS, ON_LEVELS, store=store))
 
 
 # Plans that Python refuses to save.
