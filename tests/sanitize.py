@@ -28,6 +28,7 @@ from stdc_fast.backends.eager.rounding import Rounding
 from stdc_fast.images import normalise
 from stdc_fast.numerics import relative_error, tolerance
 from stdc_fast.plan import build, optimise
+from stdc_fast.plan.quantise import Range, candidates, quantise, wanted
 from stdc_fast.postprocess import resize_argmax
 from stdc_fast.reference import layers
 from stdc_fast.reference.networks import upsample
@@ -72,6 +73,14 @@ BLOCKS = {
         ("SegHead", (32, 32, 11, True), [32]),
     ],
 }
+# In 8 bits channels are read by four, and 64 of them make a tile.
+LEVELS = [
+    ("ConvBNReLU", (8, 7), [8]),
+    ("ConvBNReLU", (64, 34, 3, 2), [64]),
+    ("STDCModule", (8, 32, 4, 2), [8]),
+    ("STDCModule", (64, 128), [64]),
+    ("FeatureFusion", (64, 32), [32, 32]),
+]
 # N, H, W; the last is wide enough for tasks that transform their own tiles.
 SIZES = [(1, 1, 1), (1, 1, 7), (2, 5, 3), (1, 17, 9), (1, 3, 49), (1, 37, 61)]
 
@@ -115,7 +124,7 @@ def write_blocks(cases: Cases, dtype: str) -> None:
         exact, rounding = eager.compile(plan, torch.float64), None
         if dtype == "bfloat16":
             forms = cpu.compile(plan, torch.bfloat16, isa="portable").forms
-            tiles = [name for name, form in forms.items() if form != "direct"]
+            tiles = [name for name, form in forms.items() if form.startswith("F(")]
             rounding = eager.compile(plan, torch.float32, rounding=Rounding(torch.bfloat16, tiles))
         for n, height, width in SIZES:
             inputs = [torch.randn(n, c, height, width).to(getattr(torch, dtype)) for c in channels]
@@ -131,6 +140,26 @@ def write_blocks(cases: Cases, dtype: str) -> None:
             given = [x.permute(0, 2, 3, 1) for x in inputs]
             expected = expected.permute(0, 2, 3, 1).to(stored)
             cases.add(f"{name}-{n}x{height}x{width}", saved, (height, width), given, expected, limit)
+
+
+def write_levels(cases: Cases, dtype: str) -> None:
+    """Blocks in 8 bits, of which every op that can multiply levels does, against the same in eager."""
+    for kind, arguments, channels in LEVELS:
+        block = getattr(layers, kind)(*arguments)
+        randomise_norms(block, *(torch.randn(2, c, 17, 19) for c in channels))
+        plan = optimise(build(block.double().requires_grad_(False), channels=channels))
+        names = candidates(plan)
+        one = {key: torch.ones(n, dtype=torch.float64) for key, n in wanted(plan, names).items()}
+        plan = quantise(plan, {key: Range(-3 * n, 3 * n, 0 * n) for key, n in one.items()}, names)
+        name = "-".join(["levels", dtype, kind, *map(str, arguments)])
+        saved = cases.plan(name, plan, dtype)
+        same = eager.compile(plan, torch.float32, rounding=None if dtype == "float32" else Rounding(torch.bfloat16))
+        for n, height, width in SIZES:
+            inputs = [torch.randn(n, c, height, width).to(getattr(torch, dtype)) for c in channels]
+            expected = same(*(x.float() for x in inputs)).permute(0, 2, 3, 1).to(getattr(torch, dtype))
+            given = [x.permute(0, 2, 3, 1) for x in inputs]
+            # A level beside a tie may be another one.
+            cases.add(f"{name}-{n}x{height}x{width}", saved, (height, width), given, expected, 2e-2)
 
 
 def write_network(cases: Cases, dtype: str) -> None:
@@ -209,6 +238,7 @@ def main() -> int:
         torch.manual_seed(0)
         for dtype in ("float32", "bfloat16"):
             write_blocks(cases, dtype)
+            write_levels(cases, dtype)
             write_network(cases, dtype)
         cases.close()
         for kind, (arguments, options) in RUNS.items():

@@ -2,8 +2,8 @@
 
 What such an op reads is rounded to levels: 0 to 255 where nothing is negative, else -127 to 127. Each channel
 has a step, what one level is worth. The steps are multiplied into the weights. These are then rounded to
--127..127 with a multiplier for each output channel (Jacob et al., arXiv 1712.05877). Sums of products are exact
-integers. Everything else stays as it was: the ops that are left out, biases, averages, gates and logits.
+-127..127 with a multiplier for each output channel (Jacob et al., arXiv 1712.05877). Sums of products are
+exact integers. Everything else stays as it was: the ops that are left out, biases, averages, gates, logits.
 """
 
 from __future__ import annotations

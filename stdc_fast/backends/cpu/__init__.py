@@ -149,7 +149,7 @@ class CpuExecutable(NativeExecutable):
 
     @property
     def forms(self) -> dict[str, str]:
-        """How each convolution of the plan is computed, by name: "direct", "int8" (on levels), or by Winograd's
+        """How each convolution of the plan is computed, by name: "direct", "int8" on levels, or by Winograd's
         "F(4x4, 3x3)" or "F(4x4, 2x2)".
         """
         found = {name: form for name, kind, form in self.engine.forms if kind == "conv"}

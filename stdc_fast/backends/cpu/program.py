@@ -12,9 +12,9 @@ The format (version 3) is that of ``csrc/core/program.cpp``::
     data                        then zeros up to a multiple of 64 bytes, then all weights
 
 Weights are rounded to the plan's dtype; biases, depthwise weights and gates are float32. So are the weights
-of convolutions that Winograd's tiles may do: the engine rounds them once, transformed or not. Whole weights are
-int8. Steps of levels are written as their inverses. Plans without levels are written as version 2, which has no
-settings for them.
+of convolutions that Winograd's tiles may do: the engine rounds them once, transformed or not. Whole weights
+are int8. Steps of levels are written as their inverses. Plans without levels are written as version 2, which
+has no settings for them.
 """
 
 from __future__ import annotations
