@@ -153,7 +153,8 @@ def write_levels(cases: Cases, dtype: str) -> None:
         plan = quantise(plan, {key: Range(-3 * n, 3 * n, 0 * n) for key, n in one.items()}, names)
         name = "-".join(["levels", dtype, kind, *map(str, arguments)])
         saved = cases.plan(name, plan, dtype)
-        same = eager.compile(plan, torch.float32, rounding=None if dtype == "float32" else Rounding(torch.bfloat16))
+        rounding = None if dtype == "float32" else Rounding(torch.bfloat16)
+        same = eager.compile(plan, torch.float32, rounding=rounding)
         for n, height, width in SIZES:
             inputs = [torch.randn(n, c, height, width).to(getattr(torch, dtype)) for c in channels]
             expected = same(*(x.float() for x in inputs)).permute(0, 2, 3, 1).to(getattr(torch, dtype))

@@ -52,7 +52,10 @@ void STDC_FN(labels_f32)(const LabelRow& a) {
     const int64_t first = a.runs[r], last = a.runs[r + 1];
     const int64_t column = a.columns[first];
     if (a.uniform[r]) {
-      memset(a.out + first, a.best[0][column], last - first);
+      // Together with what follows and is the same: regions are large, runs are not.
+      const uint8_t label = a.best[0][column];
+      while (r + 1 < a.run_count && a.uniform[r + 1] && a.best[0][a.columns[a.runs[r + 1]]] == label) r++;
+      memset(a.out + first, label, a.runs[r + 1] - first);
       continue;
     }
     // The logits of these columns, between the rows.
