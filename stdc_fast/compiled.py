@@ -12,7 +12,6 @@ from stdc_fast.errors import UserError
 from stdc_fast.freshness import replaced_methods, weights_of
 from stdc_fast.module_ops import Live, constant, takes_part
 
-
 _log = logging.getLogger(__name__)
 
 

@@ -17,6 +17,7 @@ from stdc_fast.benchmark.limits import merge
 from stdc_fast.benchmark.runners import Missing, Spec
 from stdc_fast.benchmark.worker import Failed, Lost, Worker
 from stdc_fast.benchmark.workloads import FRAME, Workload
+from stdc_fast.precision import PRECISIONS
 
 #: Seconds of frames in a turn; at least one frame, at most a hundred.
 TURN = 0.3

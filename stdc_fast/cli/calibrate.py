@@ -64,7 +64,7 @@ def calibrate(
     import stdc_fast
     from stdc_fast import checkpoints, listing
     from stdc_fast.calibration import record, run
-    from stdc_fast.files import write_atomic, writable
+    from stdc_fast.files import writable, write_atomic
     from stdc_fast.viewer.save import figure_format, save_figure
 
     alone = out.name.endswith(record.SUFFIX)

@@ -27,11 +27,9 @@ def figure(calibration: Calibration, name: str) -> Figure:
     page = Figure(figsize=(_ACROSS, whole))
     FigureCanvasAgg(page)
     page.patch.set_facecolor("white")
-    page.text(
-        0.012, 1 - 0.1 / whole, f"{name}: each op alone in 8 bits", fontsize=11, fontweight="bold", va="top"
-    )
-    page.text(0.012, 1 - 0.34 / whole, f"{calibration}, stdc_fast {calibration.version}", fontsize=7.5, color=_GREY,
-              va="top")  # fmt: skip
+    title, where = f"{name}: each op alone in 8 bits", f"{calibration}, stdc_fast {calibration.version}"
+    page.text(0.012, 1 - 0.1 / whole, title, fontsize=11, fontweight="bold", va="top")
+    page.text(0.012, 1 - 0.34 / whole, where, fontsize=7.5, color=_GREY, va="top")
     wide = (_ACROSS - _LEFT - _GAP - _RIGHT) / 2
     panels = []
     for i in range(2):
