@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from stdc_fast import library
 from stdc_fast.errors import UserError
 from stdc_fast.freshness import replaced_methods, weights_of
 from stdc_fast.module_ops import Live, constant, takes_part
+
+_log = logging.getLogger(__name__)
 
 
 class CompiledCalls(Live):
@@ -67,6 +71,9 @@ def _exported_settings(model: CompiledCalls) -> tuple | None:
     """None too where somebody's own functions are in the network: an exported op would leave them out."""
     modules = list(model.network.modules())[1:]
     own = any(m._forward_hooks or m._forward_pre_hooks or replaced_methods(m) for m in modules)
+    if model.precision.levels:
+        dtype = str(model.precision.maps).removeprefix("torch.")
+        _log.warning("%s: is exported in %s, as exported programs have no ranges for int8", model.name, dtype)
     return None if own else library.settings_of(model.network)
 
 

@@ -199,7 +199,7 @@ def evaluate(
     about = {
         "model": model.name,
         "backend": model.backend,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(model.precision),
         "device": str(model.device),
         "logits_align_corners": model.network.align_corners,
         "stdc_fast": __version__,

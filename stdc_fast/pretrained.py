@@ -77,9 +77,7 @@ class Pretrained:
         folder = Path(save_directory)
         if push_options and not push_to_hub:
             raise UserError(f"{next(iter(push_options))} is for push_to_hub=True; leave it out")
-        facts = said(self, metadata)
-        state, ranges = checkpoints.inference_state(self.network), self._kept_ranges()
-        checkpoints.save(state, folder / hub.WEIGHTS, facts, half, ranges)
+        facts = self.save_file(folder / hub.WEIGHTS, metadata=metadata, half=half)
         configuration = json.dumps(card.config(facts, self.network), indent=2, ensure_ascii=False) + "\n"
         write_atomic(folder / hub.CONFIG, lambda p: p.write_text(configuration, "utf-8"))
         if not (folder / hub.CARD).exists():
@@ -177,6 +175,14 @@ class Pretrained:
                 Path(folder), repo_id, commit_message, private=private, token=token, branch=branch,
                 create_pr=create_pr, keep_card=not replace_card,
             )  # fmt: skip
+
+    def save_file(
+        self, path: str | os.PathLike, *, metadata: Mapping[str, object] | None = None, half: bool = False
+    ) -> dict[str, object]:
+        """Write the weights alone, as :meth:`save_pretrained` does; returns the metadata in the file."""
+        facts = said(self, metadata)
+        checkpoints.save(checkpoints.inference_state(self.network), path, facts, half, self._kept_ranges())
+        return facts
 
     def _kept_ranges(self) -> Calibration | None:
         """Those for int8, if they are of the weights as they are now; a line says it if they are not."""

@@ -17,6 +17,7 @@ from stdc_fast.benchmark.limits import merge
 from stdc_fast.benchmark.runners import Missing, Spec
 from stdc_fast.benchmark.worker import Failed, Lost, Worker
 from stdc_fast.benchmark.workloads import FRAME, Workload
+from stdc_fast.precision import PRECISIONS
 
 #: Seconds of frames in a turn; at least one frame, at most a hundred.
 TURN = 0.3
@@ -164,7 +165,7 @@ class Meter:
     def __init__(self, settings: Settings, dtypes: list[str]):
         settings.say("limits of this machine")
         self._device, self._threads = settings.device, settings.threads
-        self._dtypes = sorted({*dtypes, "int8"})
+        self._dtypes = sorted({*(kind for dtype in dtypes for kind in multiplied(dtype)), "int8"})
         self._worker = Worker(settings.threads)
         self.best: list[dict[str, object]] = []
         self._measure(sorted({1, settings.threads}))
@@ -342,6 +343,14 @@ def _baseline(key: tuple[str, str] | None) -> dict[str, str] | None:
     return None if key is None else {"runner": key[0], "dtype": key[1]}
 
 
+def multiplied(dtype: str) -> list[str]:
+    """In which dtypes a precision multiplies: 8 bits, which is one of several, comes first."""
+    known = PRECISIONS.get(dtype)
+    if known is None or not known.levels:
+        return [dtype]
+    return ["int8", str(known.maps).removeprefix("torch.")]
+
+
 def percent(
     seconds: float,
     flop: int,
@@ -357,7 +366,7 @@ def percent(
     """
     count = threads if settings.device == "cpu" else None
     values = {(e["what"], e["dtype"]): e["value"] for e in measured if e["threads"] == count}
-    peak, bandwidth = values.get(("matrix", dtype)), values.get(("bandwidth", None))
+    peak, bandwidth = values.get(("matrix", multiplied(dtype)[0])), values.get(("bandwidth", None))
     if peak is None or bandwidth is None:
         return None
     times = {"matrix": flop / peak, "bandwidth": moved / bandwidth}

@@ -30,7 +30,8 @@ class Spec:
 
     Attributes:
         name: in the tables.
-        dtype: what its network computes in: "float32", "bfloat16", "float16" or "int8".
+        dtype: what its network computes in: "float32", "bfloat16", "float16", "int8", or "int8+float32" for
+            ours on processors without bfloat16.
         factory: "module:class" of its :class:`Runner`.
         options: keyword arguments of the class.
         ours: whether it is this library.
@@ -86,7 +87,7 @@ class Runner:
     def __init__(self, workload: Workload, dtype: str, device: str, threads: int):
         self.workload, self.dtype, self.threads = workload, dtype, threads
         self.device = torch.device(device)
-        self.torch_dtype = getattr(torch, dtype if dtype != "int8" else "float32")
+        self.torch_dtype = getattr(torch, dtype if not dtype.startswith("int8") else "float32")
 
     def prepare(self, scope: str) -> Callable[[], object]:
         """Compile, pack and warm up for a scope; the function runs it once and returns logits or labels.
@@ -141,9 +142,9 @@ class Ours(Runner):
         if scope != "logits":
             return self.staged(scope, functools.partial(self.model.label, size=self.workload.size))
         self._logits = self.decision.backend.compile(
-            self.model.plan(False), self.model.precision, self.device
+            self.model.compiled_plan(False), self.model.precision, self.device
         )
-        x = self.placed(scope).to(self.torch_dtype).contiguous(memory_format=torch.channels_last)
+        x = self.placed(scope).to(self.model.dtype).contiguous(memory_format=torch.channels_last)
         return functools.partial(self._logits, x)
 
     @torch.inference_mode()
@@ -167,7 +168,9 @@ class Ours(Runner):
     def weights(self) -> int:
         """As the native engine packed them, else those of the plan."""
         sizes = [weights for weights, _ in self._sizes()]
-        return max(sizes) if sizes else weight_bytes(self.model.plan(), self.model.precision.weights.itemsize)
+        if sizes:
+            return max(sizes)
+        return weight_bytes(self.model.compiled_plan(), self.model.precision.weights.itemsize)
 
     @property
     def arena(self) -> int | None:

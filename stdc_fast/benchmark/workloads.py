@@ -89,8 +89,11 @@ class Workload:
 
 def weight_bytes(plan: Plan, itemsize: int) -> int:
     """Bytes of a plan's packed weights; vectors (biases) have at least 4 a number."""
-    sizes = (w.numel() * (itemsize if w.ndim > 1 else max(4, itemsize)) for w in plan.weights.values())
-    return sum(sizes)
+    whole = {op.weight for op in plan.ops if getattr(op, "multipliers", None)}  # of 8 bits
+    return sum(
+        w.numel() * (1 if name in whole else itemsize if w.ndim > 1 else max(4, itemsize))
+        for name, w in plan.weights.items()
+    )
 
 
 @functools.lru_cache(4)

@@ -87,29 +87,35 @@ def calibrate(
     histograms = _statistics(model, plan, looked, progress)
     judge = Judge(model, held, progress)
     used = _used(model, plan)
-    tried = statistics.METHODS if method == "best" else (method,)
-    rows, ranges = [], {}
-    for one in progress(tried, "compare", len(tried)):
-        ranges[one] = histograms.ranges(one)
-        together = [name for name in used if name not in by_hand]
-        rows.append(judge.row(one, sensitivity.in_levels(model, ranges[one], together)))
-    best = min(rows, key=lambda row: row.error)
+    methods = statistics.METHODS if method == "best" else (method,)
+    ranges = {one: histograms.ranges(one) for one in methods}
+
+    def compared(kept: Collection[str]) -> list[Row]:
+        together = [name for name in used if name not in kept]
+        return [
+            judge.row(one, sensitivity.in_levels(model, ranges[one], together))
+            for one in progress(methods, "methods", len(methods))
+        ]
+
+    rows = compared(by_hand)
+    best = _least(rows)
     alone: list[Row] = []
     if every or limit is not None:
         looked_at = names if every else used
         alone = sensitivity.each(judge, ranges[best.name], looked_at, ALONE, progress)
         alone = [dataclasses.replace(row, kept=_why(row, by_hand, limit)) for row in alone]
     kept = tuple(dict.fromkeys([*by_hand, *(row.name for row in alone if row.kept)]))
-    together = [name for name in used if name not in kept]
-    last = judge.row("all", sensitivity.in_levels(model, ranges[best.name], together))
+    if set(kept) & set(used) - set(by_hand):  # what lost most is gone: another method may be the best now
+        rows = compared(kept)
+        best = _least(rows)
     about = {
         "seed": seed,
         "held_out": len(held) if len(taken) > 1 else 0,
-        "compared": [_of_method(row) for row in rows],
+        "compared": [{"method": r.name, "error": r.error, "agreement": r.agreement} for r in rows],
         "limit": limit,
-        "ops": together,
-        "error": last.error,
-        "agreement": last.agreement,
+        "ops": [name for name in used if name not in kept],
+        "error": best.error,
+        "agreement": best.agreement,
         "alone": [dataclasses.asdict(row) for row in alone],
         "alone_frames": min(ALONE, len(held)),
     }
@@ -168,11 +174,11 @@ def _short(op: str) -> str:
     return op.removeprefix("cp.").removeprefix("backbone.").removesuffix(".conv")
 
 
+def _least(rows: list[Row]) -> Row:
+    return min(rows, key=lambda row: row.error)
+
+
 def _why(row: Row, by_hand: Collection[str], limit: float | None) -> str:
     if row.name in by_hand:
         return "asked for"
     return f"alone over {limit:.1e}" if limit is not None and not row.error <= limit else ""
-
-
-def _of_method(row: Row) -> dict[str, object]:
-    return {"method": row.name, "error": row.error, "agreement": row.agreement}

@@ -83,7 +83,8 @@ class Extremes(_Looks):
                 raise UserError(
                     f"the map {key} has NaN or infinite values on these frames; mend frames or weights"
                 )
-            found[key] = Range(self.low[key], self.high[key], mean)
+            # As files keep them.
+            found[key] = Range(*(v.float().double() for v in (self.low[key], self.high[key], mean)))
         return found
 
 
@@ -115,7 +116,7 @@ class Histograms(_Looks):
                 share = _least_error(self.counts[key], extreme.low < 0)
             else:
                 share = _percentile(self.counts[key], float(method.partition(":")[2]))
-            clip = share * self.reach[key]
+            clip = (share * self.reach[key]).float().double()
             found[key] = Range(
                 torch.maximum(extreme.low, -clip), torch.minimum(extreme.high, clip), extreme.mean
             )

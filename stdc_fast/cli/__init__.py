@@ -15,7 +15,19 @@ from typing import Annotated
 
 import typer
 
-from stdc_fast.cli import benchmark, convert, doctor, export, info, models, predict, train, tune, val
+from stdc_fast.cli import (
+    benchmark,
+    calibrate,
+    convert,
+    doctor,
+    export,
+    info,
+    models,
+    predict,
+    train,
+    tune,
+    val,
+)
 from stdc_fast.errors import UserError
 from stdc_fast.version import __version__
 
@@ -29,7 +41,7 @@ app = typer.Typer(
 )
 for command in (
     predict.predict, val.val, train.train, convert.convert, doctor.doctor, info.info, models.models,
-    models.download, export.export, tune.tune, benchmark.benchmark,
+    models.download, calibrate.calibrate, export.export, tune.tune, benchmark.benchmark,
 ):  # fmt: skip
     app.command()(command)
 

@@ -62,10 +62,11 @@ def convert(
         checkpoint = _described(checkpoints.read(path, **pairs(option, "--option")), meta)
         print(checkpoint.report)
         if to == "safetensors":
-            checkpoints.save(checkpoint.state, target, checkpoint.metadata, half)
+            checkpoints.save(checkpoint.state, target, checkpoint.metadata, half, checkpoint.calibration)
             notes = []
         else:
             notes = _named(path, writers.write, checkpoint, target, to)
+            notes += [f"its {checkpoint.calibration} are left out"] if checkpoint.calibration else []
     for note in notes:
         print(f"note: {note}")
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")

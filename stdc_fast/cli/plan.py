@@ -28,14 +28,20 @@ def print_plan(
     itemsizes = {name: p.maps.itemsize for name, p in PRECISIONS.items() if p != FLOAT64}
     if dtype not in itemsizes:
         raise UserError(f"--dtype must be one of {', '.join(itemsizes)} for a plan, not {dtype!r}")
+    levels = PRECISIONS[dtype].levels
+    if levels and written:
+        raise UserError(f"--dtype {dtype}: a network as written has no ops in 8 bits; leave --written out")
     height, width = exact_size(size)
-    path = zoo.find(model)
-    checkpoint = checkpoints.read(path)
-    try:
-        network = checkpoint.network()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    plan = build(network) if written else optimise(build(network))
+    if levels:
+        plan = zoo.load(model, device="cpu", dtype=PRECISIONS[dtype]).compiled_plan()
+    else:
+        path = zoo.find(model)
+        checkpoint = checkpoints.read(path)
+        try:
+            network = checkpoint.network()
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        plan = build(network) if written else optimise(build(network))
     form = (batch, height, width, itemsizes[dtype])
     title = f"{zoo.title(model)}: {plan.name}{' as written' if written else ''}, {dtype}"
     if figure is not None:

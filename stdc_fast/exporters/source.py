@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from stdc_fast import checkpoints, registry, zoo
+from stdc_fast.calibration.record import Calibration
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
 from stdc_fast.exporters.settings import INPUTS, OUTPUTS, Settings
@@ -23,12 +24,16 @@ _KEPT = ("terms", "source", "miou", "miou_split", "short_side", "scale")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A network in float32 on the CPU, in eval mode, its class names, and what its checkpoint says of it."""
+    """A network in float32 on the CPU, in eval mode, its class names, and what its checkpoint says of it.
+
+    ``calibration`` has ranges for int8, which only our own safetensors keep.
+    """
 
     name: str
     network: STDCSeg
     classes: ClassSet
     said: dict[str, object] = dataclasses.field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @staticmethod
     def of(model: Segmenter | str | Path, **options: object) -> Source:
@@ -39,7 +44,7 @@ class Source:
         if isinstance(model, Segmenter):
             if options:
                 raise UserError(f"options {', '.join(options)} are for a file; this model is loaded already")
-            source = Source(model.name, _plain(model.network), model.classes)
+            source = Source(model.name, _plain(model.network), model.classes, {}, model.calibration)
             size = model.input_size
             said = {"short_side": size.short_side, "scale": None if size.scale == 1 else size.scale}
             source.said.update({k: v for k, v in said.items() if v is not None})
@@ -49,7 +54,8 @@ class Source:
             meta = (record.defaults() if record else {}) | checkpoint.metadata
             classes = zoo.named_classes(model, checkpoint, meta)
             said = {k: meta[k] for k in _KEPT if meta.get(k) is not None}
-            source = Source(zoo.title(model), _plain(checkpoint.network()), classes, said)
+            network = _plain(checkpoint.network())
+            source = Source(zoo.title(model), network, classes, said, checkpoint.calibration)
         else:
             raise UserError(f"expected a loaded model, a name or a file, not {type(model).__name__}")
         for name, tensor in checkpoints.inference_state(source.network).items():

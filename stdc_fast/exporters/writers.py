@@ -119,7 +119,10 @@ def write_safetensors(source: Source, settings: Settings, path: Path) -> None:
         **source.said,
     }
     state = checkpoints.inference_state(source.network)
-    checkpoints.save(state, path, metadata, half=settings.dtype == "float16")
+    ranges = source.calibration
+    if ranges is not None and ranges.fingerprint != checkpoints.fingerprint(source.network):
+        ranges = None  # of weights that were changed since
+    checkpoints.save(state, path, metadata, settings.dtype == "float16", ranges)
 
 
 def write_ncnn(source: Source, settings: Settings, path: Path) -> None:

@@ -65,6 +65,11 @@ def accelerate(
     if outputs not in ("all", "main"):
         raise UserError(f'outputs must be "all" or "main", not {outputs!r}')
     wanted = None if dtype is None else precision_of(dtype)
+    if wanted is not None and wanted.levels:
+        raise UserError(
+            "accelerate() has no ranges, which int8 needs; convert the weights, and give them to "
+            "load(dtype='int8', calibrate=FOLDER)"
+        )
     if backend != "auto":
         backends.named(backend)
     _check(inner)

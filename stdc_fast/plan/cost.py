@@ -87,6 +87,8 @@ def _weights(plan: Plan, op: Op, height: int, width: int, itemsize: int) -> int:
     for name in op.weights:
         weight = plan.weights[name]
         size = itemsize if weight.ndim > 1 else max(4, itemsize)  # biases and batch norm are float32
+        if getattr(op, "multipliers", None) and name == op.weight:
+            size = 1
         count = weight.numel()
         if isinstance(op, Conv) and name == op.weight and op.kernel == 2:
             # Even and odd rows; those of an odd height end in a row with a set of its own. Columns alike.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stdc_fast.plan.ops import Conv, Op, Stem, View
+from stdc_fast.plan.ops import Conv, Op, Quantise, Stem, View
 from stdc_fast.plan.plan import Plan
 
 #: Cool, by sort of op (:func:`stdc_fast.viewer.facts.sort_of`); those of maps are warm.
@@ -15,6 +15,7 @@ COLOURS = {
     "conv 1x1": "#8ec1ea",
     "conv 2x2 up": "#14b3b8",
     "conv depthwise": "#6a8fd8",
+    "quantise": "#e8b4b8",
     "gate": "#3d3d3d",
     "upsample": "#9a9a9a",
     "normalise": "#b9dfc0",
@@ -28,12 +29,22 @@ COLOURS = {
 }
 
 
+def _levels(op: Op) -> str:
+    """Whether it multiplies levels of 8 bits."""
+    return "8 bits" if getattr(op, "multipliers", None) else ""
+
+
 def _conv(plan: Plan, op: Conv) -> str:
     flags = {"dw": op.depthwise, "s2": op.stride == 2, "up": op.up}
     does = _join(f"{op.kernel}x{op.kernel}", *(word for word, on in flags.items() if on), _act(op.act))
     prologue = _join("*scale" if op.scale else "", f"+{_sort(plan, op.add)}" if op.add else "")
     several = f"{len(op.inputs)} inputs" if len(op.inputs) > 1 else ""
-    return _join(does, prologue, several, "mean" if op.mean else "", by=", ")
+    return _join(does, prologue, several, "mean" if op.mean else "", _levels(op), by=", ")
+
+
+def _quantise(plan: Plan, op: Quantise) -> str:
+    prologue = _join("*scale" if op.scale else "", f"+{_sort(plan, op.add)}" if op.add else "")
+    return _join("to levels", prologue, by=", ")
 
 
 def _stem(plan: Plan, op: Stem) -> str:
@@ -56,7 +67,10 @@ def _sort(plan: Plan, view: View) -> str:
 WORDS: dict[str, Callable[[Plan, Op], str]] = {
     "conv": _conv,
     "stem": _stem,
-    "down": lambda plan, op: "1x1 relu, 3x3 dw s2" + (" + pool" if op.pooled else ""),
+    "down": lambda plan, op: _join(
+        "1x1 relu, 3x3 dw s2" + (" + pool" if op.pooled else ""), _levels(op), by=", "
+    ),
+    "quantise": _quantise,
     "gate": lambda plan, op: ", ".join(_join("matvec", _act(act)) for act in op.acts),
     "upsample": lambda plan, op: f"bilinear x{plan.buffers[op.input.buffer].stride}, argmax",
     "normalise": lambda plan, op: "(x / 255 - mean) / std",

@@ -249,7 +249,7 @@ def _stem(e: EagerExecutable, op: Stem):
 
 def _conv(e: EagerExecutable, op: Conv):
     # Logits and vectors are computed in float32: rounding logits would change labels.
-    dtype = e._dtype(op.output.buffer)
+    dtype = e.dtype if op.levels else e._dtype(op.output.buffer)
     if any(e._dtype(view.buffer) == e.wide for view in op.inputs):
         dtype = e.wide  # a normalised image, in a plan that is not optimised
     bias, inverse = e._bias(op.bias, e.wide), e._inverse(op.levels)
