@@ -24,7 +24,6 @@ import torch
 from bench import gpu_constants
 from stdc_fast.backends import cuda
 from stdc_fast.backends.cuda.fusion import possible
-from stdc_fast.backends.cuda.tiles import CudaTiles
 from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.errors import UserError
 from stdc_fast.plan import Plan, build, optimise
@@ -66,6 +65,7 @@ def choices(executable: cuda.CudaExecutable) -> Iterator[Callable]:
     usual = executable._tiles
     yield usual
     model = usual.model
+    ranked = remembered(model.ranked)
     of_conv = len(model.forms.by_block["conv"]) + len(model.forms.by_block["wgmma"])
     for i in range(max(of_conv, *map(len, model.forms.by_block.values()))):
 
@@ -74,7 +74,7 @@ def choices(executable: cuda.CudaExecutable) -> Iterator[Callable]:
             if work.kind == "conv":
                 known += [(block, 1) for block in model.forms.by_block["wgmma"]]
             wanted = known[i % len(known)]
-            found = [t for t in model.ranked(work) if (t.block, t.wgmma) == wanted]
+            found = [t for t in ranked(work) if (t.block, t.wgmma) == wanted]
             shared = [t for t in found if t.split > 1]
             return next(iter((shared if i % 2 else found) or found), usual(work))
 
@@ -82,7 +82,7 @@ def choices(executable: cuda.CudaExecutable) -> Iterator[Callable]:
 
 
 def remembered(choose: Callable) -> Callable:
-    known: dict[object, CudaTiles] = {}
+    known: dict[object, object] = {}
 
     def look(work):
         if work not in known:

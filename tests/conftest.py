@@ -19,6 +19,7 @@ import traceback
 import zlib
 from pathlib import Path
 
+import interpreter
 import numpy as np
 import pytest
 from PIL import Image
@@ -72,8 +73,12 @@ def pytest_configure(config):
         reason = "the native module is hidden by pytest --check"
         _native._load = functools.cache(lambda: reason)
         os.environ |= {"CXX": "hidden-by-check", "CUDACXX": "hidden-by-check"}
+    # The wide matrix has the checks of integers.
+    interpreter.quicken(overflow=config.getoption("markexpr") != "not wide")
     if "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(1)  # the cores are shared; tests that need more ask for them
+        # The cores are shared; tests that need more ask for them. Processes that they start inherit it.
+        torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,6 +1,7 @@
 """The workloads of the benchmark: every peer computes the network, and the gate sees who does not."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -22,12 +23,24 @@ def want():
     return workloads.expected(SMALL, ["logits", "labels", "frame"])
 
 
-@pytest.mark.parametrize("spec", runners.peers("cpu", ["float32"]), ids=lambda spec: spec.name)
+def peers():
+    """Inductor compiles for half a minute: by default torch.compile runs its graph with torch's kernels."""
+    for spec in runners.peers("cpu", ["float32"]):
+        if spec.name == "torch.compile":
+            yield pytest.param(spec, "aot_eager", id=f"{spec.name} without Inductor")
+            yield pytest.param(spec, "inductor", id=spec.name, marks=pytest.mark.wide)
+        else:
+            yield pytest.param(spec, None, id=spec.name)
+
+
+@pytest.mark.parametrize("spec, compiler", list(peers()))
 @pytest.mark.parametrize("scope", ["logits", "labels"])
-def test_peers_compute_the_network(spec, scope, want):
+def test_peers_compute_the_network(spec, compiler, scope, want, monkeypatch):
     absent = spec.missing("cpu")
     if absent is not None:
         pytest.skip(absent)
+    if compiler is not None:
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compiler))
     runner = spec.make(SMALL, "cpu", torch.get_num_threads())
     call = runner.prepare(scope)
     call()

@@ -1,5 +1,7 @@
 """Every family's checkpoints become one network, exactly."""
 
+import itertools
+
 import families
 import pytest
 import safetensors
@@ -24,14 +26,24 @@ from stdc_fast import checkpoints
 from stdc_fast.reference import STDCBackbone
 
 
-@pytest.mark.parametrize("family", families.ROWS)
-@pytest.mark.parametrize("variant", families.BLOCKS)
-def test_logits_are_the_familys(tmp_path, family, variant):
+def sizes_of_families():
+    """Images of half a million pixels are wide."""
+    for variant, (family, row) in itertools.product(families.BLOCKS, families.ROWS.items()):
+        for large in (False, True):
+            sizes = [size for size in row.sizes[variant] if (size[1] * size[2] > 1 << 18) == large]
+            name = f"{variant}-{family}{', large' if large else ''}"
+            if sizes:
+                marks = pytest.mark.wide if large else ()
+                yield pytest.param(family, variant, sizes, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("family, variant, sizes", list(sizes_of_families()))
+def test_logits_are_the_familys(tmp_path, family, variant, sizes):
     row, made = families.ROWS[family], families.build(family, variant, seed=1)
     loaded = read(tmp_path / "model.pth", row.contents(made.state_dict()))
     assert (loaded.family, loaded.variant) == (family.removesuffix("-plain"), variant)
     assert (loaded.num_classes, loaded.module, loaded.metadata) == (19, "cat", {})
-    assert logits_error(loaded, made, row.sizes[variant]) <= 1e-10
+    assert logits_error(loaded, made, sizes) <= 1e-10
 
 
 @pytest.mark.parametrize("classes", [2, 11])

@@ -46,12 +46,12 @@ def listed(names, rows, chosen, engines=ENGINES):
 
     Args:
         rows: of an engine -> values of the names.
-        chosen: (engine, *values) -> whether it runs by default, for thrifty engines.
+        chosen: (engine, *values) -> whether it runs by default, for thrifty and second engines.
     """
     found = []
     for engine in engines:
         for row in rows(engine):
-            rare = engine.thrifty and not chosen(engine, *row)
+            rare = (engine.thrifty or engine.second) and not chosen(engine, *row)
             found.append(_param(engine, *row, wide=rare, name=", ".join(map(str, row))))
     return pytest.mark.parametrize(f"engine, {names}", found, indirect=["engine"])
 

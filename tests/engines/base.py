@@ -16,6 +16,8 @@ class Engine:
     dtypes = odd = (FULL,)
     #: By default each case runs in one dtype, not in all.
     thrifty = True
+    #: By default whole networks run at some sizes and dtypes, not at all: another engine of its kind does.
+    second = False
     #: Shapes (batch, height, width) by default and widely.
     few = ((1, 1, 2), (3, 3, 5), (1, 8, 34))
     many = ((3, 1, 1), (1, 1, 2), (2, 2, 1), (3, 3, 5), (1, 8, 6), (3, 9, 34), (1, 17, 33))

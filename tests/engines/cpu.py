@@ -26,6 +26,7 @@ class Cpu(Engine):
 
     def __init__(self, isa):
         self.isa, self.name = isa, f"cpu {isa}"
+        self.second = isa != ISAS[0]
 
     def why_not(self):
         return WHY_NOT

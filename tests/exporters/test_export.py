@@ -36,8 +36,15 @@ def source(tiny_weights):
     return Source.of(tiny_weights)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("form", GRAPHS, ids=lambda f: f.name)
+def sizes_of_forms():
+    """By default the last one, and all where a file takes less than a second."""
+    for form in GRAPHS:
+        for size in SIZES:
+            usual = size == SIZES[-1] or form.name == "onnx"
+            yield pytest.param(form, size, id=f"{form.name}-{size}", marks=() if usual else pytest.mark.wide)
+
+
+@pytest.mark.parametrize("form, size", list(sizes_of_forms()))
 def test_one_size(form, size, tiny_model, tmp_path):
     path = tmp_path / f"a{there(form).suffix}"
     done = stdc_fast.export(tiny_model, path, size=size)
@@ -54,7 +61,11 @@ def test_every_size(form, tiny_model, tmp_path):
     assert done.error < 1e-5
 
 
-@pytest.mark.parametrize("form", [FORMATS["onnx"], FORMATS["openvino"]], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "form",
+    [FORMATS["onnx"], pytest.param(FORMATS["openvino"], marks=pytest.mark.wide)],
+    ids=lambda f: f.name,
+)
 def test_720x960(form, tiny_model, tmp_path):
     """23 rows at 1/32, 45 at 1/16, 90 at 1/8: one map is odd, the other is not."""
     done = stdc_fast.export(tiny_model, tmp_path / f"a{there(form).suffix}", size=(720, 960))
@@ -75,7 +86,14 @@ def test_raw_frames_to_labels(form, tiny_model, tmp_path):
     assert row.agreement > 0.999 and row.unexplained == 0
 
 
-@pytest.mark.parametrize("form", [f for f in GRAPHS if "float16" in f.dtypes], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(f, id=f.name, marks=pytest.mark.wide if f.name == "openvino" else ())
+        for f in GRAPHS
+        if "float16" in f.dtypes
+    ],
+)
 def test_float16(form, tiny_model, tmp_path):
     path = tmp_path / f"a{there(form).suffix}"
     whole = stdc_fast.export(tiny_model, path, size=(64, 96)).to_dict()["bytes"]

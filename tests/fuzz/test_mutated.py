@@ -7,7 +7,7 @@ from tests.fuzz import mutated
 
 @pytest.mark.parametrize("kind", mutated.SHARES)
 def test_mutated_files_are_taken_or_refused(kind):
-    row = mutated.run(kind, range(2 * mutated.SHARES[kind]), seconds=60, megabytes=2000, keep=None)
+    row = mutated.run(kind, range(mutated.SHARES[kind]), seconds=60, megabytes=2000, keep=None)
     if not row["files"]:
         pytest.skip(row["why"])
     assert row["finds"] == [] and row["refused"] > 0

@@ -13,6 +13,7 @@ def test_the_latency_suite(tmp_path):
     pytest.importorskip("pytest_benchmark")
     path = tmp_path / "latency.json"
     options = ["--stdc-size", "128x256", "--stdc-peers", "eager", "--stdc-scopes", "logits,labels"]
+    options += ["--benchmark-max-time", "0.02", "--benchmark-min-rounds", "2"]
     command = [sys.executable, "-m", "pytest", "bench", *options, "--benchmark-json", str(path)]
     # In a worker's environment pytest-benchmark would measure nothing.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}

@@ -171,8 +171,15 @@ for dtype in (torch.float32, torch.bfloat16):
 """
 
 
+def forced_sets():
+    """By default the second of those that there are: each takes a process."""
+    yield from ("", None)
+    for i, isa in enumerate(ISAS):
+        yield pytest.param(isa, marks=() if i == 1 else pytest.mark.wide)
+
+
 @needs_native
-@pytest.mark.parametrize("isa", [*ISAS, "", None])
+@pytest.mark.parametrize("isa", list(forced_sets()))
 def test_an_instruction_set_is_forced(isa):
     done = python(FORCED, STDC_FAST_CPU_ISA=isa)
     assert done.returncode == 0, done.stderr

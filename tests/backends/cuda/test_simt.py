@@ -125,7 +125,7 @@ def emulator(tmp_path_factory):
     return library(tmp_path_factory, "plain")
 
 
-@pytest.fixture(scope="session", params=["plain", "native", "ucontext"])
+@pytest.fixture(scope="session", params=["plain", "ucontext", pytest.param("native", marks=pytest.mark.wide)])
 def each(request, tmp_path_factory, emulator):
     """The emulator, also with the CPU's own conversions, and with the portable switch."""
     if request.param == "plain":
@@ -458,6 +458,7 @@ def test_it_is_fast_enough_for_networks(emulator):
     assert seconds / done["mma"] < 200e-6
 
 
+@pytest.mark.wide  # make test-sanitize has the same of all kernels
 def test_sanitizers_find_nothing_in_it_and_what_kernels_read_outside(tmp_path):
     program = build(
         tmp_path / "simt", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"

@@ -20,6 +20,10 @@ from stdc_fast.backends.triton import tiles as triton_tiles
 from stdc_fast.backends.triton.tiles import TritonModel, TritonTiles
 
 every_device = pytest.mark.parametrize("key", DEVICES)
+#: To list all choices takes seconds: by default one with little shared memory, and one with wgmma.
+some_devices = pytest.mark.parametrize(
+    "key", [pytest.param(key, marks=() if key in ("sm_86", "sm_90") else pytest.mark.wide) for key in DEVICES]
+)
 
 
 def works(*dtypes):
@@ -64,7 +68,7 @@ def test_other_gpus_are_of_the_class_before_them(capability, key):
 # What there is.
 
 
-@every_device
+@some_devices
 def test_every_choice_of_triton_fits(key):
     device, model = DEVICES[key], TritonModel(DEVICES[key])
     for work in works("float16", "float32", "tf32"):
@@ -105,7 +109,7 @@ def sane(work, t, forms):
     assert form is not None and 0 < form.shared <= forms.shared
 
 
-@every_device
+@some_devices
 def test_every_choice_of_cuda_fits(key):
     model = CudaModel(module(), DEVICES[key])
     wide = Work("down", 1, 2, (1030,), 34, 1, 720, 1283, "float16")
