@@ -44,8 +44,8 @@ class Row:
 
 
 class Floats:
-    """The network in float32, for raw frames and normalised images: its maps are looked at, its logits are what
-    others are compared with.
+    """The network in float32, for raw frames and normalised images. Its maps are looked at, and others
+    are compared with its logits.
     """
 
     def __init__(self, model: Segmenter):
