@@ -16,6 +16,7 @@ NEVER = {
     "plan": ("", "images", "checkpoints", "backends", "viewer", "segmenter"),
     "backends": ("", "segmenter", "zoo", "images", "checkpoints"),
     "checkpoints": ("backends", "segmenter", "zoo", "images"),
+    "calibration": ("segmenter", "zoo"),
 }
 # What it imports, and nothing else.
 ONLY = {

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from stdc_fast import backends, checkpoints
-from stdc_fast.backends import eager
 from stdc_fast.calibration import frames as pictures
 from stdc_fast.calibration import sensitivity, statistics
 from stdc_fast.calibration.record import Calibration
-from stdc_fast.calibration.sensitivity import Judge, Progress, Row
+from stdc_fast.calibration.sensitivity import Floats, Judge, Progress, Row
 from stdc_fast.errors import UserError
 from stdc_fast.placement import on_cpu
 from stdc_fast.plan.plan import Plan
 from stdc_fast.plan.quantise import candidates, wanted
-from stdc_fast.precision import FLOAT32, choose
+from stdc_fast.precision import choose
 from stdc_fast.version import __version__
 
 if TYPE_CHECKING:
@@ -84,8 +83,9 @@ def calibrate(
     by_hand = tuple(dict.fromkeys(_resolve(name, names) for name in keep))
     taken = pictures.choose(frames, count, seed)
     looked, held = pictures.split(taken, seed)
-    histograms = _statistics(model, plan, looked, progress)
-    judge = Judge(model, held, progress)
+    floats = Floats(model)
+    histograms = _statistics(floats, plan, looked, progress)
+    judge = Judge(floats, held, progress)
     used = _used(model, plan)
     methods = statistics.METHODS if method == "best" else (method,)
     ranges = {one: histograms.ranges(one) for one in methods}
@@ -126,29 +126,29 @@ def calibrate(
 
 
 def _statistics(
-    model: Segmenter, plan: Plan, looked: pictures.Frames, progress: Progress
+    floats: Floats, plan: Plan, looked: pictures.Frames, progress: Progress
 ) -> statistics.Histograms:
     """Of all maps that any op may read as levels, in two passes over the frames."""
     needed = wanted(plan, candidates(plan))
     extremes = statistics.Extremes(needed)
-    flat = _run(model, looked, extremes, progress, "greatest values")
+    flat = _run(floats, looked, extremes, progress, "greatest values")
     if flat == len(looked):
         raise UserError(
             f"all frames of {looked.source} are of one flat colour, which says nothing of a network's maps; "
             "give pictures like those to be labelled"
         )
     histograms = statistics.Histograms(extremes.ranges())
-    _run(model, looked, histograms, progress, "histograms")
+    _run(floats, looked, histograms, progress, "histograms")
     return histograms
 
 
-def _run(model: Segmenter, looked: pictures.Frames, looks, progress: Progress, what: str) -> int:
+def _run(
+    floats: Floats, looked: pictures.Frames, looks: statistics.Looks, progress: Progress, what: str
+) -> int:
     """Run the frames in float32 past ``looks``; how many of them are of one colour."""
-    runs, flat = {}, 0
-    for shown in progress(looked.shown_to(model), what, len(looked)):
-        if shown.raw not in runs:
-            runs[shown.raw] = eager.compile(model.plan(shown.raw), FLOAT32, model.device, rounding=looks)
-        runs[shown.raw].logits(shown.image, shown.seen)
+    flat = 0
+    for shown in progress(looked.shown_to(floats.model), what, len(looked)):
+        floats.logits(shown, looks)
         flat += shown.flat
     return flat
 

@@ -13,6 +13,7 @@ from stdc_fast import backends
 from stdc_fast.backends import eager
 from stdc_fast.backends.base import Executable
 from stdc_fast.calibration.frames import Frames, Shown
+from stdc_fast.calibration.statistics import Looks, Passing
 from stdc_fast.plan.plan import Plan
 from stdc_fast.plan.quantise import Ranges, quantise
 from stdc_fast.postprocess import resize_argmax
@@ -42,19 +43,35 @@ class Row:
     kept: str = ""
 
 
+class Floats:
+    """The network in float32, for raw frames and normalised images. Its maps are looked at, and others
+    are compared with its logits.
+    """
+
+    def __init__(self, model: Segmenter):
+        self.model = model
+        self.plans: dict[bool, Plan] = {}
+        self._runs: dict[bool, Executable] = {}
+        self._passing = Passing()
+
+    def logits(self, shown: Shown, looks: Looks | None = None) -> Tensor:
+        """Of a frame, while ``looks`` is shown its maps."""
+        if shown.raw not in self._runs:
+            plan = self.plans[shown.raw] = self.model.plan(shown.raw)
+            runs = eager.compile(plan, FLOAT32, self.model.device, rounding=self._passing)
+            self._runs[shown.raw] = runs
+        self._passing.looks = looks
+        return self._runs[shown.raw].logits(shown.image, shown.seen)
+
+
 class Judge:
     """Frames with what the network in float32 says of them."""
 
-    def __init__(self, model: Segmenter, frames: Frames, progress: Progress):
-        self.model = model
-        self.plans: dict[bool, Plan] = {}
+    def __init__(self, floats: Floats, frames: Frames, progress: Progress):
+        self.model, self.plans = floats.model, floats.plans
         self.known: list[tuple[Shown, Tensor, Tensor]] = []
-        exact = {}
-        for shown in progress(frames.shown_to(model), "float32", len(frames)):
-            if shown.raw not in exact:
-                self.plans[shown.raw] = model.plan(shown.raw)
-                exact[shown.raw] = eager.compile(self.plans[shown.raw], FLOAT32, model.device)
-            logits = exact[shown.raw].logits(shown.image, shown.seen)
+        for shown in progress(frames.shown_to(self.model), "float32", len(frames)):
+            logits = floats.logits(shown)
             self.known.append((shown, logits, self._labels(logits, shown)))
 
     def _labels(self, logits: Tensor, shown: Shown) -> Tensor:
@@ -63,7 +80,7 @@ class Judge:
     @torch.no_grad()
     def row(self, name: str, make: Callable[[Plan], Executable], count: int | None = None) -> Row:
         """Of what ``make`` makes of the plan, on the first ``count`` frames."""
-        runs = {raw: make(plan) for raw, plan in self.plans.items()}
+        runs = {raw: make(self.plans[raw]) for raw in {shown.raw for shown, *_ in self.known}}
         error = norm = same = pixels = 0.0
         for shown, expected, labels in self.known[:count]:
             logits = runs[shown.raw].logits(shown.image, shown.seen)

@@ -31,32 +31,39 @@ def check_method(method: object) -> str:
     raise UserError(f"method must be best, max, mse or percentile:P with P from 50 to 100, not {method!r}")
 
 
-class _Looks:
-    """A rounding of :mod:`stdc_fast.backends.eager.rounding` that changes nothing and looks at each map.
+class Passing:
+    """A rounding of :mod:`stdc_fast.backends.eager.rounding` that changes nothing, and shows each map to
+    ``looks``, where there is one.
+    """
+
+    tiles: frozenset[str] = frozenset()
+    looks: Looks | None = None
+
+    def tensor(self, key: str, x: Tensor, offset: int = 0) -> Tensor:
+        if self.looks is not None and key in self.looks.wanted:
+            self.looks.look(key, x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), offset)
+        return x
+
+    def weight(self, op, name: str, weight: Tensor) -> Tensor:
+        return weight
+
+
+class Looks:
+    """What looks at maps.
 
     Args:
         wanted: channels of a map by its key, as of :func:`stdc_fast.plan.quantise.wanted`.
     """
 
-    tiles: frozenset[str] = frozenset()
-
     def __init__(self, wanted: Mapping[str, int]):
         self.wanted = dict(wanted)
-
-    def tensor(self, key: str, x: Tensor, offset: int = 0) -> Tensor:
-        if key in self.wanted:
-            self.look(key, x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), offset)
-        return x
-
-    def weight(self, op, name: str, weight: Tensor) -> Tensor:
-        return weight
 
     def look(self, key: str, x: Tensor, offset: int) -> None:
         """At pixels ``[P, c]``, the channels from ``offset`` on of the map of that key."""
         raise NotImplementedError
 
 
-class Extremes(_Looks):
+class Extremes(Looks):
     """Least, greatest and average value of each channel."""
 
     def __init__(self, wanted: Mapping[str, int]):
@@ -88,7 +95,7 @@ class Extremes(_Looks):
         return found
 
 
-class Histograms(_Looks):
+class Histograms(Looks):
     """How often each magnitude is there, by channel, in :data:`BINS` up to what :class:`Extremes` found."""
 
     def __init__(self, extremes: Ranges):

@@ -94,7 +94,7 @@ def calibrate(
         checkpoints.save_ranges(found, out)
     else:
         loaded.save_file(out, half=half)
-    facts = {"model": loaded.name, **found.facts(), "file": str(out)}
+    facts = {"model": loaded.name, **found.facts()}
     if sensitivity is not None:
         write_atomic(sensitivity, lambda p: p.write_text(json.dumps(facts, indent=1) + "\n"))
     if plot is not None:
@@ -106,7 +106,7 @@ def calibrate(
 
         save_figure(plot, draw)
     if as_json:
-        print(json.dumps(facts, indent=1))
+        print(json.dumps({**facts, "file": str(out)}, indent=1))
         return
     print("\n".join(_lines(found, loaded.name)))
     for path in targets:

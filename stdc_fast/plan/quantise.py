@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from stdc_fast.plan.ops import LEVELS, Buffer, Conv, Down, Op, Quantise, Stem, View
+from stdc_fast.plan.ops import LEVELS, Buffer, Conv, Down, Gate, Op, Quantise, Stem, View
 from stdc_fast.plan.plan import Plan
 
 #: Channels that a product of levels takes at once: an op reads multiples of these.
@@ -110,7 +110,7 @@ def _positive(plan: Plan, view: View) -> bool:
         if isinstance(op, Down):
             if op.pooled is None or plan.writers(op.pooled) != [op] or _overlap(op.output, view):
                 return False
-        elif getattr(op, "act", "none") == "none":
+        elif (op.acts[-1] if isinstance(op, Gate) else getattr(op, "act", "none")) == "none":
             return False
     return view.buffer not in plan.inputs
 
@@ -165,8 +165,7 @@ class _Rewrite:
         """The op on levels; what makes these goes before it."""
         if _prologue(op):
             (view,) = _inputs(op)
-            others = [v for v in (view, op.add) if v and self.old.buffers[v.buffer].stride]
-            positive = all(_positive(self.old, v) for v in others)
+            positive = all(_positive(self.old, v) for v in (view, op.scale, op.add) if v)
             views = (self._quantised(op.name, f"{op.name}:input", view, positive, op.scale, op.add),)
             op = replace(op, scale=None, add=None)
         else:

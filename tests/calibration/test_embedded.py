@@ -1,0 +1,74 @@
+"""The embedded weights in 8 bits: their ranges, the goals on a photo, and what the documents say."""
+
+import json
+import re
+
+import pytest
+import torch
+from oracle import street, trained, truth
+from paths import ROOT
+
+import stdc_fast
+from stdc_fast import checkpoints, zoo
+from stdc_fast.backends import cpu
+from stdc_fast.calibration.record import beside
+from stdc_fast.numerics import label_agreement, relative_error
+from stdc_fast.plan.quantise import candidates, wanted
+
+#: Goals: error of logits, labels that agree.
+ERROR, AGREEMENT = 1.0e-2, 0.994
+
+
+def test_ranges_of_the_embedded_weights():
+    assert stdc_fast.list_models(status="embedded") == ["stdc1_camvid"]  # ranges are no model
+    path = beside(zoo.find("stdc1_camvid"))
+    found = checkpoints.read_ranges(path)
+    assert path.stat().st_size < 100_000
+    assert found.fingerprint == checkpoints.fingerprint(checkpoints.read(zoo.find("stdc1_camvid")).network())
+    assert found.source == "camvid/train" and found.frames + found.about["held_out"] == 64
+    model = stdc_fast.load(device="cpu", dtype="float32")
+    plan = model.plan()
+    assert {key: len(one.low) for key, one in found.ranges.items()} == wanted(plan, candidates(plan))
+    assert model.calibration.facts() == found.facts()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int8+float32"])
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+def test_goals_on_a_photo(backend, dtype):
+    if backend == "cpu" and cpu.BACKEND.why_not_here() is not None:
+        pytest.skip(cpu.BACKEND.why_not_here())
+    frames = street((256, 256))
+    logits, labels = truth(trained(), frames)
+    model = stdc_fast.load(device="cpu", dtype=dtype, backend=backend)
+    assert relative_error(model._runs(frames).logits(frames), logits) <= ERROR
+    assert label_agreement(model.label(frames, size="native"), labels) >= AGREEMENT
+
+
+def test_a_model_that_was_saved_keeps_the_ranges(tmp_path):
+    model = stdc_fast.load(device="cpu", dtype="float32", backend="eager")
+    model.save_pretrained(tmp_path)
+    again = stdc_fast.load(tmp_path, device="cpu", dtype="int8", backend="eager")
+    assert again.calibration.facts() == model.calibration.facts()
+    frames = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    assert again.label(frames).shape == (1, 64, 64)
+
+
+def test_the_document_says_what_the_file_says():
+    found = json.loads((ROOT / "docs/results/sensitivity_camvid.json").read_text())
+    text = (ROOT / "docs/quantisation.md").read_text()
+    rows = re.findall(r"^\| (\S+?)(, taken)? \| ([\d.e-]+) \| ([\d.]+)% \|$", text, re.M)
+    assert [(name, bool(taken), error, share) for name, taken, error, share in rows] == [
+        (
+            row["method"],
+            row["method"] == found["method"],
+            f"{row['error']:.1e}",
+            f"{100 * row['agreement']:.3f}",
+        )
+        for row in found["about"]["compared"]
+    ]
+    shipped = checkpoints.read_ranges(beside(zoo.find("stdc1_camvid")))
+    assert shipped.facts() == {key: value for key, value in found.items() if key != "model"}
+    assert (
+        f"{found['frames']} pictures of CamVid train, and held out {found['about']['held_out']} more" in text
+    )
+    assert not found["keep"] and "None is above the limit." in text
