@@ -85,9 +85,12 @@ def _of_stem(plan: Plan, op: Stem) -> Iterator[Fusion]:
     (reader, *others) = _readers(plan, op) or [op]
     if others or not isinstance(reader, Conv) or op.output.channels > MIDDLE:
         return
-    form = dataclasses.replace(reader, name="", inputs=(), output=op.output, weight="", bias=None, act="none")
+    form = dataclasses.replace(
+        reader, name="", inputs=(), output=op.output, weight="", bias=None, act="none", levels=None
+    )
     plain = Conv(name="", inputs=(), output=op.output, weight="", kernel=3, stride=2)
-    if form == plain and reader.inputs == (op.output,) and plan.buffers[reader.output.buffer].store == "act":
+    stored = plan.buffers[reader.output.buffer].store != "float32"
+    if form == plain and reader.inputs == (op.output,) and stored:
         yield Fusion("stem", op.name, reader.name)
 
 
@@ -264,7 +267,7 @@ def _classified(lowered: CudaLowered, classifier: CudaLaunch, head: CudaLaunch) 
         made.workspace, made.arrivals = lowered.shared_tiles(number, written // 4)
     form = dataclasses.replace(form, shared=native.shared_bytes(made))
     w = head.work
-    saved = w.images * w.height * w.width * (outputs * w.itemsize - classes * 4)
+    saved = w.images * w.height * w.width * (outputs * w.written - classes * 4)
     return dataclasses.replace(
         head, arguments=made, also=(*head.also, classifier.op), form=form,
         parts=(*head.parts, Classifier(written, saved)),

@@ -20,12 +20,13 @@ from stdc_fast.backends.gpu.tables import FOLDER
 
 ADDS = {"none": 0, "vector": 1, "map": 2}  # as in csrc/include/gpu.h
 SHAPES = 6  # of tiles that are looked at for each block
-UNIT = 16  # input channels of one product
+UNIT = 16  # input channels of one product, or pairs of levels: mma.m16n8k32 multiplies the bytes of m16n8k16
 CLOCK = 1.7e9  # hertz, of cycles, and for what shared memory gives: 128 bytes a cycle
 #: Cycles of a block alone for a step, by kind, block and units of the step, and of a copy of pixels. They are
 #: simulated from machine code; ``python -m bench.sass --ship`` writes them.
 CYCLES = json.loads((FOLDER / "cuda_cycles.json").read_text())
 EXTRA = 0.25e-6  # seconds for a pass over the pixels in shared memory
+CONVERTED = 16  # conversions of a processor in a cycle, from sums to floats and from these to levels
 REGISTERS = 65536  # of a processor
 #: How many blocks a cluster may have, and the part of processors that clusters of so many can fill.
 #: A cluster lies in one group of processors. A full group has 18 and most have 16, as the H100's data sheet
@@ -57,7 +58,7 @@ class CudaTiles:
         block: (pixels, channels) of a block of threads, or (pixels, channels, slices) where slices of its
             warps share input channels and taps.
         height, width: pixels of its tile, of the output; in the sub-pixel form of the small map.
-        chunk: input channels whose pixels are in shared memory at once.
+        chunk: input channels, or pairs of levels, whose pixels are in shared memory at once.
         split: blocks that share a tile, each with some of the chunks.
         wgmma: 1 for the forms of convolutions on warp groups, else 0.
         cluster: blocks that share one stream of weights, of wgmma alone.
@@ -170,7 +171,7 @@ class CompiledForms:
 
     def form(self, work: Work, t: CudaTiles) -> Form | None:
         """What a block is, or None if there is no such kernel or not the memory for it."""
-        chunks = sum(-(-c // t.chunk) for c in work.inputs) if work.kind == "conv" else 1
+        chunks = sum(-(-c // t.chunk) for c in work.words) if work.kind == "conv" else 1
         known = self.by_block[t.forms(work)]
         if t.block not in known or t.split > chunks or (t.wgmma and work.kind != "conv"):
             return None
@@ -195,9 +196,9 @@ class CompiledForms:
             "outputs": work.outputs, "out_height": work.height, "out_width": work.width,
         }  # fmt: skip
         if work.kind != "stem":
-            found["channels"] = work.inputs[0]
+            found["channels"] = work.words[0]
         if work.kind == "conv":
-            found |= {"kernel": work.kernel, "stride": work.stride, "other_channels": sum(work.inputs[1:])}
+            found |= {"kernel": work.kernel, "stride": work.stride, "other_channels": sum(work.words[1:])}
             found["add_kind"] = ADDS["map"] if work.mapped else ADDS["none"]
             found["prologue"] = int(work.prologue)
         return found
@@ -212,13 +213,13 @@ def _units(work: Work) -> int:
     """Products of 16 input channels that a pixel needs, of all taps."""
     if work.kind == "stem":
         return 3
-    return work.kernel**2 * sum(-(-c // UNIT) for c in work.inputs)
+    return work.kernel**2 * sum(-(-c // UNIT) for c in work.words)
 
 
 def _steps(work: Work, t: CudaTiles, form: Form) -> tuple[int, int, int]:
     """Whole steps of the pipeline, which start anew with each chunk, shorter ones, and the units of those."""
     depth = form.depth(work.kernel)
-    parts = [min(t.chunk, c - start) for c in work.inputs for start in range(0, c, t.chunk)]
+    parts = [min(t.chunk, c - start) for c in work.words for start in range(0, c, t.chunk)]
     units = [-(-c // UNIT) for c in parts]
     if t.wgmma:  # which multiplies zeros in shorter steps
         return sum(-(-n // depth) for n in units), 0, 0
@@ -277,6 +278,8 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     units = -(-_units(work) // t.split)
     # mma.sync has 0.62 of what wgmma gives on Hopper.
     rate = device.products * (0.62 if device.wgmma and not t.wgmma else 0.85) / device.processors
+    if work.dtype == "int8":
+        rate *= device.eights / 2  # of pairs
     multiplied = 2 * pixels * channels * UNIT * units / rate
     height, width, step = _fetched(work, t)
     crowded = conflicts(*tile_of_input(work, t), width, step)
@@ -288,11 +291,11 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
         # The map between with its halo: three units to 32 channels; written by all warps, then read by them.
         between = 16 * -(-(2 * t.height + 1) * (2 * t.width + 1) // 16)
         multiplied += 2 * between * 32 * 3 * UNIT / rate
-        loaded += between * (3 * 32 + 2 * work.inputs[0]) / (128 * CLOCK)
+        loaded += between * (3 * 32 + 2 * work.words[0]) / (128 * CLOCK)
     # Of one block alone: its steps, and before and among them its threads' copies of pixels.
     alone = 0.0
     if work.kind in ("conv", "down"):  # the others have neither
-        vectors = height * width * sum(-(-c // 8) for c in work.inputs) * (1 + work.mapped) / t.split
+        vectors = height * width * sum(-(-c // 8) for c in work.words) * (1 + work.mapped) / t.split
         steps, short, rest = _steps(work, t, form)
         cycles = CYCLES[t.forms(work)].get(name(t.block), {})
         alone = steps * cycles.get(str(form.depth(work.kernel) * work.kernel**2), 0)
@@ -300,7 +303,7 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
         alone /= t.split
         alone += vectors / (warps * 32) * CYCLES["copy"]
     one = max(multiplied, loaded, alone / CLOCK / together)
-    pixel = 3 if work.kind in ("stem", "stem_conv") else sum(work.inputs) * 2 / t.split
+    pixel = 3 if work.kind in ("stem", "stem_conv") else sum(work.words) * 2 / t.split
     pixel *= 1 + work.mapped
     # Of weights L2 gives a cluster one stream, and each processor's port takes all of it.
     patch, weights = height * width * pixel, units * channels * 32
@@ -310,10 +313,13 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     seconds = device.node + LATENCY * starts + rounds * max(one, fetch)
     seconds += CLUSTERED * starts * (t.cluster > 1)
     # The pixels of the first chunk come before the first product.
-    share = min(1, t.chunk * t.split / sum(work.inputs)) if work.kind == "conv" else 1
+    share = min(1, t.chunk * t.split / sum(work.words)) if work.kind == "conv" else 1
     seconds += starts * share * height * width * pixel / min(device.cache / busy, device.port)
-    written = work.images * work.sets * work.height * work.width * work.outputs * work.itemsize
+    written = work.images * work.sets * work.height * work.width * work.outputs * work.written
     seconds += written * (2 if work.kind == "down" else 1) / device.cache
+    # Integers to floats, and floats to levels, are the slow instructions of an epilogue.
+    conversions = (work.dtype == "int8") + work.levels
+    seconds += rounds * conversions * pixels * channels / (CONVERTED * CLOCK)
     seconds += EXTRA * starts * (work.prologue + (work.kind in ("down", "stem_conv")))
     if t.split > 1:
         seconds += 2 * number * pixels * channels * 4 / device.cache + LATENCY
@@ -342,7 +348,7 @@ def _shapes(work: Work, block: tuple[int, ...]) -> list[tuple[int, int]]:
 
 def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Form]]:
     """All choices that fit."""
-    deepest = -(-max(work.inputs) // UNIT) * UNIT
+    deepest = -(-max(work.words) // UNIT) * UNIT
     chunks = sorted({min(c, deepest) for c in (32, 64, 128, 256, 512)})
     if work.kind in ("stem", "stem_conv"):
         chunks = [16]
@@ -355,7 +361,7 @@ def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Fo
             continue
         for height, width in _shapes(work, block):
             for chunk in chunks:
-                total = sum(-(-c // chunk) for c in work.inputs)
+                total = sum(-(-c // chunk) for c in work.words)
                 splits = [s for s in (1, 2, 4, 8) if s <= total] if work.kind == "conv" else [1]
                 if work.kernel == 2:
                     splits = [1]

@@ -23,6 +23,8 @@ class Device:
         memory: bytes a second from and to device memory.
         shared: bytes of shared memory that a program may have.
         wgmma: whether products of at least 64 rows go to warp groups.
+        eights: products of 8-bit integers in the time of one of 16 bits. Data sheets say 2 where float32 sums
+            are at the full rate of 16 bits, and 4 on GeForce, where they are at half of it.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Device:
     memory: float
     shared: int
     wgmma: bool = False
+    eights: float = 2
 
     @property
     def node(self) -> float:
@@ -55,14 +58,14 @@ DEVICES = {
     device.key: device
     for device in (
         Device("A100", (8, 0), 108, 250e12, 18e12, 4.0e12, 80e9, 1.4e12, 163 << 10),
-        Device("RTX 3090", (8, 6), 82, 60e12, 30e12, 2.0e12, 90e9, 0.8e12, 99 << 10),
+        Device("RTX 3090", (8, 6), 82, 60e12, 30e12, 2.0e12, 90e9, 0.8e12, 99 << 10, eights=4),
         # Jetson AGX Orin 64 GB at 1.3 GHz, by NVIDIA's technical brief of that series: 16 processors, 4 MB of
         # L2, 204.8 GB/s. A processor's tensor cores have A100's rate, its share of L2 is the RTX 3090's.
         Device("Orin", (8, 7), 16, 34e12, 4.9e12, 0.3e12, 70e9, 0.18e12, 163 << 10),
-        Device("RTX 4090", (8, 9), 128, 150e12, 70e12, 4.5e12, 130e9, 0.9e12, 99 << 10),
+        Device("RTX 4090", (8, 9), 128, 150e12, 70e12, 4.5e12, 130e9, 0.9e12, 99 << 10, eights=4),
         Device("H100", (9, 0), 132, 800e12, 55e12, 5.5e12, 110e9, 3.0e12, 227 << 10, True),
         Device("B200", (10, 0), 148, 1500e12, 70e12, 8.0e12, 110e9, 6.5e12, 227 << 10),
-        Device("RTX 5090", (12, 0), 170, 200e12, 90e12, 6.0e12, 140e9, 1.5e12, 99 << 10),
+        Device("RTX 5090", (12, 0), 170, 200e12, 90e12, 6.0e12, 140e9, 1.5e12, 99 << 10, eights=4),
     )
 }
 #: Seconds between dependent kernels of a graph; and where one may start before the other ends (sm_90).
@@ -100,9 +103,10 @@ class Work:
         inputs: channels of each input.
         outputs: channels.
         images, height, width: of the map that tiles cover: the output, or the sub-pixel form's small map.
-        dtype: "float16", "bfloat16", "float32" or "tf32".
+        dtype: "float16", "bfloat16", "float32" or "tf32"; or "int8", levels by weights of 8 bits.
         prologue: whether inputs are changed as they are read.
         mapped: whether that adds a map, which takes memory.
+        levels: whether the output is levels of 8 bits.
     """
 
     kind: str
@@ -116,6 +120,7 @@ class Work:
     dtype: str
     prologue: bool = False
     mapped: bool = False
+    levels: bool = False
 
     @property
     def key(self) -> str:
@@ -123,11 +128,23 @@ class Work:
         inputs = "+".join(map(str, self.inputs))
         changed = "m" if self.mapped else "p" if self.prologue else ""
         form = f"{self.kind}{self.kernel}s{self.stride}{changed}"
-        return f"{form} {inputs}>{self.outputs} {self.images}x{self.height}x{self.width} {self.dtype}"
+        size = f"{self.images}x{self.height}x{self.width}"
+        return f"{form} {inputs}>{self.outputs} {size} {self.dtype}{'>levels' * self.levels}"
 
     @property
     def itemsize(self) -> int:
-        return 2 if self.dtype in ("float16", "bfloat16") else 4
+        """Bytes of a number that is multiplied."""
+        return {"int8": 1, "float16": 2, "bfloat16": 2}.get(self.dtype, 4)
+
+    @property
+    def written(self) -> int:
+        """Bytes of a number of the output."""
+        return 1 if self.levels else max(2, self.itemsize)
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """What each pixel has of each input, in 16 bits: channels, or pairs of levels."""
+        return tuple(-(-c // 2) for c in self.inputs) if self.itemsize == 1 else self.inputs
 
     @property
     def sets(self) -> int:

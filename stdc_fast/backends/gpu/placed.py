@@ -239,7 +239,10 @@ class Lowered:
     # Memory.
 
     def _dtype(self, buffer: str) -> torch.dtype:
-        stores = {"act": self.precision.maps, "float32": self.precision.sums, "uint8": torch.uint8}
+        stores = {
+            "act": self.precision.maps, "float32": self.precision.sums, "uint8": torch.uint8,
+            "u8": torch.uint8, "s8": torch.int8,
+        }  # fmt: skip
         return stores[self.plan.buffers[buffer].store]
 
     def _empty(self, buffer: str, height: int, width: int) -> Tensor:
@@ -292,7 +295,8 @@ class Lowered:
         height, width = self.plan.size(covered.buffer, *self.request.seen)
         return Work(
             op.kind, kernel, stride, inputs, op.output.channels, self.request.batch, height, width,
-            self.products, changed, mapped,
+            "int8" if getattr(op, "multipliers", None) else self.products, changed, mapped,
+            op.levels is not None,
         )  # fmt: skip
 
     def _tiles_of_image(self, op: Conv) -> int:

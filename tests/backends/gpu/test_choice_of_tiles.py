@@ -47,7 +47,7 @@ def test_works_have_names_of_their_own():
     work = Work("conv", 3, 1, (6,), 10, 1, 5, 7, "float16")
     changes = {
         "kind": "down", "kernel": 1, "stride": 2, "inputs": (3, 3), "outputs": 11, "images": 2, "height": 6,
-        "width": 8, "dtype": "float32", "prologue": True, "mapped": True,
+        "width": 8, "dtype": "float32", "prologue": True, "mapped": True, "levels": True,
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(Work)}
     for name, value in changes.items():
