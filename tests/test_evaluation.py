@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 
 import stdc_fast
-from bench import evaluation_table
+from bench import class_table, evaluation_table
 from stdc_fast.classes import CITYSCAPES, ClassSet
 from stdc_fast.datasets import open_folder
 from stdc_fast.errors import UserError
@@ -268,8 +268,9 @@ def test_unknown_ids_of_cityscapes(tmp_path):
 
 
 def test_the_documents_table_is_that_of_the_files():
-    text = evaluation_table.DOCUMENT.read_text()
-    assert evaluation_table.written(text) == text
+    for command in (evaluation_table, class_table):
+        text = command.DOCUMENT.read_text()
+        assert command.written(text) == text
     record = json.loads((ROOT / "docs/results/cross_check_mmseg.json").read_text())
     assert record["least_labels_equal"] == min(row["labels_equal"] for row in record["rows"])
     assert record["least_labels_equal"] > 0.9999
