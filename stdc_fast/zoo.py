@@ -141,6 +141,10 @@ def load(
     precision, why = choose(dtype, place)
     if backend != "auto":
         backends.named(backend)  # a misspelt name is said before anything is read
+    if precision.levels and place.type != "cpu":
+        decision = backends.select(None, precision, place, backend)
+        if not decision.asked:
+            raise UserError(f"dtype int8 is for CPUs ({decision.reason}); use auto, or device cpu")
     path = find(pretrained, download)
     checkpoint = checkpoints.read(path, **options)
     log.info("%s: %s", pretrained, checkpoint.report)
@@ -161,8 +165,6 @@ def load(
     model.report = checkpoint.report
     model.remember((record.provenance() if record else {}) | checkpoint.metadata)
     model.decide()
-    if precision.levels and place.type != "cpu" and not model.decision.asked:
-        raise UserError(f"dtype int8 is for CPUs ({model.decision.reason}); use auto, or device cpu")
     _give_ranges(model, checkpoint.calibration, path, calibrate)
     if backend == "auto" and model.backend == "eager" and place.type == "cpu":
         _say_what_is_missing()

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
+from stdc_fast import zoo
 from stdc_fast.benchmark import run
 from stdc_fast.benchmark.run import Settings, percent, quantiles
 from stdc_fast.benchmark.runners import Spec
@@ -22,6 +21,7 @@ from stdc_fast.errors import UserError
 from stdc_fast.plan import Plan
 from stdc_fast.plan.cost import costs
 from stdc_fast.plan.ops import Conv, Stem
+from stdc_fast.precision import precision_of
 from stdc_fast.viewer.facts import short, sort_of
 from stdc_fast.viewer.save import save_figure
 
@@ -50,11 +50,13 @@ class Work:
     Attributes:
         sort: for legends, see :func:`stdc_fast.viewer.facts.sort_of`.
         bytes: None where that is not known.
+        levels: whether it multiplies levels of 8 bits.
     """
 
     sort: str
     flop: int
     bytes: int | None
+    levels: bool = False
 
 
 def work(
@@ -80,7 +82,8 @@ def work(
             ready = batch * rows * columns * op.inputs[0].channels * itemsize
             found[f"{op.name}:input"] = Work("prologue", 0, read + ready)
             read = ready
-        found[op.name] = Work(sort_of(op), 2 * cost.macs, read + cost.written + cost.weights)
+        moved = read + cost.written + cost.weights
+        found[op.name] = Work(sort_of(op), 2 * cost.macs, moved, bool(getattr(op, "multipliers", None)))
     return [found.get(name, Work(kind, 0, None)) for name, kind in ops]
 
 
@@ -116,10 +119,18 @@ def measure(
         (row,) = run.rows(run.Compared(entry), settings, meter.best)
         row |= dict.fromkeys(("isa", "ops", "totals"))
         if row["status"] == "measured":
-            plan = workload.plan()
+            plan = planned(workload, entry.spec)
             row |= analyse(entry.profiles, plan, workload, entry.spec.dtype, settings, meter.best)
         record["rows"].append(row)
     return record
+
+
+def planned(workload: Workload, spec: Spec) -> Plan:
+    """What a runner of ours computes: in int8 some ops are on levels."""
+    precision = precision_of(spec.dtype)
+    if not precision.levels:
+        return workload.plan()
+    return zoo.load(workload.weights, device="cpu", dtype=precision, backend="cpu").compiled_plan()
 
 
 def analyse(
@@ -132,18 +143,18 @@ def analyse(
 ) -> dict[str, object]:
     """What the profiles of several rounds say.
 
-    Returns ``isa``; ``ops`` in the engine's order, each with name, kind, seconds (of the wall: of all
-    threads, over their number; quantiles over rounds), flop, bytes and limit; and ``totals`` with the same
-    by name: "convolutions", "ops", "rest" (waiting for other threads, and Python), "clocked" (a frame with a
-    clock around each op) and "frame" (without). A limit has seconds, percent and by, or is None where none
-    was measured.
+    Returns ``isa``; ``ops`` in the engine's order, each with name, kind, dtype that it multiplies in, seconds
+    (of the wall: of all threads, over their number; quantiles over rounds), flop, bytes and limit; and
+    ``totals`` with the same by name: "convolutions", "ops", "rest" (waiting for other threads, and Python),
+    "clocked" (a frame with a clock around each op) and "frame" (without). A limit has seconds, percent and
+    by, or is None where none was measured.
     """
     threads = settings.threads
     names = [(name, kind) for name, kind, _ in profiles[0].ops]
-    itemsize = getattr(torch, dtype).itemsize
-    works = work(plan, names, workload.batch, *workload.size, itemsize)
+    floats = precision_of(dtype).maps
+    works = work(plan, names, workload.batch, *workload.size, floats.itemsize)
 
-    def limit(seconds: float, flop: int, moved: int | None) -> dict[str, object] | None:
+    def limit(seconds: float, flop: dict[str, int], moved: int | None) -> dict[str, object] | None:
         if moved is None or seconds <= 0:
             return None
         return percent(seconds, flop, moved, dtype, threads, settings, limits)
@@ -151,21 +162,23 @@ def analyse(
     ops = []
     for i, ((name, _), does) in enumerate(zip(names, works, strict=True)):
         seconds = quantiles([profile.ops[i][2] / threads for profile in profiles])
+        kind = "int8" if does.levels else str(floats).removeprefix("torch.")
         ops.append(
             {
                 "name": name,
                 "kind": does.sort,
+                "dtype": kind,
                 "seconds": seconds,
                 "flop": does.flop,
                 "bytes": does.bytes,
-                "limit": limit(seconds["p50"], does.flop, does.bytes),
+                "limit": limit(seconds["p50"], {kind: does.flop}, does.bytes),
             }
         )
     convolutions = [op for op in ops if op["kind"].startswith(CONVOLUTIONS)]
     clocked = statistics.median(profile.clocked for profile in profiles)
     frame = statistics.median(profile.seconds for profile in profiles)
     spent = sum(op["seconds"]["p50"] for op in ops)
-    flop = sum(op["flop"] for op in ops)
+    flop = _by_dtype(ops)
 
     def total(seconds: float, some: list[dict], floor: dict | None) -> dict[str, object]:
         return {
@@ -181,7 +194,7 @@ def analyse(
     if floors and spent > 0:
         each = {"seconds": sum(floors), "percent": 100 * sum(floors) / spent, "by": "op by op"}
     # No bytes: these are held against the matrix rate alone.
-    matrix = limit(of_convolutions, sum(op["flop"] for op in convolutions), 0)
+    matrix = limit(of_convolutions, _by_dtype(convolutions), 0)
     return {
         "isa": profiles[0].isa,
         "ops": ops,
@@ -193,6 +206,14 @@ def analyse(
             "frame": total(frame, ops, limit(frame, flop, 0)),
         },
     }
+
+
+def _by_dtype(ops: list[dict]) -> dict[str, int]:
+    """Operations of several ops, by the dtype that they are multiplied in."""
+    found: dict[str, int] = {}
+    for op in ops:
+        found[op["dtype"]] = found.get(op["dtype"], 0) + op["flop"]
+    return found
 
 
 _TOTALS = {

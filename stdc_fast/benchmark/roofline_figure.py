@@ -55,9 +55,14 @@ def figure(record: dict, rows: list[dict]) -> Figure:
 def _roofs(record: dict, rows: list[dict], threads: int) -> tuple[float | None, dict[str, float]]:
     """Bandwidth, and the matrix rate of each dtype that a row has."""
     limits = [entry for entry in record["limits"] if entry["threads"] == threads]
-    dtypes = {row["dtype"] for row in rows}
+    dtypes = {dtype for row in rows for dtype in _dtypes(row)}
     bandwidth = next((e["value"] for e in limits if e["what"] == "bandwidth"), None)
     return bandwidth, {e["dtype"]: e["value"] for e in limits if e["dtype"] in dtypes}
+
+
+def _dtypes(row: dict) -> set[str]:
+    """In which dtypes the ops of a row multiply."""
+    return {op.get("dtype", row["dtype"]) for op in row["ops"]}
 
 
 def _panel(axes: Axes, row: dict, limits: tuple[float | None, dict[str, float]]) -> None:
@@ -78,7 +83,7 @@ def _panel(axes: Axes, row: dict, limits: tuple[float | None, dict[str, float]])
     heights = [*y, *roofs.values()]
     axes.set_ylim(0.4 * min(heights, default=1), 2.2 * max(heights, default=1))
     for dtype, roof in roofs.items():
-        own = dtype == row["dtype"]
+        own = dtype in _dtypes(row)
         style = {"color": _ROOFS.get(dtype, _GREY), "lw": 1.8 if own else 0.8, "zorder": 2}
         corner = roof / bandwidth if bandwidth else left
         start = [left * bandwidth, roof, roof] if bandwidth else [roof] * 3
@@ -88,9 +93,11 @@ def _panel(axes: Axes, row: dict, limits: tuple[float | None, dict[str, float]])
             fontsize=7, color=style["color"], va="center", fontweight="bold" if own else "normal",
         )  # fmt: skip
     shares = [op["seconds"]["p50"] / whole for _, op in points]
+    small = [op.get("dtype") == "int8" for _, op in points]  # these have an edge in the colour of their roof
     axes.scatter(
         x, y, s=[3.14 * _radius(share) ** 2 for share in shares], c=[_colour(op["kind"]) for _, op in points],
-        alpha=0.75, edgecolors="#111111", linewidths=0.5, zorder=4,
+        alpha=0.75, edgecolors=[_ROOFS["int8"] if one else "#111111" for one in small],
+        linewidths=[2.0 if one else 0.5 for one in small], zorder=4,
     )  # fmt: skip
     of_memory = f"; memory {bandwidth / 1e9:.1f} GB/s" if bandwidth else ""
     axes.set_xlabel(f"FLOP a byte{of_memory}", fontsize=8, labelpad=2)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -353,7 +353,7 @@ def multiplied(dtype: str) -> list[str]:
 
 def percent(
     seconds: float,
-    flop: int,
+    flop: int | Mapping[str, int],
     moved: int,
     dtype: str,
     threads: int,
@@ -362,13 +362,16 @@ def percent(
 ) -> dict[str, object] | None:
     """Time that the limits leave, and its share of the time taken. None where no limit was measured.
 
-    The operations are those of direct convolution; the bytes those that even one fused kernel must move.
+    The operations are those of direct convolution, by the dtype that they are multiplied in where there are
+    several; the bytes those that even one fused kernel must move.
     """
+    flops = flop if isinstance(flop, Mapping) else {multiplied(dtype)[0]: flop}
     count = threads if settings.device == "cpu" else None
     values = {(e["what"], e["dtype"]): e["value"] for e in measured if e["threads"] == count}
-    peak, bandwidth = values.get(("matrix", multiplied(dtype)[0])), values.get(("bandwidth", None))
-    if peak is None or bandwidth is None:
+    peaks, bandwidth = {kind: values.get(("matrix", kind)) for kind in flops}, values.get(("bandwidth", None))
+    if None in peaks.values() or bandwidth is None:
         return None
-    times = {"matrix": flop / peak, "bandwidth": moved / bandwidth}
+    matrix = sum(count / peaks[kind] for kind, count in flops.items())
+    times = {"matrix": matrix, "bandwidth": moved / bandwidth}
     by = max(times, key=times.get)
     return {"seconds": times[by], "percent": 100 * times[by] / seconds, "by": by}

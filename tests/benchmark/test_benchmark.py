@@ -20,6 +20,7 @@ from stdc_fast.benchmark.runners import Spec
 from stdc_fast.benchmark.selection import parse
 from stdc_fast.benchmark.workloads import Workload
 from stdc_fast.errors import UserError
+from stdc_fast.precision import choose
 
 SMALL = Workload("stdc1_camvid", zoo.find("stdc1_camvid"), 128, 256)
 OURS = runners.ours("cpu", ["float32"])[0]
@@ -175,6 +176,15 @@ def test_bad_options(options, words):
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_int8_of_ours_has_the_maps_of_this_processor():
+    asked = parse(dtype="int8", peers="none", device="cpu")
+    (name,) = asked.dtypes
+    assert name == choose("int8", "cpu")[0].name
+    assert {spec.dtype for spec in asked.specs} == {name} and all(spec.ours for spec in asked.specs)
+    assert run.multiplied(name) == ["int8", str(choose("auto", "cpu")[0])]
+    assert run.multiplied("bfloat16") == ["bfloat16"]
 
 
 def test_options():

@@ -1,6 +1,7 @@
 """``stdc-fast benchmark --roofline``: what ops compute and move, shares of the limits, table, figure."""
 
 import copy
+import dataclasses
 import json
 import sys
 
@@ -10,7 +11,7 @@ from engines.cpu import needs_native
 
 from bench import measured
 from stdc_fast import _native, cli, zoo
-from stdc_fast.benchmark import limits, parity, records, roofline, run, runners, workloads
+from stdc_fast.benchmark import limits, parity, records, roofline, roofline_figure, run, runners, workloads
 from stdc_fast.benchmark.selection import parse
 from stdc_fast.benchmark.worker import Profile
 from stdc_fast.benchmark.workloads import Workload
@@ -91,6 +92,28 @@ def by_name(row):
 
 
 # What ops compute and move.
+
+
+@needs_native
+def test_ops_in_8_bits_are_held_against_their_own_rate():
+    spec = runners.Spec("ours cpu", "int8", "a:B", ours=True)
+    plan = roofline.planned(WORKLOAD, spec)
+    whole = {op.name for op in plan.ops if getattr(op, "multipliers", None)}
+    profile = Profile(0.2, 0.08, 0.1, "an isa", [(op.name, op.kind, 0.002) for op in plan.ops])
+    found = roofline.analyse([profile], plan, WORKLOAD, "int8", SETTINGS, LIMITS)
+    for op in found["ops"]:
+        assert op["dtype"] == ("int8" if op["name"] in whole else "bfloat16")
+        if op["limit"]["by"] == "matrix":
+            rate = 9e11 if op["name"] in whole else 1e11
+            assert op["limit"]["seconds"] == pytest.approx(op["flop"] / rate)
+    assert sum(op["flop"] for op in found["ops"]) == WORKLOAD.work()[0]
+    small = sum(op["flop"] for op in found["ops"] if op["name"] in whole)
+    frame = found["totals"]["frame"]["limit"]["seconds"]
+    assert small > 0 and frame == pytest.approx(small / 9e11 + (WORKLOAD.work()[0] - small) / 1e11)
+    row = {"dtype": "int8", "ops": found["ops"]}
+    _, roofs = roofline_figure._roofs({"limits": LIMITS}, [row], 2)
+    assert roofs == {"int8": 9e11, "bfloat16": 1e11}
+    assert roofline.planned(WORKLOAD, dataclasses.replace(spec, dtype="bfloat16")) is WORKLOAD.plan()
 
 
 def test_every_multiply_add_is_counted_once(plan):

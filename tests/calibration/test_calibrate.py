@@ -270,9 +270,9 @@ def test_without_ranges(tiny_weights, found):
 def test_a_gpu_is_refused(tiny_weights, found, monkeypatch):
     from stdc_fast import zoo
 
-    place = torch.device("meta")  # a device of no backend but eager, as there may be no GPU
-    monkeypatch.setattr(zoo.backends, "resolve_device", lambda device: place)
-    assert "int8 is for CPUs" in refusal(stdc_fast.load, tiny_weights, dtype="int8", calibrate=found)
+    monkeypatch.setattr(zoo.backends, "resolve_device", lambda device: torch.device("cuda"))
+    monkeypatch.delenv("STDC_FAST_BACKEND", raising=False)
+    assert "int8 is for CPUs (" in refusal(stdc_fast.load, tiny_weights, dtype="int8", calibrate=found)
 
 
 def changed_by_training(model):
@@ -374,7 +374,7 @@ def test_the_fingerprint_is_of_weights_and_settings(tiny_network):
 
 
 def same(a, b):
-    assert a.facts() == b.facts() and list(a.ranges) == list(b.ranges)
+    assert a.facts() == b.facts() and a.ranges.keys() == b.ranges.keys()
     for key, one in a.ranges.items():
         for field in ("low", "high", "mean"):
             assert torch.equal(getattr(one, field), getattr(b.ranges[key], field)), key
@@ -462,7 +462,8 @@ def test_damaged_ranges(values, found, tmp_path):
 
 
 def test_ranges_of_a_version_whose_plans_had_other_ops(model, found, batch):
-    some = dict(list(found.ranges.items())[1:])
+    key = next(iter(wanted(model.plan(), found.about["ops"])))
+    some = {k: one for k, one in found.ranges.items() if k != key}
     model.calibration = dataclasses.replace(found, ranges=some)
     assert "do not fit (there is no range of" in refusal(model.label, batch)
 
