@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from stdc_fast.precision import Like, Precision, choose, precision_of
 
 if TYPE_CHECKING:
     from stdc_fast.backends import Decision
+    from stdc_fast.reference import STDCSeg
 
 
 class Levels:
@@ -23,6 +25,7 @@ class Levels:
     precision: Precision
     why_precision: str
     name: str
+    network: STDCSeg
     device: torch.device
     decision: Decision
     _small: bool
@@ -66,34 +69,46 @@ class Levels:
 
     def ranges(self) -> Ranges:
         """Those of the network as it is now. UserError if it has none, or if they are of other weights."""
-        found = self._calibration
-        if found is None:
-            raise UserError(
-                f"{self.name}: int8 needs ranges of the network's maps, and it has none; run: stdc-fast "
-                f"calibrate {self.name} FOLDER --out FILE, or give frames: load(..., calibrate=FOLDER)"
-            )
-        if found.fingerprint != checkpoints.fingerprint(self.network):
-            raise UserError(
-                f"{self.name}: its {found} are of other weights than it has; calibrate it again, with "
-                "stdc-fast calibrate or model.calibrate(frames)"
-            )
-        return found.ranges
+        return ranges_of(self.name, self.network, self._calibration)
 
     def compiled_plan(self, frames: bool = True) -> Plan:
         """The plan that the backend packs, for raw frames or normalised images: in int8 with the ops that it
         multiplies in 8 bits. UserError as of :meth:`ranges`.
         """
         plan = self.kept_plan() if frames else self.plan(False)
-        return self.in_levels(plan, self.decision.backend, self.precision) if self.precision.levels else plan
+        if not self.precision.levels:
+            return plan
+        chosen = self.decision.backend.levels(plan, self.precision, self._small)
+        return in_levels(self.name, self.network, plan, self._calibration, chosen)
 
-    def in_levels(self, plan: Plan, backend, precision: Precision) -> Plan:
-        """A plan of this network with the ops that a backend multiplies in 8 bits."""
-        ranges, kept = self.ranges(), self._calibration.keep
-        names = [name for name in backend.levels(plan, precision, self._small) if name not in kept]
-        try:
-            return quantise(plan, ranges, names)
-        except ValueError as error:  # of another version, whose plans had other ops
-            raise UserError(
-                f"{self.name}: its {self._calibration} do not fit ({error}); calibrate it again, with "
-                "stdc-fast calibrate or model.calibrate(frames)"
-            ) from None
+
+def ranges_of(name: str, network: STDCSeg, found: Calibration | None) -> Ranges:
+    """What a calibration has for a network. UserError if there is none, or if it is of other weights."""
+    if found is None:
+        raise UserError(
+            f"{name}: int8 needs ranges of the network's maps, and it has none; run: stdc-fast "
+            f"calibrate {name} FOLDER --out FILE, or give frames: load(..., calibrate=FOLDER)"
+        )
+    if found.fingerprint != checkpoints.fingerprint(network):
+        raise UserError(
+            f"{name}: its {found} are of other weights than it has; calibrate it again, with "
+            "stdc-fast calibrate or model.calibrate(frames)"
+        )
+    return found.ranges
+
+
+def in_levels(
+    name: str, network: STDCSeg, plan: Plan, found: Calibration | None, chosen: Collection[str]
+) -> Plan:
+    """A plan of this network with the ops that a backend chose in 8 bits, but for those to be left out.
+
+    UserError as of :func:`ranges_of`, and if the ranges are those of another version's plans.
+    """
+    ranges = ranges_of(name, network, found)
+    try:
+        return quantise(plan, ranges, [op for op in chosen if op not in found.keep])
+    except ValueError as error:  # of another version, whose plans had other ops
+        raise UserError(
+            f"{name}: its {found} do not fit ({error}); calibrate it again, with "
+            "stdc-fast calibrate or model.calibrate(frames)"
+        ) from None

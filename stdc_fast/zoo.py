@@ -172,6 +172,23 @@ def load(
     return model
 
 
+def own_ranges(own: Calibration | None, path: Path, needed: bool) -> Calibration | None:
+    """The ranges that a file of weights has, else those of the file beside it, or None.
+
+    UserError for ranges that are needed and can not be read; a warning if they are not needed.
+    """
+    file = ranges.beside(path)
+    if own is not None or not file.is_file():
+        return own
+    try:
+        return checkpoints.read_ranges(file)
+    except UserError as error:
+        if needed:
+            raise
+        log.warning("its ranges for int8 are left out: %s", error)
+        return None
+
+
 def _give_ranges(model: Segmenter, own: Calibration | None, path: Path, given: object) -> None:
     """The ranges that a model is to have; UserError if it needs some and there are none of its weights."""
     file = Path(given) if isinstance(given, (str, os.PathLike)) else None
@@ -181,15 +198,8 @@ def _give_ranges(model: Segmenter, own: Calibration | None, path: Path, given: o
         model.calibration = checkpoints.read_ranges(file)
     elif given is not None:
         model.calibrate(given)
-    elif own is not None:
-        model.calibration = own
-    elif (file := ranges.beside(path)).is_file():
-        try:
-            model.calibration = checkpoints.read_ranges(file)
-        except UserError as error:
-            if model.precision.levels:
-                raise
-            log.warning("its ranges for int8 are left out: %s", error)
+    else:
+        model.calibration = own_ranges(own, path, model.precision.levels)
     if given is not None or model.precision.levels:
         model.ranges()  # said now, and not when the first image comes
 

@@ -75,7 +75,8 @@ FORMATS: dict[str, Format] = {
         ),
         Format("torch", ".pt2", "torch.export.load", any_size=True, least=33),
         Format(
-            "plan", ".plan", "this library's C++ API", ("float32", "bfloat16"), any_size=True, graph=False,
+            "plan", ".plan", "this library's C++ API", ("float32", "bfloat16", "int8"), any_size=True,
+            graph=False,
         ),
         Format("safetensors", ".safetensors", "stdc_fast.load", _HALF, any_size=True, graph=False),
         Format(

@@ -38,6 +38,7 @@ LIMITS = {
     "float32": Limit(1e-3, "2^-24 an operation, by Winograd's largest tiles a thousand times that"),
     "float16": Limit(2e-2, "2^-11 an operation, forty layers deep, at the worst of all pixels"),
     "bfloat16": Limit(1e-1, "2^-8 an operation, forty layers deep, at the worst of all pixels"),
+    "int8": Limit(1e-1, "255 steps over the range of a map, at the worst of all pixels"),
 }
 
 

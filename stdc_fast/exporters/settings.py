@@ -62,8 +62,10 @@ class Settings:
 
     def check(self, form: Format, classes: int) -> None:
         """UserError unless a format can hold a network of so many classes like this."""
-        if self.dtype == "int8":
-            raise UserError("dtype int8: quantised files are not written yet; use float32 or float16")
+        if self.dtype == "int8" and self.dtype not in form.dtypes:
+            raise UserError(
+                f"format {form.name} has no int8, only plans have; use {' or '.join(form.dtypes)}"
+            )
         if self.dtype not in form.dtypes:
             raise UserError(f"format {form.name} has dtype {' or '.join(form.dtypes)}, not {self.dtype!r}")
         for value, known, name in ((self.input, INPUTS, "input"), (self.output, OUTPUTS, "output")):

@@ -26,7 +26,7 @@ _KEPT = ("terms", "source", "miou", "miou_split", "short_side", "scale")
 class Source:
     """A network in float32 on the CPU, in eval mode, its class names, and what its checkpoint says of it.
 
-    ``calibration`` has ranges for int8, which only our own safetensors keep.
+    ``calibration`` has ranges for int8: our own safetensors keep them, and plans in int8 are made with them.
     """
 
     name: str
@@ -49,13 +49,15 @@ class Source:
             said = {"short_side": size.short_side, "scale": None if size.scale == 1 else size.scale}
             source.said.update({k: v for k, v in said.items() if v is not None})
         elif isinstance(model, (str, Path)):
-            checkpoint = checkpoints.read(zoo.find(model), **options)
+            path = zoo.find(model)
+            checkpoint = checkpoints.read(path, **options)
             record = registry.RECORDS.get(str(model))
             meta = (record.defaults() if record else {}) | checkpoint.metadata
             classes = zoo.named_classes(model, checkpoint, meta)
             said = {k: meta[k] for k in _KEPT if meta.get(k) is not None}
             network = _plain(checkpoint.network())
-            source = Source(zoo.title(model), network, classes, said, checkpoint.calibration)
+            ranges = zoo.own_ranges(checkpoint.calibration, path, False)
+            source = Source(zoo.title(model), network, classes, said, ranges)
         else:
             raise UserError(f"expected a loaded model, a name or a file, not {type(model).__name__}")
         for name, tensor in checkpoints.inference_state(source.network).items():

@@ -9,9 +9,10 @@ from oracle import street, trained, truth
 from paths import ROOT
 
 import stdc_fast
-from stdc_fast import checkpoints, zoo
+from stdc_fast import _native, checkpoints, zoo
 from stdc_fast.backends import cpu
 from stdc_fast.calibration.record import beside
+from stdc_fast.errors import UserError
 from stdc_fast.numerics import label_agreement, relative_error
 from stdc_fast.plan.quantise import candidates, wanted
 
@@ -51,6 +52,33 @@ def test_a_model_that_was_saved_keeps_the_ranges(tmp_path):
     assert again.calibration.facts() == model.calibration.facts()
     frames = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
     assert again.label(frames).shape == (1, 64, 64)
+
+
+def test_a_saved_plan_in_8_bits_labels_as_the_model_does(tmp_path):
+    if cpu.BACKEND.why_not_here() is not None:
+        pytest.skip(cpu.BACKEND.why_not_here())
+    model = stdc_fast.load(device="cpu", dtype="int8", backend="cpu")
+    for source, name in (("stdc1_camvid", "a.plan"), (model, "b.plan")):
+        report = stdc_fast.export(source, tmp_path / name, dtype="int8")
+        assert report.agreement > 0.98
+    saved = (tmp_path / "a.plan").read_bytes()
+    assert saved == (tmp_path / "b.plan").read_bytes() and saved.startswith(b"stdc-plan 3\n")
+    frames, labels = street((160, 256)), torch.empty(1, 160, 256, 1, dtype=torch.uint8)
+    engine = _native.module().Engine(saved)
+    engine.run([cpu._spec(frames)], cpu._spec(labels), 160, 256, 1, True)
+    assert torch.equal(labels[..., 0], model.label(frames, size="native"))
+
+
+def test_only_plans_hold_8_bits(tmp_path):
+    for name in ("a.onnx", "a.pt2", "a.safetensors"):
+        with pytest.raises(UserError, match="has no int8, only plans have"):
+            stdc_fast.export("stdc1_camvid", tmp_path / name, dtype="int8", size=(64, 64))
+    checkpoints.save(
+        checkpoints.inference_state(stdc_fast.load(device="cpu").network), tmp_path / "w.safetensors", {}
+    )
+    with pytest.raises(UserError, match="int8 needs ranges"):
+        stdc_fast.export(tmp_path / "w.safetensors", tmp_path / "a.plan", dtype="int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 def test_the_document_says_what_the_file_says():

@@ -32,7 +32,7 @@ def refusal(model, path, **how):
         ("a", {}, "the suffix (none) is of no format"),
         ("a.onnx", {"format": "plan"}, ".onnx is the suffix of format onnx, not of plan; name it .plan"),
         ("a.onnx", {"format": "tflite"}, "format must be one of onnx, openvino"),
-        ("a.onnx", {"dtype": "int8"}, "quantised files are not written yet"),
+        ("a.onnx", {"dtype": "int8"}, "has no int8, only plans have"),
         ("a.onnx", {"dtype": "bfloat16"}, "format onnx has dtype float32 or float16, not 'bfloat16'"),
         ("a.pt2", {"dtype": "float16"}, "format torch has dtype float32, not 'float16'"),
         ("a.plan", {"dtype": "float16"}, "format plan has dtype float32 or bfloat16"),
