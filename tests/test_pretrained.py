@@ -59,7 +59,8 @@ def test_what_the_embedded_weights_say(embedded, tmp_path):
     model.save_pretrained(tmp_path)
     before = stdc_fast.model_info(embedded)
     after = metadata(tmp_path)
-    assert {k: before[k] for k in after if k != "format"} == {k: v for k, v in after.items() if k != "format"}
+    assert after.pop("calibration") == model.calibration.facts() and after.pop("format") == "stdc_fast 3"
+    assert {k: before[k] for k in after} == after
     data, text = front(tmp_path)
     assert data["license"] == "cc-by-nc-4.0" and data["datasets"] == ["camvid"]
     assert data["model-index"][0]["results"][0]["metrics"][0]["value"] == before["miou"]
@@ -106,10 +107,11 @@ def test_changed_weights_lose_what_was_measured(embedded, tmp_path, caplog):
     with torch.no_grad():
         model.network.conv_out.conv_out.weight[0, 0] += 1e-3
     model.save_pretrained(tmp_path / "changed")
-    (said,) = caplog.messages
+    said, of_ranges = caplog.messages
     assert "weights were changed after loading" in said
+    assert "are of other weights, and are left out" in of_ranges
     after = metadata(tmp_path / "changed")
-    assert not {"miou", "miou_split", "recipe", "iteration", "commit"} & after.keys()
+    assert not {"miou", "miou_split", "recipe", "iteration", "commit", "calibration"} & after.keys()
     assert after["source"].startswith("changed after loading stdc1_camvid; before: CamVid train and val")
     assert after["terms"] == model.metadata["terms"]
     data, _ = front(tmp_path / "changed")
