@@ -40,8 +40,12 @@ class Ncnn(Exported):
         output = "logits8" if scope == "logits" else "logits"
         return dataclasses.replace(super().settings(scope), batch=1, input="normalised", output=output)
 
-    def net(self, scope: str):
-        """The network as ncnn loads it, converted for the scope's size."""
+    def write(self, scope: str, param: Path) -> None:
+        """The network as ncnn's two files, converted for the scope's size."""
+        writers.write_ncnn(self.source, self.settings(scope), param)
+
+    def loaded(self, param: Path):
+        """A network from its two files."""
         net = self.ncnn.Net()
         options = net.opt
         options.num_threads = self.threads
@@ -50,17 +54,18 @@ class Ncnn(Exported):
         # These are on unless they are put off: "float32" would be something else where they have kernels.
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
         options.use_bf16_packed = options.use_bf16_storage = self.dtype == "bfloat16"
-        with tempfile.TemporaryDirectory() as folder:
-            param = Path(folder) / "network.param"
-            writers.write_ncnn(self.source, self.settings(scope), param)
-            with hushed():
-                failed = net.load_param(str(param)) or net.load_model(str(param.with_suffix(".bin")))
+        with hushed():
+            failed = net.load_param(str(param)) or net.load_model(str(param.with_suffix(".bin")))
         if failed:
             raise RuntimeError("ncnn can not load the converted network")
         return net
 
     def prepare(self, scope: str) -> Callable[[], Tensor]:
-        net, ncnn = self.net(scope), self.ncnn
+        ncnn = self.ncnn
+        with tempfile.TemporaryDirectory() as folder:
+            param = Path(folder) / "network.param"
+            self.write(scope, param)
+            net = self.loaded(param)
         # As in ncnn's own benchmark, else each frame's maps are new pages of the system. They are given to
         # each run and not to the net: its weights would then be in them when they go, which ends the process.
         maps, workspace = ncnn.UnlockedPoolAllocator(), ncnn.PoolAllocator()
@@ -108,8 +113,12 @@ class MNN(Exported):
 
         self.nn, self.expr = MNN.nn, MNN.expr
 
+    def write(self, scope: str, file: Path) -> None:
+        """The network as MNN's file, converted for the scope's size."""
+        writers.write_mnn(self.source, self.settings(scope), file)
+
     def module(self, scope: str):
-        """The network as MNN loads it, converted for the scope's size."""
+        """The network as MNN loads it."""
         settings = {
             "backend": "CPU",
             "numThread": self.threads,
@@ -118,24 +127,29 @@ class MNN(Exported):
             "power": "normal",
         }
         with tempfile.TemporaryDirectory() as folder:
-            file, graph = Path(folder) / "network.mnn", self.settings(scope)
-            writers.write_mnn(self.source, graph, file)
+            file = Path(folder) / "network.mnn"
+            self.write(scope, file)
             runtime = self.nn.create_runtime_manager((settings,))
             runtime.set_hint(self.WINOGRAD, self.SMALLEST_TILE)
             return self.nn.load_module_from_file(
-                str(file), ["image"], [graph.output_name], runtime_manager=runtime, shape_mutable=False
+                str(file),
+                ["image"],
+                [self.settings(scope).output_name],
+                runtime_manager=runtime,
+                shape_mutable=False,
             )
 
-    def prepare(self, scope: str) -> Callable[[], np.ndarray]:
-        example = self.example(scope).numpy()
-        kind = self.expr.float if example.dtype == np.float32 else self.expr.uint8
+    def variable(self, image: np.ndarray):
+        kind = self.expr.float if image.dtype == np.float32 else self.expr.uint8
         # NCHW means only that dimensions are as in ONNX, not in blocks of channels.
-        x = self.expr.const(example, list(example.shape), self.expr.NCHW, kind)
+        return self.expr.const(image, list(image.shape), self.expr.NCHW, kind)
+
+    def prepare(self, scope: str) -> Callable[[], np.ndarray]:
+        x = self.variable(self.example(scope).numpy())
         with hushed():
             module = self.module(scope)
+        return lambda: self.forward(module, x)
 
-        def run() -> np.ndarray:
-            output = module.forward([x])[0]
-            return output.read().copy()  # it reads from the variable's memory, and does not keep that
-
-        return run
+    def forward(self, module, x) -> np.ndarray:
+        output = module.forward([x])[0]
+        return output.read().copy()  # it reads from the variable's memory, and does not keep that

@@ -205,6 +205,7 @@ def ours(device: str, dtypes: list[str], names: list[str] | None = None) -> list
 _TORCH = "stdc_fast.benchmark.torch_peers"
 _OTHER = "stdc_fast.benchmark.runtime_peers"
 _PHONE = "stdc_fast.benchmark.phone_peers"
+_INT8 = "stdc_fast.benchmark.int8_peers"
 _ONNX = ("onnx", "onnxscript")
 
 
@@ -233,10 +234,21 @@ def peers(device: str, dtypes: list[str], int8: bool = False) -> list[Spec]:
         return found + [dataclasses.replace(trt, dtype=dtype) for dtype in both]
     vino = Spec("OpenVINO", "", f"{_OTHER}:OpenVINO", needs=("onnx", "openvino"), compiles=True)
     found += [dataclasses.replace(vino, dtype=dtype) for dtype in both]
-    if int8:
-        found.append(dataclasses.replace(vino, dtype="int8", needs=("onnx", "openvino", "nncf")))
     ncnn = Spec("ncnn", "", f"{_PHONE}:Ncnn", needs=("onnx", "ncnn", "pnnx"), compiles=True)
     found += [dataclasses.replace(ncnn, dtype=d) for d in both if d != "float16"]
     # Asked for bfloat16 on x86, it says that it uses it, and gives the bits of float32.
     mnn = Spec("MNN", "", f"{_PHONE}:MNN", needs=("onnx", "MNN"), compiles=True)
-    return found + [dataclasses.replace(mnn, dtype=dtype) for dtype in full]
+    found += [dataclasses.replace(mnn, dtype=dtype) for dtype in full]
+    return found + _quantised(onnx, vino, ncnn, mnn) if int8 else found
+
+
+def _quantised(onnx: Spec, vino: Spec, ncnn: Spec, mnn: Spec) -> list[Spec]:
+    """The peers that compute in 8 bits, of those that do so in 32, and torchao."""
+    found = [
+        dataclasses.replace(onnx, factory=f"{_INT8}:OnnxRuntimeInt8"),
+        dataclasses.replace(vino, needs=(*vino.needs, "nncf")),
+        dataclasses.replace(ncnn, factory=f"{_INT8}:NcnnInt8"),
+        dataclasses.replace(mnn, factory=f"{_INT8}:MnnInt8"),
+        Spec("torchao", "", f"{_INT8}:Torchao", needs=("torchao",), compiles=True, compiler=True),
+    ]
+    return [dataclasses.replace(spec, dtype="int8") for spec in found]

@@ -1,6 +1,7 @@
 """Inference runtimes: ONNX Runtime, OpenVINO, TensorRT, with normalisation and argmax in their graphs.
 
-Those that were made for phones are in :mod:`stdc_fast.benchmark.phone_peers`.
+Those that were made for phones are in :mod:`stdc_fast.benchmark.phone_peers`, other peers in 8 bits in
+:mod:`stdc_fast.benchmark.int8_peers`.
 """
 
 from __future__ import annotations
@@ -172,10 +173,7 @@ class OpenVINO(Exported):
         import nncf
 
         nncf.set_log_level(logging.ERROR)
-        batch = self.example(scope).numpy()
-        width = batch.shape[2] if scope != "logits" else batch.shape[3]
-        axis = 2 if scope != "logits" else 3
-        samples = [np.roll(batch, step * width // 8, axis=axis) for step in range(8)]
+        samples = [sample.numpy() for sample in self.workload.samples(scope)]
         return nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples))
 
 

@@ -22,6 +22,8 @@ from stdc_fast.reference.networks import STAGES, STDCSeg, upsample
 PHOTO = Path(__file__).resolve().parent.parent / "assets" / "street.jpg"
 #: (H, W) of the frames of scope "frame".
 FRAME = (1024, 2048)
+#: How many inputs peers are calibrated on.
+SAMPLES = 8
 SCOPES = {
     "logits": "normalised image at the network's size to logits at 1/8, on the device",
     "labels": "raw uint8 frame at the network's size to uint8 labels at that size, on the device",
@@ -70,6 +72,11 @@ class Workload:
 
     def input(self, scope: str) -> Tensor:
         return self.image() if scope == "logits" else self.frames(scope)
+
+    def samples(self, scope: str) -> list[Tensor]:
+        """What peers choose the ranges of 8 bits by: the scope's input, turned around itself."""
+        x, axis = self.input(scope), 3 if scope == "logits" else 2
+        return [torch.roll(x, step * x.shape[axis] // SAMPLES, axis) for step in range(SAMPLES)]
 
     def plan(self) -> Plan:
         """From raw frames to labels, as optimised."""

@@ -33,7 +33,7 @@ def benchmark(
         str, typer.Option(help="Ours: all that are available, or names with commas.")
     ] = "all",
     peers: Annotated[str, typer.Option(help="all, none, or names with commas between.")] = "all",
-    int8: Annotated[bool, typer.Option("--int8", help="OpenVINO quantised to 8 bits by NNCF, too.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Peers quantised to 8 bits, too, on a CPU.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[
         Optional[int], typer.Option(min=1, help="Of all runners. Default: torch's own.")
