@@ -19,7 +19,18 @@ from stdc_fast.hardware import cpu, gpus
 
 SCHEMA = 1
 #: Distributions of the peers, whose versions matter to them alone.
-_PEERS = ("onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "tensorrt", "ncnn", "pnnx", "MNN")
+_PEERS = (
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "nncf",
+    "tensorrt",
+    "ncnn",
+    "pnnx",
+    "MNN",
+    "torchao",
+)
 _GPU_FIELDS = {
     "driver": "driver_version",
     "clock_mhz": "clocks.sm",

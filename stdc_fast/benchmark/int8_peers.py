@@ -121,7 +121,7 @@ class MnnInt8(MNN):
             "batch_size": len(frames),
             "feature_quantize_method": "EMA",
             "weight_quantize_method": "MAX_ABS",
-            # Unless it is told not to, it writes tiles that the runtime refuses.
+            # Left out, it chooses tiles for this network that the runtime refuses.
             "winogradOpt": False,
         }
         options.write_text(json.dumps(chosen))
@@ -146,8 +146,10 @@ class Torchao(Folded):
 
     def compiled(self, module: Deployed, example: Tensor) -> Callable[[Tensor], Tensor]:
         import torch._inductor.config
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+        with quiet():  # it warns of what it can not load for GPUs
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
         torch._inductor.config.freezing = True
         with quiet(), torch.no_grad():
