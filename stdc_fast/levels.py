@@ -11,7 +11,7 @@ from stdc_fast import checkpoints
 from stdc_fast.calibration.record import Calibration
 from stdc_fast.errors import UserError
 from stdc_fast.plan import Plan
-from stdc_fast.plan.quantise import Ranges, quantise
+from stdc_fast.plan.quantise import Ranges, candidates, quantise, wanted
 from stdc_fast.precision import Like, Precision, choose, precision_of
 
 if TYPE_CHECKING:
@@ -78,8 +78,26 @@ class Levels:
         plan = self.kept_plan() if frames else self.plan(False)
         if not self.precision.levels:
             return plan
+        return quantise(plan, self.ranges(), self.ops_in_levels(plan))
+
+    def ops_in_levels(self, plan: Plan | None = None) -> list[str]:
+        """Names of the ops that run in 8 bits here, in order. UserError as of :meth:`ranges`, and for ranges
+        of another version's plans. None of them outside of int8.
+        """
+        if not self.precision.levels:
+            return []
+        plan = self.kept_plan() if plan is None else plan
         chosen = self.decision.backend.levels(plan, self.precision, self._small)
-        return in_levels(self.name, self.network, plan, self._calibration, chosen)
+        return ops_in_levels(self.name, self.network, plan, self._calibration, chosen)
+
+    def _said_of_levels(self) -> str:
+        """For :attr:`~stdc_fast.Segmenter.reason`."""
+        if not self.precision.levels:
+            return ""
+        try:
+            return f"; {len(self.ops_in_levels())} ops in 8 bits"
+        except UserError as error:
+            return f"; {error}"
 
 
 def ranges_of(name: str, network: STDCSeg, found: Calibration | None) -> Ranges:
@@ -87,7 +105,7 @@ def ranges_of(name: str, network: STDCSeg, found: Calibration | None) -> Ranges:
     if found is None:
         raise UserError(
             f"{name}: int8 needs ranges of the network's maps, and it has none; run: stdc-fast "
-            f"calibrate {name} FOLDER --out FILE, or give frames: load(..., calibrate=FOLDER)"
+            f"calibrate {name} FOLDER --out FILE.safetensors, or give frames: load(..., calibrate=FOLDER)"
         )
     if found.fingerprint != checkpoints.fingerprint(network):
         raise UserError(
@@ -97,18 +115,23 @@ def ranges_of(name: str, network: STDCSeg, found: Calibration | None) -> Ranges:
     return found.ranges
 
 
-def in_levels(
+def ops_in_levels(
     name: str, network: STDCSeg, plan: Plan, found: Calibration | None, chosen: Collection[str]
-) -> Plan:
-    """A plan of this network with the ops that a backend chose in 8 bits, but for those to be left out.
+) -> list[str]:
+    """Those that a backend chose, but for what the calibration leaves out.
 
     UserError as of :func:`ranges_of`, and if the ranges are those of another version's plans.
     """
-    ranges = ranges_of(name, network, found)
-    try:
-        return quantise(plan, ranges, [op for op in chosen if op not in found.keep])
-    except ValueError as error:  # of another version, whose plans had other ops
+    ranges, known = ranges_of(name, network, found), candidates(plan)
+    problems = [f"there is no op {op} to leave out" for op in found.keep if op not in known]
+    for key, channels in wanted(plan, known).items():
+        if key not in ranges:
+            problems.append(f"there is no range of {key}")
+        elif len(ranges[key].low) != channels:
+            problems.append(f"the range of {key} has {len(ranges[key].low)} channels instead of {channels}")
+    if problems:
         raise UserError(
-            f"{name}: its {found} do not fit ({error}); calibrate it again, with "
+            f"{name}: its {found} do not fit ({problems[0]}); calibrate it again, with "
             "stdc-fast calibrate or model.calibrate(frames)"
-        ) from None
+        )
+    return [op for op in chosen if op not in found.keep]

@@ -162,6 +162,7 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
         decision = self.decision
         memory = decision.backend.memory(self._small)
         last = f"; {self.memory}: {memory}" if memory else ""
+        last = self._said_of_levels() + last
         return f"{decision.name}: {decision.reason}; {self.precision}: {self.why_precision}{last}"
 
     @property

@@ -14,7 +14,7 @@ from reprlib import repr as short
 
 import torch
 
-from stdc_fast import _native, backends, checkpoints, download, hub, registry
+from stdc_fast import _native, backends, checkpoints, download, hub, levels, registry
 from stdc_fast.backends.eager.ranges import fp16_overflow
 from stdc_fast.calibration import record as ranges
 from stdc_fast.calibration.record import Calibration
@@ -165,7 +165,7 @@ def load(
     model.report = checkpoint.report
     model.remember((record.provenance() if record else {}) | checkpoint.metadata)
     model.decide()
-    _give_ranges(model, checkpoint.calibration, path, calibrate)
+    _give_ranges(model, checkpoint.calibration, path, calibrate, str(pretrained))
     if backend == "auto" and model.backend == "eager" and place.type == "cpu":
         _say_what_is_missing()
     log.info("%s: %s", pretrained, model.reason)
@@ -185,11 +185,13 @@ def own_ranges(own: Calibration | None, path: Path, needed: bool) -> Calibration
     except UserError as error:
         if needed:
             raise
-        log.warning("its ranges for int8 are left out: %s", error)
+        log.warning("%s: its ranges for int8 are left out: %s", path, error)
         return None
 
 
-def _give_ranges(model: Segmenter, own: Calibration | None, path: Path, given: object) -> None:
+def _give_ranges(
+    model: Segmenter, own: Calibration | None, path: Path, given: object, pretrained: str
+) -> None:
     """The ranges that a model is to have; UserError if it needs some and there are none of its weights."""
     file = Path(given) if isinstance(given, (str, os.PathLike)) else None
     if isinstance(given, Calibration):
@@ -200,8 +202,19 @@ def _give_ranges(model: Segmenter, own: Calibration | None, path: Path, given: o
         model.calibrate(given)
     else:
         model.calibration = own_ranges(own, path, model.precision.levels)
-    if given is not None or model.precision.levels:
-        model.ranges()  # said now, and not when the first image comes
+    if given is None and not model.precision.levels:
+        return
+    # Said now, and not when the first image comes.
+    try:
+        levels.ranges_of(pretrained, model.network, model.calibration)
+        ops = model.ops_in_levels()
+    except UserError as error:
+        if given is not None or own is not None or model.calibration is None:
+            raise
+        raise UserError(f"{ranges.beside(path)}: {error}") from None
+    if model.precision.levels and not ops:
+        log.warning("%s: nothing is faster in 8 bits here, or all was left out: int8 is %s",
+                    pretrained, model.precision.maps)  # fmt: skip
 
 
 @functools.cache

@@ -50,9 +50,13 @@ class Checker {
       need(program.buffer(v).zero == program.buffer(op.inputs[0]).zero, op, "inputs with different zeros");
     }
     floats(op, multipliers, op.output.channels);
+    // Sums of levels up to 255 by weights up to 127 are to fit into 32 bits.
+    const Weight& w = program.weights[weight];
+    const int64_t each = w.count / op.output.channels / (w.shape.size() == 6 ? 9 : 1);
+    need(!whole || each <= INT32_MAX / (255 * 128), op, "sums of more products than 32 bits hold");
     // Float32 ones are rounded here, once: Winograd's tiles transform them before.
-    const DType dtype = program.weights[weight].dtype;
-    need(whole ? dtype == DType::s8 : dtype == program.dtype || dtype == DType::f32, op, "weights of another dtype");
+    need(whole ? w.dtype == DType::s8 : w.dtype == program.dtype || w.dtype == DType::f32, op,
+         "weights of another dtype");
   }
   // That it has the inverse steps of the levels that it writes, and only of these.
   void levels(const Op& op, const View& v, int inverse) const {

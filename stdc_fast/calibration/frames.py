@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Frames at most, by which methods are compared.
 HELD = 8
+#: Each frame is looked at once more with its sides so many times smaller, and no smaller than this. What a
+#: network knows of the whole image reaches further in small ones.
+SMALLER, SMALLEST = 8, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Shown:
     @property
     def raw(self) -> bool:
         return self.image.dtype == torch.uint8
+
+    def sizes(self) -> tuple[Shown, Shown]:
+        """The frame at the size at which the network sees it, and much smaller."""
+        small = tuple(max(min(SMALLEST, side), side // SMALLER) for side in self.seen)
+        return self, dataclasses.replace(self, seen=small)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,6 @@ def calibrate(
     method: str = "best",
     keep: Collection[str] = (),
     limit: float | None = SHARE * TARGET,
-    every: bool = False,
     progress: Progress = _silent,
 ) -> Calibration:
     """The ranges that int8 needs, from frames like those to be labelled. The model stays as it is.
@@ -58,7 +58,8 @@ def calibrate(
         model.calibration = stdc_fast.calibrate(model, "camvid/train")
 
     A quarter of the frames, eight at most, is held out: by them methods are compared, and ops that lose too
-    much are found. Frames are read one at a time.
+    much are found. Frames are read one at a time. The network sees each at two sizes, the model's own and one
+    an eighth of it: what it knows of the whole image reaches further in small images.
 
     Args:
         model: in any dtype.
@@ -69,13 +70,22 @@ def calibrate(
             another percentile, or "best": the one of these with the least error of logits.
         keep: names of ops that are to be left out of 8 bits, also without ``cp.backbone.`` and ``.conv``.
         limit: an op is left out, too, if it alone moves logits by more; None leaves none out so.
-        every: look at each op alone that can multiply levels, and not only at those that would.
         progress: see :data:`stdc_fast.calibration.sensitivity.Progress`.
 
     Raises UserError, in one line, for no frames, ones that can not be read or hold NaN, frames of one flat
     colour, and unknown methods or ops.
     """
+    from stdc_fast.segmenter import Segmenter
+
     method = statistics.check_method(method)
+    if not isinstance(model, Segmenter):
+        raise UserError(f"expected a loaded model, not {model!r}; see stdc_fast.load")
+    if isinstance(keep, str):
+        raise UserError(f"keep must be a list of names of ops, not {keep!r}; write [{keep!r}]")
+    if limit is not None and not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
+        raise UserError(
+            f"limit must be a positive error of logits, or None to leave nothing out, not {limit!r}"
+        )
     plan = model.plan()
     names = candidates(plan)
     if not names:
@@ -99,11 +109,9 @@ def calibrate(
 
     rows = compared(by_hand)
     best = _least(rows)
-    alone: list[Row] = []
-    if every or limit is not None:
-        looked_at = names if every else used
-        alone = sensitivity.each(judge, ranges[best.name], looked_at, ALONE, progress)
-        alone = [dataclasses.replace(row, kept=_why(row, by_hand, limit)) for row in alone]
+    # All that can multiply levels: another machine, or other memory, may use others than these.
+    alone = sensitivity.each(judge, ranges[best.name], names, ALONE, progress)
+    alone = [dataclasses.replace(row, kept=_why(row, by_hand, limit)) for row in alone]
     kept = tuple(dict.fromkeys([*by_hand, *(row.name for row in alone if row.kept)]))
     if set(kept) & set(used) - set(by_hand):  # what lost most is gone: another method may be the best now
         rows = compared(kept)
@@ -148,7 +156,8 @@ def _run(
     """Run the frames in float32 past ``looks``; how many of them are of one colour."""
     flat = 0
     for shown in progress(looked.shown_to(floats.model), what, len(looked)):
-        floats.logits(shown, looks)
+        for one in shown.sizes():
+            floats.logits(one, looks)
         flat += shown.flat
     return flat
 

@@ -32,8 +32,9 @@ class Row:
 
     Attributes:
         name: of the op, or of the method by which ranges were taken.
-        error: of the logits, ``||a - b|| / ||b||`` over all frames, against the network in float32.
-        agreement: share of labels that are the same.
+        error: of the logits, ``||a - b|| / ||b||`` over all frames, against the network in float32. It is
+            the larger one of two: at the model's size and much smaller (:meth:`~.frames.Shown.sizes`).
+        agreement: share of labels that are the same, at the model's size.
         kept: whether the op is left out of 8 bits, and why; "" where it is not.
     """
 
@@ -69,10 +70,11 @@ class Judge:
 
     def __init__(self, floats: Floats, frames: Frames, progress: Progress):
         self.model, self.plans = floats.model, floats.plans
-        self.known: list[tuple[Shown, Tensor, Tensor]] = []
+        #: By frame: as it is shown, logits and labels, at each size.
+        self.known: list[list[tuple[Shown, Tensor, Tensor]]] = []
         for shown in progress(frames.shown_to(self.model), "float32", len(frames)):
-            logits = floats.logits(shown)
-            self.known.append((shown, logits, self._labels(logits, shown)))
+            found = [(one, floats.logits(one)) for one in shown.sizes()]
+            self.known.append([(one, logits, self._labels(logits, one)) for one, logits in found])
 
     def _labels(self, logits: Tensor, shown: Shown) -> Tensor:
         return resize_argmax(logits, shown.seen, align_corners=self.model.network.align_corners)[0]
@@ -80,15 +82,19 @@ class Judge:
     @torch.no_grad()
     def row(self, name: str, make: Callable[[Plan], Executable], count: int | None = None) -> Row:
         """Of what ``make`` makes of the plan, on the first ``count`` frames."""
-        runs = {raw: make(self.plans[raw]) for raw in {shown.raw for shown, *_ in self.known}}
-        error = norm = same = pixels = 0.0
-        for shown, expected, labels in self.known[:count]:
-            logits = runs[shown.raw].logits(shown.image, shown.seen)
-            error += float((logits - expected).double().square().sum())
-            norm += float(expected.double().square().sum())
-            same += int((self._labels(logits, shown) == labels).sum())
-            pixels += labels.numel()
-        return Row(name, (error / norm) ** 0.5, same / pixels)
+        runs = {raw: make(self.plans[raw]) for raw in {sizes[0][0].raw for sizes in self.known}}
+        errors, shares = [], []
+        for size in zip(*self.known[:count], strict=True):
+            error = norm = same = pixels = 0.0
+            for shown, expected, labels in size:
+                logits = runs[shown.raw].logits(shown.image, shown.seen)
+                error += float((logits - expected).double().square().sum())
+                norm += float(expected.double().square().sum())
+                same += int((self._labels(logits, shown) == labels).sum())
+                pixels += labels.numel()
+            errors.append((error / norm) ** 0.5)
+            shares.append(same / pixels)
+        return Row(name, max(errors), shares[0])
 
 
 def in_levels(model: Segmenter, ranges: Ranges, names: Collection[str]) -> Callable[[Plan], Executable]:

@@ -41,7 +41,9 @@ def calibrate(
     ] = None,
     limit: Annotated[
         Optional[float],
-        typer.Option(min=0, help="Leave out ops that alone move logits by more. Default: 0.006; 0 for none."),
+        typer.Option(
+            min=0, help="Leave out ops that alone move logits by more. Default: 0.006. 0: leave none out."
+        ),
     ] = None,
     sensitivity: Annotated[
         Optional[Path], typer.Option(metavar="FILE", help="Write what each op alone costs as JSON.")
@@ -86,7 +88,7 @@ def calibrate(
     loaded = stdc_fast.load(model, device="cpu", dtype="float32", **pairs(option, "--option"))
     limits = {} if limit is None else {"limit": limit or None}
     found = run.calibrate(
-        loaded, source, count=count, seed=seed, method=method, keep=keep or (), every=True,
+        loaded, source, count=count, seed=seed, method=method, keep=keep or (),
         progress=lambda items, what, total: progress(items, what, quiet, total=total), **limits,
     )  # fmt: skip
     loaded.calibration = found
@@ -116,7 +118,8 @@ def calibrate(
 def _lines(found: Calibration, name: str) -> list[str]:
     about = found.about
     held = about["held_out"]
-    lines = [f"{name}: {found}; {held} more were held out" if held else f"{name}: {found}", ""]
+    more = f"{held} more were held out" if held else "errors are of these frames themselves"
+    lines = [f"{name}: {found}; {more}", ""]
     lines.append(f"{'ranges':<22} {'error':>8} {'labels':>9}")
     for row in about["compared"]:
         taken = "  taken" if row["method"] == found.method and len(about["compared"]) > 1 else ""

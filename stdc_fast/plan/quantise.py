@@ -20,6 +20,8 @@ from stdc_fast.plan.plan import Plan
 
 #: Channels that a product of levels takes at once: an op reads multiples of these.
 UNIT = 4
+#: Products that a sum may have: levels up to 255 by weights of at most 128, in 32 bits.
+MOST = (2**31 - 1) // (255 * 128)
 #: Least step of a channel over the greatest of its map: a channel that was small in the frames of the
 #: calibration may not stay so. Less made errors on other frames larger, and more made all errors larger.
 LEAST = 1 / 4
@@ -87,6 +89,9 @@ def _fits(plan: Plan, op: Op) -> bool:
     views = _inputs(op)
     stores = {plan.buffers[view.buffer].store for view in (*views, op.output)}
     units = all(view.channels % UNIT == 0 and view.offset % UNIT == 0 for view in views)
+    # Of one output.
+    products = sum(view.channels for view in views) * getattr(op, "kernel", 1) ** 2
+    units = units and products <= MOST
     return stores == {"act"} and units and not (isinstance(op, Conv) and op.up and op.kernel == 3)
 
 

@@ -90,6 +90,8 @@ def test_the_ops_of_a_network(network):
         (sketched(8)(lambda s, x: s.down(x, 12)), True),
         (sketched(8, 4)(lambda s, x, y: s.conv([x, y], 10, 3)), True),
         (sketched(8, 6)(lambda s, x, y: s.conv([x, y], 10, 3)), False),
+        (plain(7308, 1, 3, 1), True),
+        (plain(7312, 1, 3, 1), False),  # 65,808 products, which might not fit into 32 bits
     ],
 )
 def test_what_fits(make, fits):

@@ -61,7 +61,8 @@ class Down : public Op {
         for (int c = 0; c < count; c++) *to++ = from[(first + c) * 9 + t];
     }
     packed_depthwise_bias_ = pack_floats(program, depthwise_bias_, channels);
-    return packed_.size() + packed_depthwise_.size() + packed_depthwise_bias_.size();
+    return packed_.size() + packed_depthwise_.size() + packed_depthwise_bias_.size() +
+           packed_levels_.inverse.size() + packed_pooled_levels_.inverse.size();
   }
 
   void measure(const Layout& layout, OpLayout& l) const override {

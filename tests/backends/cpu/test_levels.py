@@ -214,6 +214,20 @@ def test_memory_of_levels():
     assert whole.memory[0] < 0.4 * small.memory[0]
 
 
+def test_sums_that_might_not_fit_into_32_bits(monkeypatch):
+    monkeypatch.setattr("stdc_fast.plan.quantise.MOST", 10**9)
+    for channels, fits in ((7308, True), (7312, False)):
+        plan = plain(channels, 1, 3, 1)()
+        ones = torch.ones(channels, dtype=torch.float64)
+        ranges = {plan.inputs[0]: Range(-ones, ones, 0 * ones)}
+        saved = cpu.program.serialise(quantise(plan, ranges, candidates(plan)), FLOAT32)
+        if fits:
+            _native.module().Engine(saved)
+            continue
+        with pytest.raises(RuntimeError, match="sums of more products than 32 bits hold"):
+            _native.module().Engine(saved)
+
+
 @pytest.mark.parametrize("wrong", [("stdc-plan 3", "stdc-plan 4"), ("stdc-plan 3", "stdc-plan 2")])
 def test_plans_of_other_versions(wrong):
     saved = cpu.program.serialise(case(levels_between)[0], FLOAT32)
