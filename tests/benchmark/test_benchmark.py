@@ -214,7 +214,9 @@ def test_backends_that_refuse_a_dtype():
 
 @pytest.mark.skipif(_native.why_not() is not None, reason="needs the native module")
 def test_nothing_that_a_backend_runs():
-    with pytest.raises(UserError, match=r"cpu can not run float16 here: it computes in float32 and bfloat16"):
+    with pytest.raises(
+        UserError, match=r"cpu can not run float16 here: it computes in float32, bfloat16 and int8"
+    ):
         runners.ours("cpu", ["float16"], ["cpu"])
     with pytest.raises(UserError, match="cpu can not run float32 here: it does not run on cuda"):
         runners.ours("cuda", ["float32"], ["cpu"])

@@ -350,7 +350,7 @@ def test_nothing_is_timed_that_computes_something_else(command, monkeypatch, tmp
 def test_a_dtype_that_the_engine_lacks(command):
     code, _, err = command("--dtype", "float16")
     assert code == 2
-    assert "backend cpu can not run float16 here: it computes in float32 and bfloat16" in err
+    assert "backend cpu can not run float16 here: it computes in float32, bfloat16 and int8" in err
     assert err.count("\n") == 1
 
 

@@ -121,7 +121,7 @@ def test_a_plan_without_a_row_kernel_is_refused_when_it_is_read(folder):
 def test_export_names_the_values_it_takes(run_cli, tmp_path):
     done = run_cli("export", "stdc1_camvid", "--out", tmp_path / "a.plan", "--dtype", "float16")
     assert done.code == 2 and done.messages == [
-        "stdc-fast: format plan has dtype float32 or bfloat16, not 'float16'"
+        "stdc-fast: format plan has dtype float32 or bfloat16 or int8, not 'float16'"
     ]
     done = run_cli("export", "stdc1_camvidd", "--out", tmp_path / "a.plan")
     assert done.code == 2 and "did you mean stdc1_camvid" in done.messages[0]

@@ -47,7 +47,7 @@ PRECISIONS = (FLOAT32, BFLOAT16, INT8, INT8_FLOAT32)
 def why_not(plan: Plan | None, precision: Precision) -> str | None:
     """Why the native engine does not run a plan, or None; without one, why it lacks a precision."""
     if precision not in PRECISIONS:
-        return f"it computes in {', '.join(map(str, PRECISIONS))}, not {precision}"
+        return f"it computes in float32, bfloat16 and int8, not {precision}"
     if plan is None:
         return None
     if (reason := why_not_native(plan, levels=True)) is not None:

@@ -314,9 +314,9 @@ class Recorded(Rounding):
         super().__init__(dtype)
         self.keys, self.names = Counter(), Counter()
 
-    def tensor(self, key, x):
+    def tensor(self, key, x, offset=0):
         self.keys[key] += 1
-        return super().tensor(key, x)
+        return super().tensor(key, x, offset)
 
     def weight(self, op, name, weight):
         self.names[name] += 1
