@@ -75,10 +75,10 @@ def calibrate(
     Raises UserError, in one line, for no frames, ones that can not be read or hold NaN, frames of one flat
     colour, and unknown methods or ops.
     """
-    from stdc_fast.segmenter import Segmenter
+    from stdc_fast.levels import Levels
 
     method = statistics.check_method(method)
-    if not isinstance(model, Segmenter):
+    if not isinstance(model, Levels):
         raise UserError(f"expected a loaded model, not {model!r}; see stdc_fast.load")
     if isinstance(keep, str):
         raise UserError(f"keep must be a list of names of ops, not {keep!r}; write [{keep!r}]")

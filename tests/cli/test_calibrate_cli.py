@@ -117,7 +117,7 @@ def test_commands_take_int8(run_cli, workplace, calibrated, pictures):
 def test_int8_without_ranges_says_what_to_run(run_cli, workplace, tiny_weights, pictures):
     for command in (["predict", pictures / "0.png", "-m", tiny_weights], ["info", "--plan", tiny_weights]):
         (message,) = refused(run_cli(*command, "--dtype", "int8"), "int8 needs ranges")
-        assert "stdc-fast calibrate tiny FOLDER --out FILE" in message
+        assert f"stdc-fast calibrate {tiny_weights} FOLDER --out FILE.safetensors" in message
     refused(run_cli("info", "--plan", tiny_weights, "--dtype", "int8", "--written"), "leave --written out")
 
 

@@ -1,0 +1,76 @@
+"""Ranges that do not fit, what runs in 8 bits, and images much smaller than those of the calibration."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from oracle import street, trained, truth
+
+import stdc_fast
+from stdc_fast import UserError
+from stdc_fast.numerics import relative_error
+from stdc_fast.plan.quantise import candidates
+from stdc_fast.precision import INT8_FLOAT32
+
+
+def refusal(call, *arguments, **options):
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def load(path, **options):
+    return stdc_fast.load(path, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def batch(photo):
+    """uint8 ``[3, 64, 96, 3]``."""
+    return np.stack([photo(seed=seed) for seed in range(3)])
+
+
+@pytest.fixture(scope="module")
+def found(tiny_model, batch):
+    return stdc_fast.calibrate(tiny_model, batch, method="max", limit=None)
+
+
+def test_arguments_of_another_kind(tiny_model, batch):
+    assert "expected a loaded model, not 'stdc1'" in refusal(stdc_fast.calibrate, "stdc1", batch)
+    assert "keep must be a list" in refusal(stdc_fast.calibrate, tiny_model, batch, keep="conv_out.conv")
+    for limit in (0, -1, float("nan"), float("inf"), "x"):
+        assert "limit must be a positive error" in refusal(
+            stdc_fast.calibrate, tiny_model, batch, limit=limit
+        )
+
+
+def test_ranges_that_do_not_fit_are_refused(tiny_weights, found):
+    """Of another version, whose plans had other ops: also where the ops in use here would have theirs."""
+    first = next(iter(found.ranges))
+    short = {**found.ranges, first: type(found.ranges[first])(*3 * [torch.ones(3, dtype=torch.float64)])}
+    for changes, words in (
+        ({"ranges": {k: v for k, v in found.ranges.items() if k != first}}, "there is no range of"),
+        ({"ranges": short}, "has 3 channels instead of"),
+        ({"keep": ("gone",)}, "there is no op gone to leave out"),
+    ):
+        other = dataclasses.replace(found, **changes)
+        assert words in refusal(load, tiny_weights, dtype="int8", calibrate=other)
+
+
+def test_what_runs_in_8_bits_is_said(tiny_weights, found, caplog):
+    model = load(tiny_weights, dtype=INT8_FLOAT32, backend="eager", calibrate=found)
+    assert f"; {len(model.ops_in_levels())} ops in 8 bits" in model.reason and model.ops_in_levels()
+    none = dataclasses.replace(found, keep=tuple(candidates(model.plan())))
+    assert not caplog.records
+    model = load(tiny_weights, dtype=INT8_FLOAT32, backend="eager", calibrate=none)
+    assert "; 0 ops in 8 bits" in model.reason and "nothing is faster in 8 bits here" in caplog.text
+
+
+def test_ranges_hold_at_small_sizes():
+    """What the embedded network knows of the whole image reaches further there; a range once did not."""
+    model = stdc_fast.load(device="cpu", dtype="int8+float32", backend="eager")
+    for size in ((64, 96), (96, 192)):
+        frames = street(size)
+        logits, _ = truth(trained(), frames)
+        assert relative_error(model._runs(frames).logits(frames), logits) <= 5e-2
