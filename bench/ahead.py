@@ -21,7 +21,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -31,10 +31,11 @@ from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.graphs import DEPENDENT
 from stdc_fast.backends.gpu.model import DEVICES, Device, Work
 from stdc_fast.backends.gpu.placed import Request
-from stdc_fast.backends.gpu.weights import pack
+from stdc_fast.backends.triton import packed
 from stdc_fast.backends.triton.tiles import TritonModel, TritonTiles
 from stdc_fast.files import write_atomic
 from stdc_fast.plan import Plan, build, optimise
+from stdc_fast.plan.quantise import Range, candidates, quantise, wanted
 from stdc_fast.precision import Precision, precision_of
 from stdc_fast.reference.networks import STDCSeg
 
@@ -49,6 +50,22 @@ def network(variant: str) -> Plan:
     """The plan of a network for raw frames, with whatever weights."""
     torch.manual_seed(0)
     return optimise(build(STDCSeg(variant, CLASSES).eval()))
+
+
+def levelled(plan: Plan, names: Collection[str]) -> Plan:
+    """With these ops in 8 bits, of ranges that are no frame's: they decide no kernel and no time."""
+    ranges = {
+        key: Range(*(torch.full((channels,), float(value)).double() for value in (-1, 1, 0)))
+        for key, channels in wanted(plan, names).items()
+    }
+    return quantise(plan, ranges, names)
+
+
+@functools.cache
+def network_of(variant: str, levels: bool) -> Plan:
+    """The plan, with all that fits in 8 bits if it is to have levels."""
+    plan = network(variant)
+    return levelled(plan, candidates(plan)) if levels else plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +88,14 @@ class Job:
 
     @property
     def key(self) -> str:
-        parts = (self.kernel, self.target, self.constants, self.signature, self.warps, self.stages)
+        given = tuple(pair for pair in self.constants if pair[1] is not None)
+        parts = (self.kernel, self.target, given, self.signature, self.warps, self.stages)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 _POINTERS = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.uint8: "*u8",
-    torch.int32: "*i32",
+    torch.int32: "*i32", torch.int8: "*i8",
 }  # fmt: skip
 
 
@@ -100,9 +118,9 @@ def lowered(
 
     cpu = torch.device("cpu")
     request = Request(**{"batch": batch, "given": size, "seen": size, "labels": size} | request)
-    packed, usual = pack(plan, precision, cpu), Chooser(TritonModel(device))
+    weights, usual = packed(plan, precision, cpu), Chooser(TritonModel(device))
     dependent = device.capability >= DEPENDENT
-    return TritonLowered(plan, packed, request, precision, cpu, choose or usual, dependent=dependent)
+    return TritonLowered(plan, weights, request, precision, cpu, choose or usual, dependent=dependent)
 
 
 def jobs(
@@ -111,7 +129,8 @@ def jobs(
     """What these networks need, each kernel once: of frames of the size that they see, and of twice that."""
     found: dict[str, Job] = {}
     for target, precision, variant, size in itertools.product(targets, precisions, variants, sizes):
-        device, plan, full = DEVICES[target], network(variant), (2 * size[0], 2 * size[1])
+        device, full = DEVICES[target], (2 * size[0], 2 * size[1])
+        plan = network_of(variant, precision.levels)
         for request in ({}, {"given": full, "labels": full}):
             for launch in lowered(plan, device, precision, size, **request).launches:
                 job = job_of(launch, device, f"{variant} {size[0]}x{size[1]}")
@@ -125,7 +144,7 @@ def job_of(launch, device: Device, where: str) -> Job:
     function = launch.kernel.fn  # the Python function, compiled or interpreted
     constexprs = {n for n, kind in function.__annotations__.items() if kind is tl.constexpr}
     for name, value in launch.arguments.items():
-        if name in constexprs:
+        if name in constexprs or value is None:
             constants[name] = value
         elif isinstance(value, torch.Tensor):
             aligned = value.data_ptr() % 16 == 0
@@ -167,6 +186,7 @@ def compiled(job: Job) -> dict[str, object]:
         "tiles": job.tiles, "warps": job.warps, "stages": job.stages,
         "dtype": dict(job.signature).get("x", dict(job.signature).get("y", "")).strip("*").partition(":")[0],
         "products": len(re.findall(r"\bmma\.sync|wgmma\.mma_async|tcgen05\.mma", ptx)),
+        "whole": len(re.findall(r"\bmma\.sync\S*\.s32\.s8\.s8\.s32|wgmma\.mma_async\S*\.s32\.s8\.s8", ptx)),
         "instruction": next((i for i in ("wgmma", "tcgen05.mma", "mma.sync") if i in ptx), ""),
         "asynchronous": len(re.findall(r"cp\.async\.c[ag]", ptx)),
         "dependent": "griddepcontrol.wait" in ptx, "shared": binary.metadata.shared, **usage,
@@ -193,7 +213,10 @@ def problems(record: dict) -> list[str]:
     """What a kernel should not be."""
     found, device = [], DEVICES[record["target"]]
     multiplies = record["kernel"] in ("stem", "conv", "down")
-    low = record["dtype"] in ("fp16", "bf16")
+    levels = record["dtype"] in ("u8", "i8")
+    low = record["dtype"] in ("fp16", "bf16") or levels
+    if levels and record["kernel"] in ("conv", "down") and record["whole"] != record["products"]:
+        found.append("products of 8 bits in another dtype")
     if multiplies and low and not record["products"]:
         found.append("no tensor core instructions")
     warp_groups = device.wgmma and record["kernel"] == "conv" and _large(record)

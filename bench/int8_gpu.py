@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -35,7 +34,7 @@ from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 from stdc_fast.plan import Plan
 from stdc_fast.plan.ops import Conv, Quantise, Stem
-from stdc_fast.plan.quantise import Range, candidates, quantise, wanted
+from stdc_fast.plan.quantise import candidates
 
 CLASSES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90")
 PAYS = 1.3  # how many times faster a frame has to be for kernels in 8 bits to be written
@@ -56,15 +55,6 @@ class LevelsExecutable(cuda.CudaExecutable):
     lowered = LevelsLowered
 
 
-def levelled(plan: Plan, names: Collection[str]) -> Plan:
-    """With these ops in 8 bits, of ranges that are no frame's: they decide no time."""
-    ranges = {
-        key: Range(*(torch.full((channels,), float(value)).double() for value in (-1, 1, 0)))
-        for key, channels in wanted(plan, names).items()
-    }
-    return quantise(plan, ranges, names)
-
-
 def second(plan: Plan) -> str:
     """The convolution that reads the stem's map."""
     stem = next(op for op in plan.ops if isinstance(op, Stem))
@@ -77,7 +67,11 @@ def plans(variant: str) -> dict[str, Plan]:
     plan = ahead.network(variant)
     names = candidates(plan)
     rest = [name for name in names if name != second(plan)]
-    return {"float16": plan, "int8": levelled(plan, names), "first in float16": levelled(plan, rest)}
+    return {
+        "float16": plan,
+        "int8": ahead.levelled(plan, names),
+        "first in float16": ahead.levelled(plan, rest),
+    }
 
 
 def row(native: ModuleType, key: str, variant: str, size: tuple[int, int], batch: int) -> dict[str, object]:

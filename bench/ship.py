@@ -1,9 +1,10 @@
 """Writes the tables of tiles that the library ships, ``stdc_fast/tables/sm_*.json`` and ``cuda_sm_*.json``.
 
-    python -m bench.ship [--backend triton|cuda] [--targets sm_90,...]
+    python -m bench.ship [--backend triton|cuda] [--targets sm_90,...] [--dtypes int8,...]
 
 For each class of devices: the best tiles by the model; of Triton's kernels those that compile without
-spilling registers and within the device's shared memory. No GPU is needed, and nothing here is measured.
+spilling registers and within the device's shared memory. No GPU is needed, and nothing here is measured. With
+``--dtypes`` the entries of other works stay.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from stdc_fast.backends.cuda.tiles import CudaModel, CudaTiles
 from stdc_fast.backends.gpu.chooser import Chooser
 from stdc_fast.backends.gpu.model import DEVICES, Device, Work
 from stdc_fast.backends.gpu.placed import Request
-from stdc_fast.backends.gpu.tables import FOLDER, dump
+from stdc_fast.backends.gpu.tables import FOLDER, dump, read
 from stdc_fast.backends.triton.tiles import TritonTiles, ranked
 from stdc_fast.files import write_atomic
-from stdc_fast.precision import Precision
+from stdc_fast.precision import Precision, precision_of
 
 #: (images, H, W) of what the network sees.
 SIZES = ((1, 512, 1024), (16, 512, 1024), (1, 768, 1536), (1, 1024, 2048))
@@ -56,8 +57,9 @@ def table(device: Device, precisions: Sequence[Precision], most: int = 40) -> di
             full = (2 * height, 2 * width)
             for given in (size, full):
                 whole = ahead.lowered(
-                    ahead.network(variant), device, precision, size, n, choose, given=given, labels=None
-                )
+                    ahead.network_of(variant, precision.levels),
+                    device, precision, size, n, choose, given=given, labels=None,
+                )  # fmt: skip
                 for launch in whole.launches:
                     if launch.work is not None:
                         job = ahead.job_of(launch, device, launch.work.key)
@@ -97,17 +99,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.ship", description=__doc__.splitlines()[0])
     parser.add_argument("--targets", default="", help="classes, such as sm_90; by default all")
     parser.add_argument("--backend", default="triton", choices=("triton", "cuda"))
+    parser.add_argument("--dtypes", help="of Triton's; by default float16,bfloat16,int8, and none else")
     options = parser.parse_args(arguments)
+    dtypes = [precision_of(name) for name in (options.dtypes or "float16,bfloat16,int8").split(",")]
     kind = CudaTiles if options.backend == "cuda" else TritonTiles
     for target in options.targets.split(",") if options.targets else DEVICES:
         device = DEVICES[target]
         if kind is CudaTiles:
             found, origin = cuda_table(device, cuda.PRECISIONS), "the model; not measured"
         else:
-            found = table(device, cuda.PRECISIONS)
+            found = table(device, dtypes)
             origin = f"the model, and Triton {triton.__version__} compiling without spills; not measured"
         path = FOLDER / f"{kind.prefix}{target}.json"
         path.parent.mkdir(exist_ok=True)
+        if options.dtypes and path.is_file():
+            found = read(path, kind)["tiles"] | found
         text = dump({"device": device.name, "from": origin, "tiles": found})
         write_atomic(path, lambda p, text=text: Path(p).write_text(text))
         print(f"{path}: {len(found)} entries", file=sys.stderr)

@@ -49,6 +49,47 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def dot_levels(a, b, acc):
+    """``acc + a @ b`` in whole numbers: levels as they are kept, and weights of 8 bits."""
+    a = a.to(tl.int8, bitcast=True)
+    if INTERPRETED:
+        # Products of up to 512 levels add up exactly in float32, which NumPy multiplies far faster.
+        return acc + tl.dot(a.to(tl.float32), b.to(tl.float32)).to(tl.int32)
+    return tl.dot(a, b, acc, out_dtype=tl.int32)
+
+
+@triton.jit
+def levels(x, inverse, DTYPE: tl.constexpr):
+    """float32 as levels: ``round(x * inverse)``, to nearest even, clipped; NaN is the least.
+
+    NOTE: products of 8 bits are of signed numbers. So the bytes of both kinds are, and levels of uint8, which
+    go from 0 to 255, are kept less 128.
+    """
+    LOW: tl.constexpr = 0.0 if DTYPE == tl.uint8 else -127.0  # noqa: SIM300
+    HIGH: tl.constexpr = 255.0 if DTYPE == tl.uint8 else 127.0  # noqa: SIM300
+    LESS: tl.constexpr = 128 if DTYPE == tl.uint8 else 0  # noqa: SIM300
+    x = x * inverse
+    x = tl.where(x > LOW, x, LOW)
+    x = tl.where(x < HIGH, x, HIGH)
+    # The last bit of float32 near this is worth one: adding it rounds, and leaves a whole number below.
+    whole = (x + 12582912.0).to(tl.int32, bitcast=True) - (0x4B400000 + LESS)
+    return whole.to(tl.int8).to(DTYPE, bitcast=True)
+
+
+@triton.jit
+def stored(x, inverse, channels, N: tl.constexpr, DTYPE: tl.constexpr):
+    """float32 of these channels as a map keeps it: rounded, or as levels where ``inverse`` is not None.
+
+    ``inverse``: float32 [N], one over the step of each channel.
+    """
+    if inverse is None:
+        x = rounded(x, DTYPE)
+    else:
+        x = levels(x, tl.load(inverse + channels, channels < N, 0)[None, :], DTYPE)
+    return x
+
+
+@triton.jit
 def activate(x, ACT: tl.constexpr):
     """The activation of that name, see :data:`stdc_fast.plan.ops.ACTIVATIONS`."""
     if ACT == "relu":

@@ -9,7 +9,7 @@ can not shift what they hold in shared memory. So tiles as large as the grid all
 
 import triton
 import triton.language as tl
-from stdc_fast.kernels.common import activate, begin, dot, rounded, tile_at
+from stdc_fast.kernels.common import activate, begin, dot, dot_levels, rounded, stored, tile_at
 
 
 @triton.jit
@@ -44,13 +44,14 @@ def _products(
     Args:
         rows, columns: [M] of the input pixel below the centre tap (sub-pixel: below the second).
         channels: [BLOCK_N] of the output.
-        weight: [taps, C, NP].
+        weight: [taps, C, NP]; of levels, int8 [taps, NP, C].
     """
     TAPS: tl.constexpr = KERNEL * KERNEL
     k = tl.arange(0, BLOCK_K)
     centre = rows * width + columns
     a_offsets = centre[:, None] * PITCH + k[None, :]
-    b_offsets = k[:, None] * NP + channels[None, :]
+    LEVELS: tl.constexpr = x.dtype.element_ty.primitive_bitwidth == 8
+    b_offsets = k[:, None] + channels[None, :] * C if LEVELS else k[:, None] * NP + channels[None, :]
     for step in range(first, last):
         c = step // TAPS * BLOCK_K
         tap = step % TAPS
@@ -64,7 +65,7 @@ def _products(
         z = columns + dx
         inside = (y >= 0) & (y < height) & (z >= 0) & (z < width)
         a_mask = inside[:, None]
-        w = weight + (tap * C + c) * NP
+        w = weight + (tap * NP * C + c if LEVELS else (tap * C + c) * NP)
         if C % BLOCK_K == 0:
             b = (
                 tl.load(w + b_offsets)
@@ -85,7 +86,44 @@ def _products(
                 place = (centre + dy * width + dx)[:, None] * ADD_PITCH + k[None, :] + c
                 wide += tl.load(add + place, a_mask, 0).to(tl.float32)
             a = rounded(tl.where(a_mask, wide, 0), a.dtype)
-        acc = dot(a, b, acc, PRECISION)
+        acc = dot_levels(a, b, acc) if LEVELS else dot(a, b, acc, PRECISION)
+    return acc
+
+
+@triton.jit
+def _start(
+    acc,
+    x,
+    start,
+    rows,
+    columns,
+    channels,
+    height,
+    width,
+    parity_y,
+    parity_x,
+    KERNEL: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Adds what levels that are kept less 128 lack, of each tap inside of the map: outside they are zero.
+
+    ``start``: int32 [taps + 1, N], 128 times the sum of a tap's weights, and of all taps.
+    """
+    if x.dtype.element_ty == tl.uint8:
+        TAPS: tl.constexpr = KERNEL * KERNEL
+        # Rows and columns of the first tap, and of the last one.
+        top = rows - 1 + parity_y if KERNEL == 2 else rows - KERNEL // 2
+        left = columns - 1 + parity_x if KERNEL == 2 else columns - KERNEL // 2
+        inside = (top >= 0) & (top + KERNEL <= height) & (left >= 0) & (left + KERNEL <= width)
+        if tl.min(inside.to(tl.int32), 0) > 0:
+            acc += tl.load(start + TAPS * N + channels, channels < N, 0)[None, :]
+        else:
+            for tap in range(TAPS):
+                y = top + tap // KERNEL
+                z = left + tap % KERNEL
+                inside = (y >= 0) & (y < height) & (z >= 0) & (z < width)
+                lack = tl.load(start + tap * N + channels, channels < N, 0)[None, :]
+                acc += tl.where(inside[:, None], lack, 0)
     return acc
 
 
@@ -101,6 +139,9 @@ def conv(
     sums,
     workspace,
     arrivals,
+    start,
+    multipliers,
+    inverse,
     height,
     width,
     out_height,
@@ -145,6 +186,10 @@ def conv(
         sums: float32 [n, sums_rows, N of SUMS_PITCH]: what each tile adds to the average of the image.
         workspace, arrivals: where SPLIT programs share a tile, float32 [tiles, blocks, SPLIT, M, BLOCK_N] and
             int32 [tiles, blocks], zero before and after.
+        start, multipliers: None, or where x (and other) are levels int32 [taps + 1, N] of each input, one
+            after the other, for kernel 2 of each set, and float32 [N]. Weights are [taps, NP, C] there, and
+            the workspace is int32.
+        inverse: None, or where y is levels one over their steps, float32 [N].
     """
     TAPS: tl.constexpr = KERNEL * KERNEL
     M: tl.constexpr = TILE_H * TILE_W
@@ -186,6 +231,8 @@ def conv(
         out_rows = 2 * rows + parity_y
         out_columns = 2 * columns + parity_x
         weight += (set_y * 3 + set_x) * (TAPS * C * NP)
+        if start is not None:
+            start += (set_y * 3 + set_x) * ((TAPS + 1) * N)
         # Tiles of the third set that do not touch that row or column have nothing to do.
         steps = tl.where(tl.max(live.to(tl.int32), 0) > 0, steps, 0)
 
@@ -197,7 +244,7 @@ def conv(
         first = tl.minimum(split * share, steps)
         last = tl.minimum(first + share, steps)
     begin(DEPENDENT)
-    acc = tl.zeros((M, BLOCK_N), tl.float32)
+    acc = tl.zeros((M, BLOCK_N), tl.float32 if multipliers is None else tl.int32)
     acc = _products(
         acc, x + image * (height * width) * PITCH, weight, scale + image * SCALE_PITCH,
         add + image * (height * width * ADD_PITCH if ADD == "map" else ADD_PITCH),
@@ -228,6 +275,14 @@ def conv(
             for i in tl.static_range(1, SPLIT):
                 acc += tl.load(own + i * (M * BLOCK_N))
             tl.store(arrivals + shared, 0)  # ready for the next frame
+    if multipliers is not None:  # not within the branch, in which no name can get another type
+        acc = _start(
+            acc, x, start, in_rows, in_columns, channels, height, width, parity_y, parity_x, KERNEL, N
+        )
+        if OTHER_C:
+            start += (TAPS + 1) * N
+            acc = _start(acc, other, start, in_rows, in_columns, channels, height, width, 0, 0, KERNEL, N)
+        acc = acc.to(tl.float32) * tl.load(multipliers + channels, channels < N, 0)[None, :]
     if done:
         acc = activate(acc + tl.load(bias + channels, channels < N, 0)[None, :], ACT)
         if SUMS:
@@ -242,4 +297,8 @@ def conv(
             tl.store(y + image * area * OUT_PITCH + places, acc, mask)
         else:
             places = pixels[:, None] * OUT_PITCH + channels[None, :]
-            tl.store(y + image * area * OUT_PITCH + places, rounded(acc, y.dtype.element_ty), mask)
+            tl.store(
+                y + image * area * OUT_PITCH + places,
+                stored(acc, inverse, channels, N, y.dtype.element_ty),
+                mask,
+            )

@@ -1,8 +1,8 @@
-"""A map times a vector plus a vector or a map, where no convolution reads the result: the ends of blocks."""
+"""A map times a vector plus a vector or a map, where no convolution does it: ends of blocks, and levels."""
 
 import triton
 import triton.language as tl
-from stdc_fast.kernels.common import begin, rounded
+from stdc_fast.kernels.common import begin, stored
 
 
 @triton.jit(do_not_specialize=["area"])
@@ -11,6 +11,7 @@ def prologue(
     scale,
     add,
     y,
+    inverse,
     area,
     C: tl.constexpr,
     PITCH: tl.constexpr,
@@ -30,6 +31,7 @@ def prologue(
         scale: float32 [n, C of SCALE_PITCH], where SCALE.
         add: "vector", float32 [n, C of ADD_PITCH]; "map", like x; or "none".
         y: [n, area, C of OUT_PITCH].
+        inverse: None, or where y is levels one over their steps, float32 [C].
     """
     n = tl.program_id(2).to(tl.int64)
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -46,4 +48,4 @@ def prologue(
         place = n * area * ADD_PITCH + m[:, None] * ADD_PITCH + c[None, :]
         value += tl.load(add + place, mask, 0).to(tl.float32)
     place = n * area * OUT_PITCH + m[:, None] * OUT_PITCH + c[None, :]
-    tl.store(y + place, rounded(value, y.dtype.element_ty), mask)
+    tl.store(y + place, stored(value, inverse, c, C, y.dtype.element_ty), mask)

@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from stdc_fast.kernels.common import activate, begin, dot, rounded, tile_at
+from stdc_fast.kernels.common import activate, begin, dot, rounded, stored, tile_at
 
 
 @triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "frame_height", "frame_width"])
@@ -12,6 +12,7 @@ def stem(
     bias,
     offset,
     y,
+    inverse,
     height,
     width,
     out_height,
@@ -43,6 +44,7 @@ def stem(
         offset: float32 [2, 3]: what is subtracted from pixels, which is exact for raw ones, and what stands
             for pixels outside of the image.
         y: [n, out_height, out_width, N of OUT_PITCH].
+        inverse: None, or where y is levels one over their steps, float32 [N].
     """
     M: tl.constexpr = TILE_H * TILE_W
     n, _, _, rows, columns = tile_at(tl.program_id(0), out_height, out_width, 1, TILE_H, TILE_W)
@@ -82,4 +84,5 @@ def stem(
     live = (rows < out_height) & (columns < out_width)
     places = (rows * out_width + columns)[:, None] * OUT_PITCH + channels[None, :]
     y += n * out_height * out_width * OUT_PITCH
-    tl.store(y + places, rounded(acc, y.dtype.element_ty), live[:, None] & (channels < N)[None, :])
+    value = stored(acc, inverse, channels, N, y.dtype.element_ty)
+    tl.store(y + places, value, live[:, None] & (channels < N)[None, :])

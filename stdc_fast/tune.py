@@ -257,7 +257,8 @@ def tune_network(
     with torch.cuda.device(loaded.device):
         about = check_writable(loaded.device, of)
         for size in sizes:
-            executable = of.compile(loaded.plan(), loaded.precision, loaded.device)
+            plan = loaded.compiled_plan() if loaded.precision.levels else loaded.plan()
+            executable = of.compile(plan, loaded.precision, loaded.device)
             request = Request(batch, tuple(size), tuple(size), tuple(size))
             times, model = tuned.Times(about, of.tiles), of.model(loaded.device)
             tuner = Tuner(executable, request, model, GraphClock(), seconds, times.load(), times.add)

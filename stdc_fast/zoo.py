@@ -112,9 +112,9 @@ def load(
         device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", ...
         dtype: "auto" (float16 on a GPU with tensor cores, bfloat16 on a CPU with instructions for it, else
             float32), or "float32", "float64", "float16", "bfloat16", or a torch dtype. A network whose values
-            float16 can not hold runs in bfloat16 instead, and a warning says so. "int8" is for CPUs: ops that
-            are faster in 8 bits are, all else is in the dtype of "auto". It needs ranges of the network's
-            maps, which the embedded weights have.
+            float16 can not hold runs in bfloat16 instead, and a warning says so. "int8" is for CPUs, and for
+            Triton on GPUs: ops that are faster in 8 bits are, all else is in the dtype of "auto", on a GPU in
+            bfloat16. It needs ranges of the network's maps, which the embedded weights have.
         backend: "auto" or a name that ``stdc-fast info`` lists as available; the environment
             variable STDC_FAST_BACKEND stands in for "auto".
         memory: "fast", or "small" for less than half the weights, which takes longer; both are the same
@@ -143,8 +143,8 @@ def load(
         backends.named(backend)  # a misspelt name is said before anything is read
     if precision.levels and place.type != "cpu":
         decision = backends.select(None, precision, place, backend)
-        if not decision.asked:
-            raise UserError(f"dtype int8 is for CPUs ({decision.reason}); use auto, or device cpu")
+        if decision.name == "eager" and not decision.asked:
+            raise UserError(f"dtype int8 needs Triton on a GPU ({decision.reason}); use auto, or device cpu")
     path = find(pretrained, download)
     checkpoint = checkpoints.read(path, **options)
     log.info("%s: %s", pretrained, checkpoint.report)

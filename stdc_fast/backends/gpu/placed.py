@@ -14,7 +14,7 @@ from stdc_fast.backends.gpu.model import Device, Prediction, Work, predict_rest
 from stdc_fast.backends.gpu.tables import Tiles
 from stdc_fast.plan import branch
 from stdc_fast.plan.arena import layout, lifetimes
-from stdc_fast.plan.ops import Add, Conv, Down, Op, Scale, Stem, Upsample, View
+from stdc_fast.plan.ops import Add, Conv, Down, Op, Quantise, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import Precision
 
@@ -122,12 +122,12 @@ class Lowered:
 
     A backend calls :meth:`_lower` when it is set up, and implements :meth:`launch` and, each to prepare the
     launch of an op, ``_stem(op)``, ``_conv(op)``, ``_down(op)``, ``_gate(op)``, ``_map(op, scale, add)`` of a
-    Scale or an Add, and ``_upsample(op, labelling)``. They are called in the plan's order.
+    Scale, an Add or a Quantise, and ``_upsample(op, labelling)``. They are called in the plan's order.
 
     Args:
         packed: the weights by op, tensors and lists of them.
         choose: the tiles of a :class:`Work`, with a ``height`` and a ``width`` in pixels.
-        products: dtype of products in :class:`Work`: the name of the precision, or "tf32".
+        products: dtype of products in :class:`Work` but for those of levels: that of maps, or "tf32".
         apart: each buffer has an allocation of its own, so that a sanitizer sees who reaches beyond one.
         branches: memory is such that the ops of :attr:`branch` may run beside others.
 
@@ -156,7 +156,7 @@ class Lowered:
     ):
         self.plan, self.packed, self.request = plan, packed, request
         self.precision, self.device, self.choose = precision, device, choose
-        self.products = products or precision.name
+        self.products = products or str(precision.maps).removeprefix("torch.")
         self.branch = branch.find(plan) if branches else None
         lives = branch.beside(plan, self.branch) if self.branch else lifetimes(plan)
         self._prolong(lives)
@@ -280,6 +280,9 @@ class Lowered:
 
     def _add(self, op: Add) -> None:
         self._map(op, None, op.other)
+
+    def _quantise(self, op: Quantise) -> None:
+        self._map(op, op.scale, op.add)
 
     def _work(self, op: Stem | Conv | Down) -> Work:
         """What decides on the tiles of an op."""

@@ -17,6 +17,7 @@ import shutil
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,17 +26,19 @@ from stdc_fast.backends.base import why_not_native
 from stdc_fast.backends.gpu.chooser import Chooser, GpuBackend
 from stdc_fast.backends.gpu.graphs import GraphExecutable, numbered
 from stdc_fast.backends.gpu.model import Work, device_class
-from stdc_fast.backends.gpu.weights import pack
+from stdc_fast.backends.gpu.weights import moved, pack
 from stdc_fast.backends.triton.tiles import TritonModel, TritonTiles
 from stdc_fast.backends.triton.tiles import interpreted as tiles_of_interpreter
+from stdc_fast.plan.ops import Conv, Down
 from stdc_fast.plan.plan import Plan
-from stdc_fast.precision import BFLOAT16, FLOAT16, FLOAT32, Like, Precision, precision_of
+from stdc_fast.plan.quantise import candidates
+from stdc_fast.precision import BFLOAT16, FLOAT16, FLOAT32, INT8, INT8_FLOAT32, Like, Precision, precision_of
 
 if TYPE_CHECKING:
     from stdc_fast.backends.gpu.placed import Refused, Request
     from stdc_fast.backends.triton.launches import TritonLowered
 
-PRECISIONS = (FLOAT16, BFLOAT16, FLOAT32)
+PRECISIONS = (FLOAT16, BFLOAT16, FLOAT32, INT8, INT8_FLOAT32)
 OLDEST = (3, 5)  # version of Triton
 TENSOR_CORES = (8, 0)  # capability from which on Triton has them
 
@@ -96,8 +99,11 @@ class Triton(GpuBackend):
         if device.type == "cuda" and (reason := _why_not_device(device)):
             return reason
         if precision not in PRECISIONS:
-            return f"it computes in float16, bfloat16 and float32, not {precision}"
-        return None if plan is None else why_not_native(plan)
+            return f"it computes in float16, bfloat16, float32 and int8, not {precision}"
+        return None if plan is None else why_not_native(plan, levels=True)
+
+    def levels(self, plan: Plan, precision: Precision, small: bool) -> list[str]:
+        return candidates(plan)
 
     def compile(
         self, plan: Plan, precision: Precision, device: torch.device, small: bool = False
@@ -183,18 +189,33 @@ def compile(
 
 
 def products(precision: Precision) -> str:
-    """What a precision is multiplied in: its name, or "tf32" where that was asked for."""
+    """What maps are multiplied in: their dtype, or "tf32" where that was asked for."""
     # What set_float32_matmul_precision sets; torch refuses to read that back where somebody used this.
-    if precision == FLOAT32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+    if precision.maps == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
-    return precision.name
+    return str(precision.maps).removeprefix("torch.")
+
+
+def packed(plan: Plan, precision: Precision, device: torch.device) -> dict[str, SimpleNamespace]:
+    """The weights of each op as its kernel reads them: those for levels with a row for each output."""
+    found = pack(plan, precision, torch.device("cpu"))
+    for op in plan.ops:
+        if isinstance(op, Down) and op.multipliers:
+            found[op.name].weight = found[op.name].weight.T.contiguous()
+        if isinstance(op, Conv) and op.multipliers:
+            weight, columns = found[op.name].weight, found[op.name].weight.shape[-1]
+            taps = op.kernel**2 * (9 if op.kernel == 2 else 1)
+            parts = weight.reshape(-1, columns).split([taps * view.channels for view in op.inputs])
+            parts = [part.view(taps, -1, columns).transpose(1, 2).flatten() for part in parts]
+            found[op.name].weight = torch.cat(parts)
+    return moved(found, device)
 
 
 class TritonExecutable(GraphExecutable):
     """A plan with weights packed for Triton's kernels."""
 
     def __init__(self, plan, precision, device, tiles=None, poisoned=False, graphs=True):
-        super().__init__(plan, precision, device, pack(plan, precision, device), poisoned, graphs)
+        super().__init__(plan, precision, device, packed(plan, precision, device), poisoned, graphs)
         if tiles is None:
             tiles = BACKEND.chooser(device) if device.type == "cuda" else tiles_of_interpreter
         self._tiles = tiles

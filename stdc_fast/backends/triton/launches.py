@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import triton.language as tl
 from tqdm import tqdm
 from triton.runtime.errors import OutOfResources, PTXASError
 
@@ -17,7 +18,7 @@ from stdc_fast import kernels
 from stdc_fast.backends.gpu.model import Device, Prediction, Work, power_of_two
 from stdc_fast.backends.gpu.placed import Labelling, Launch, Lowered, Refused, Request
 from stdc_fast.backends.triton.tiles import TritonTiles, predict
-from stdc_fast.plan.ops import Add, Conv, Down, Gate, Scale, Stem, Upsample, View
+from stdc_fast.plan.ops import Add, Conv, Down, Gate, Quantise, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import Precision
 
@@ -111,6 +112,14 @@ class TritonLowered(Lowered):
             "ADD_PITCH": pitch,
         }
 
+    def _levels(self, op: Conv | Down) -> dict[str, Any]:
+        """Of products: the padded outputs, and what those of levels need."""
+        packed = self.packed[op.name]
+        return {
+            "NP": -(-op.output.channels // 16) * 16, "start": getattr(packed, "start", None),
+            "multipliers": getattr(packed, "multipliers", None), "inverse": getattr(packed, "inverse", None),
+        }  # fmt: skip
+
     # One a kind.
 
     def _stem(self, op: Stem) -> None:
@@ -126,7 +135,7 @@ class TritonLowered(Lowered):
             "frame_width": r.given[1], "scale_y": scale_y, "scale_x": scale_x,
             "N": op.output.channels, "NP": packed.weight.shape[-1], "OUT_PITCH": y.shape[3], "ACT": op.act,
             "RESIZE": r.given != r.seen, "TILE_H": t.height, "TILE_W": t.width, "BLOCK_N": t.channels,
-            "PRECISION": self.input_precision,
+            "PRECISION": self.input_precision, "inverse": getattr(packed, "inverse", None),
         }  # fmt: skip
         grid = (work.tiles(t), work.blocks(t))
         self._emit(op, kernels.stem, grid, arguments, t.warps, t.stages, work=work, tiles=t)
@@ -143,7 +152,7 @@ class TritonLowered(Lowered):
         if t.split > 1:
             shared = tiles * work.blocks(t)
             size = shared * t.split * t.pixels * t.channels
-            workspace = self._extra(size)
+            workspace = self._extra(size, dtype=torch.int32 if op.multipliers else torch.float32)
             arrivals = self._extra(shared, dtype=torch.int32, zero=True)
         sums, rows, width = self._sums(op.mean)
         arguments = {
@@ -153,11 +162,11 @@ class TritonLowered(Lowered):
             "out_width": y.shape[2], "sums_rows": rows, "KERNEL": op.kernel, "STRIDE": op.stride,
             "C": first.channels, "PITCH": x.shape[3], "OTHER_C": second.channels if second else 0,
             "OTHER_PITCH": self.buffers[second.buffer].shape[3] if second else 0, "N": op.output.channels,
-            "NP": packed.weight.shape[-1], "OUT_PITCH": y.shape[3],
+            "OUT_PITCH": y.shape[3],
             "PLANAR": op.output.buffer in self._planar, "ACT": op.act, "SUMS": op.mean is not None,
             "SUMS_PITCH": width, "TILE_H": t.height, "TILE_W": t.width, "BLOCK_N": t.channels,
             "BLOCK_K": t.depth, "SPLIT": t.split, "PRECISION": self.input_precision,
-            **self._prologue_arguments(op.scale, op.add),
+            **self._prologue_arguments(op.scale, op.add), **self._levels(op),
         }  # fmt: skip
         self._emit(
             op,
@@ -182,10 +191,12 @@ class TritonLowered(Lowered):
             "y": self._view(op.output), "pooled": self._view(pooled) if pooled else self._none,
             "height": x.shape[1], "width": x.shape[2], "out_height": y.shape[1], "out_width": y.shape[2],
             "C": op.input.channels, "PITCH": x.shape[3], "N": op.output.channels,
-            "NP": packed.weight.shape[-1], "OUT_PITCH": y.shape[3], "POOLED": pooled is not None,
+            "OUT_PITCH": y.shape[3], "POOLED": pooled is not None,
             "POOLED_PITCH": self.buffers[pooled.buffer].shape[3] if pooled else 0,
             "COUNT_PAD": op.count_include_pad, "TILE_H": t.height, "TILE_W": t.width,
             "BLOCK_N": t.channels, "BLOCK_K": t.depth, "PRECISION": self.input_precision,
+            "MAPS": getattr(tl, str(self.precision.maps).removeprefix("torch.")) if op.multipliers else None,
+            "pooled_inverse": getattr(packed, "pooled_inverse", None), **self._levels(op),
         }  # fmt: skip
         self._emit(
             op,
@@ -219,7 +230,7 @@ class TritonLowered(Lowered):
         moved = grid[0] * x.numel() * 4 + weights * self.request.batch
         self._emit(op, kernels.gate, grid, arguments, 8, moved=moved)
 
-    def _map(self, op: Scale | Add, scale: View | None, add: View | None) -> None:
+    def _map(self, op: Scale | Add | Quantise, scale: View | None, add: View | None) -> None:
         x = self.buffers[op.input.buffer]
         n, height, width, pitch = x.shape
         channels = op.input.channels
@@ -228,7 +239,8 @@ class TritonLowered(Lowered):
         arguments = {
             "x": self._view(op.input), "y": self._view(op.output), "area": height * width, "C": channels,
             "PITCH": pitch, "OUT_PITCH": self.buffers[op.output.buffer].shape[3], "BLOCK_M": pixels,
-            "BLOCK_C": block, **self._prologue_arguments(scale, add),
+            "BLOCK_C": block, "inverse": getattr(self.packed.get(op.name), "inverse", None),
+            **self._prologue_arguments(scale, add),
         }  # fmt: skip
         grid = (-(-height * width // pixels), -(-channels // block), n)
         moved = 2 * x.shape[:3].numel() * channels * x.itemsize

@@ -103,7 +103,7 @@ def predict(work: Work, t: TritonTiles, device: Device) -> Prediction:
     products, fetch = waves * operations / rate, waves * total / bandwidth
     seconds = device.node + LATENCY + max(products, fetch)
     # What is written, and what other programs' sums cost.
-    written = work.images * work.sets * work.height * work.width * work.outputs * work.itemsize
+    written = work.images * work.sets * work.height * work.width * work.outputs * work.written
     if work.kind == "down":
         written *= 2
     seconds += written / device.cache
@@ -117,7 +117,7 @@ def _rate(work: Work, t: TritonTiles, device: Device) -> float:
     """Operations a second of the whole device in tiles of this size."""
     if work.dtype == "float32":
         return device.fma * 0.5
-    rate = device.products / (2 if work.dtype == "tf32" else 1)
+    rate = device.products * {"tf32": 0.5, "int8": device.eights}.get(work.dtype, 1)
     if device.wgmma:
         if t.pixels >= 64 * (t.warps // 4):
             return rate * {16: 0.2, 32: 0.4, 64: 0.6}.get(t.channels, 0.75)
@@ -138,7 +138,9 @@ def shapes(height: int, width: int) -> Iterator[tuple[int, int]]:
 def candidates(work: Work, device: Device) -> Iterator[TritonTiles]:
     """All choices that fit the device."""
     widest = max(16, min(256, power_of_two(work.outputs)))
-    deepest = max(16, power_of_two(max(work.inputs)))
+    # Products of 8 bits are of 32 channels at least.
+    least, most_of_conv = (32, 256) if work.dtype == "int8" else (16, 128)
+    deepest = max(least, power_of_two(max(work.inputs)))
     for (height, width), channels in itertools.product(
         shapes(work.height, work.width), (16, 32, 64, 128, 256)
     ):
@@ -153,11 +155,13 @@ def candidates(work: Work, device: Device) -> Iterator[TritonTiles]:
             # Of sums, a thread; more than this leaves too few for the rest.
             registers = area / (32 * warps) * (3 if work.kind == "down" else 1)
             most = 96 if work.kind == "down" else 128 if device.wgmma and not work.prologue else 64
+            if work.dtype == "int8" and work.kind == "conv":  # more spill beside conversions
+                most = 64
             if not 4 <= registers <= most:
                 continue
             if (depth < 32 or work.dtype == "float32") and depth != min(deepest, 32):
                 continue
-            if depth > deepest or (work.kind == "conv" and (depth > 128 or stages == 1)):
+            if depth > deepest or (work.kind == "conv" and (depth > most_of_conv or stages == 1)):
                 continue
             if work.dtype == "float32" and (area > 4096 or stages > 2):
                 continue
@@ -170,6 +174,9 @@ def candidates(work: Work, device: Device) -> Iterator[TritonTiles]:
                     continue
                 t = TritonTiles(height, width, channels, depth, split, warps, stages)
                 if split > 1 and work.steps(t) < 4 * split:
+                    continue
+                # One step has no next one to fetch beside it; in 16 bits none of the networks' would.
+                if work.dtype == "int8" and work.kind == "conv" and work.steps(t) == 1 and depth > least:
                     continue
                 if shared_bytes(work, t) <= device.shared:
                     yield t
@@ -196,7 +203,8 @@ def interpreted(work: Work) -> TritonTiles:
         ),
     )
     channels = min(128, power_of_two(max(16, work.outputs)))
-    depth = 32 if work.kind == "stem" else min(128, power_of_two(max(16, *work.inputs)))
+    least = 32 if work.kind == "stem" or work.dtype == "int8" else 16
+    depth = least if work.kind == "stem" else min(128, power_of_two(max(least, *work.inputs)))
     return TritonTiles(height, width, channels, depth, stages=1)
 
 

@@ -1,114 +1,22 @@
 """The CPU engine on levels of 8 bits, against the eager backend, whose sums of whole numbers are exact."""
 
-import functools
-
 import pytest
 import torch
-from cases import CONVS, DOWNS, PROLOGUES, SUBPIXEL
 from engines.cpu import CPUS, ISAS, in_both_dtypes, needs_native
-from oracle import FULL, LOW, given, street, trained_plan
+from levelled import FIT, case, exact, levels_between, limit, seen, tiles_to_levels
+from oracle import FULL, LOW, street, trained_plan
 from plans import error
-from sketch import pair, plain, sketched, small_network
+from sketch import plain, small_network
 
 from stdc_fast import _native
-from stdc_fast.backends import cpu, eager
+from stdc_fast.backends import cpu
 from stdc_fast.backends.cpu import levels
-from stdc_fast.backends.eager.rounding import Rounding
 from stdc_fast.numerics import tolerance
-from stdc_fast.plan.ops import LEVELS, View
+from stdc_fast.plan.ops import LEVELS
 from stdc_fast.plan.quantise import Range, candidates, quantise
 from stdc_fast.precision import FLOAT32, INT8, INT8_FLOAT32
 
 pytestmark = needs_native
-
-SHAPES = ((1, 1, 1), (3, 3, 5), (1, 8, 6), (2, 9, 34), (1, 41, 67))
-
-
-class Seen:
-    """Rounds nothing; keeps the range of each map, by channel."""
-
-    tiles = frozenset()
-
-    def __init__(self, plan):
-        self.plan, self.ranges = plan, {}
-
-    def tensor(self, key, x, offset=0):
-        buffer = self.plan.buffers.get(key)
-        count = buffer.channels if buffer else x.shape[1]
-        low, high, mean = self.ranges.setdefault(key, torch.zeros(3, count, dtype=torch.float64))
-        part = slice(offset, offset + x.shape[1])
-        flat = x.transpose(0, 1).flatten(1).double()
-        low[part] = torch.minimum(low[part], flat.amin(1))
-        high[part] = torch.maximum(high[part], flat.amax(1))
-        mean[part] += flat.mean(1)
-        return x
-
-    def weight(self, op, name, weight):
-        return weight
-
-
-def seen(plan, inputs):
-    """Ranges of everything that a plan keeps, over some inputs."""
-    looks = Seen(plan)
-    run = eager.compile(plan, FLOAT32, rounding=looks)
-    for x in inputs:
-        run(*x)
-    return {key: Range(low, high, mean / len(inputs)) for key, (low, high, mean) in looks.ranges.items()}
-
-
-@functools.cache
-def case(make, names=None):
-    """(The plan on levels, the plan, inputs of each shape)."""
-    plan = make()
-    inputs = [given(plan, FULL, *shape, seed=i) for i, shape in enumerate(SHAPES)]
-    # Channels of the input that its ranges are of, too.
-    ranges = seen(plan, inputs)
-    for i, name in enumerate(plan.inputs):
-        if plan.buffers[name].store == "act":
-            flat = torch.cat([x[i].transpose(0, 1).flatten(1) for x in inputs], 1).double()
-            ranges[name] = Range(flat.amin(1), flat.amax(1), flat.mean(1))
-    return quantise(plan, ranges, candidates(plan) if names is None else names), plan, inputs
-
-
-@sketched(8)
-def levels_between(s, x):
-    """Convolutions that write nothing but levels: direct, and into parts of one buffer."""
-    both = s.buffer(40, 1)
-    s.conv(x, View(both.buffer, 0, 24), 3)
-    s.conv(View(both.buffer, 0, 24), View(both.buffer, 24, 16), 3)
-    return s.conv(both, 36, 1, act="none")
-
-
-@sketched(8)
-def levels_of_a_stage(s, x):
-    """The outputs of a `down`, of which one may be negative."""
-    both = s.buffer(48, 2)
-    y = s.buffer(24, 2)
-    s.down(x, y, View(both.buffer, 0, 24))
-    s.conv(y, View(both.buffer, 24, 24), 3)
-    return s.conv(both, 20, 1)
-
-
-@sketched(64)
-def tiles_to_levels(s, x):
-    """Winograd's tiles that write levels; the first one stays as it is."""
-    return s.conv(s.conv(x, 64, 3), 20, 1)
-
-
-@sketched(3, store="uint8")
-def stem_to_levels(s, x):
-    return s.conv(s.stem(x, 32, (123.675, 116.28, 103.53)), 64, 3, 2)
-
-
-MORE = {
-    "levels between": levels_between,
-    "levels of a stage": levels_of_a_stage,
-    "stem to levels": stem_to_levels,
-    "128 to 70, 3x3": plain(128, 70, 3, 1),
-    "64 and 128 to 40": pair(64, 128, 40, 1, 1),
-}
-ALL = {name: make for table in (CONVS, DOWNS, SUBPIXEL, PROLOGUES, MORE) for name, make in table.items()}
-FIT = {name: make for name, make in ALL.items() if candidates(make())}
 
 
 def test_every_kind_of_op_is_among_the_cases():
@@ -120,27 +28,18 @@ def test_every_kind_of_op_is_among_the_cases():
     assert stores >= set(LEVELS) and len(FIT) > 20
 
 
-def exact(plan, dtype, tiles=()):
-    return eager.compile(plan, FLOAT32, rounding=None if dtype == FULL else Rounding(dtype, tiles))
-
-
 @pytest.mark.parametrize("engine", CPUS, ids=str)
 @pytest.mark.parametrize("name", FIT)
 @in_both_dtypes
 def test_sums_are_exact(engine, name, dtype):
     plan, floats, inputs = case(FIT[name])
     executable = engine.compile(plan, dtype)
-    several = sum(bool(getattr(op, "multipliers", None)) for op in plan.ops) > 1 or any(
-        getattr(op, "levels", None) for op in plan.ops if op.kind != "quantise"
-    )
     for x in inputs:
         x = [part if part.dtype == torch.uint8 else part.to(dtype) for part in x]
         wide = [part if part.dtype == torch.uint8 else part.float() for part in x]
         got, want = executable(*x), exact(plan, dtype, engine.transformed(executable))(*wide)
-        limit = tolerance(dtype).op
-        if several:  # a level beside a tie may be another one
-            limit = max(limit, error(want, exact(floats, FULL)(*wide)) / 10)
-        assert error(got, want) <= limit, (list(x[0].shape), error(got, want), limit)
+        most = limit(plan, want, exact(floats, FULL)(*wide), dtype)
+        assert error(got, want) <= most, (list(x[0].shape), error(got, want), most)
 
 
 @pytest.mark.parametrize("engine", CPUS, ids=str)

@@ -71,11 +71,12 @@ def test_other_gpus_are_of_the_class_before_them(capability, key):
 @some_devices
 def test_every_choice_of_triton_fits(key):
     device, model = DEVICES[key], TritonModel(DEVICES[key])
-    for work in works("float16", "float32", "tf32"):
+    for work in works("float16", "float32", "tf32", "int8"):
         found = list(triton_tiles.candidates(work, device))
         assert found, work.key
         for t in found:
             assert triton_tiles.shared_bytes(work, t) <= device.shared, (work.key, t)
+            assert work.dtype != "int8" or t.depth >= 32  # what products of bytes are of, at least
             numbers = (t.height, t.width, t.channels, t.depth, t.split, t.warps)
             assert all(n > 0 and n & (n - 1) == 0 for n in numbers) and t.stages > 0
             assert min(t.pixels, t.channels, t.depth) >= 16, t

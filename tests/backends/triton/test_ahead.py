@@ -23,7 +23,7 @@ from stdc_fast.backends.gpu.model import DEVICES
 from stdc_fast.backends.gpu.tables import FOLDER
 from stdc_fast.backends.triton import tiles
 from stdc_fast.backends.triton.tiles import TritonModel, TritonTiles
-from stdc_fast.precision import BFLOAT16, FLOAT16, FLOAT32
+from stdc_fast.precision import BFLOAT16, FLOAT16, FLOAT32, INT8
 
 # Compiled by default; the other targets, and all else that is shipped, in the wide matrix.
 TARGET = "sm_90"
@@ -71,6 +71,30 @@ def test_every_kernel_of_the_network_is_compiled_well(target, tmp_path):
     assert "mma.sync" in used
     splits = [r for r in own if re.match(r"\d+x\d+x\d+/", r["tiles"])]
     assert splits, "no kernel whose tiles are shared"
+
+
+SOME = [pytest.param(key, marks=[pytest.mark.wide] * (key not in ("sm_86", "sm_90"))) for key in DEVICES]
+
+
+@pytest.mark.parametrize("target", SOME)
+def test_kernels_in_8_bits_are_compiled_well(target, tmp_path):
+    options = ("--targets", target, "--variants", "stdc1", "--dtypes", "int8", "--sizes", "512x1024")
+    found, finished = compiled(tmp_path, *options)
+    check(found, finished)
+    whole = [r for r in found if r["dtype"] in ("u8", "i8") and r["kernel"] in ("conv", "down")]
+    assert {r["dtype"] for r in whole} == {"u8", "i8"} and {r["kernel"] for r in whole} == {"conv", "down"}
+    assert all(r["whole"] == r["products"] > 0 for r in whole)
+    assert {r["kernel"] for r in found} == set(kernels.__all__)
+    used = {r["instruction"] for r in whole}
+    assert "mma.sync" in used and ("wgmma" in used) == (target == "sm_90")
+
+
+def test_recorded_kernels_in_8_bits_have_no_problems():
+    lines = (ROOT / "docs/results/triton_ahead_int8.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert {r["target"] for r in found} == {"sm_80", "sm_86", "sm_87", "sm_89", "sm_90"}
+    assert not [p for r in found for p in ahead.problems(r)]
+    assert sum(r["whole"] for r in found if r["dtype"] in ("u8", "i8")) > 1000
 
 
 @pytest.mark.wide
@@ -173,6 +197,13 @@ def test_a_bad_kernel_is_named(change, said):
     assert said in bad and "an op" in bad
 
 
+def test_products_of_another_dtype_are_named():
+    levels = GOOD | {"dtype": "u8", "whole": 8}
+    assert not ahead.problems(levels)
+    assert "in another dtype" in " ".join(ahead.problems(levels | {"whole": 0}))
+    assert "no tensor core" in " ".join(ahead.problems(levels | {"whole": 0, "products": 0}))
+
+
 def test_what_a_small_tile_or_another_kernel_may_be():
     small = GOOD | {"tiles": "4x8x64 by 64, 4 warps, 3 stages", "instruction": "mma.sync"}
     gate = GOOD | {"kernel": "gate", "tiles": "", "products": 0, "instruction": "", "asynchronous": 0}
@@ -194,8 +225,9 @@ def test_the_shipped_tables_have_every_kernel_of_both_networks(key):
     for variant in ("stdc1", "stdc2"):
         for n, height, width in ship.SIZES:
             if n == 1:
-                for dtype in (FLOAT16, BFLOAT16):
-                    ahead.lowered(ahead.network(variant), device, dtype, (height, width), n, choose)
+                for dtype in (FLOAT16, BFLOAT16, INT8):
+                    plan = ahead.network_of(variant, dtype.levels)
+                    ahead.lowered(plan, device, dtype, (height, width), n, choose)
     assert not missing
 
 
