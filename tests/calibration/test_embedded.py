@@ -63,7 +63,8 @@ def test_a_saved_plan_in_8_bits_labels_as_the_model_does(tmp_path):
         report = stdc_fast.export(source, tmp_path / name, dtype="int8")
         assert report.agreement > 0.98
     saved = (tmp_path / "a.plan").read_bytes()
-    assert saved == (tmp_path / "b.plan").read_bytes() and saved.startswith(b"stdc-plan 3\n")
+    version = 3 if model.ops_in_levels() else 2  # where nothing is faster in 8 bits
+    assert saved == (tmp_path / "b.plan").read_bytes() and saved.startswith(f"stdc-plan {version}\n".encode())
     frames, labels = street((160, 256)), torch.empty(1, 160, 256, 1, dtype=torch.uint8)
     engine = _native.module().Engine(saved)
     engine.run([cpu._spec(frames)], cpu._spec(labels), 160, 256, 1, True)
