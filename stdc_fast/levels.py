@@ -78,7 +78,8 @@ class Levels:
         plan = self.kept_plan() if frames else self.plan(False)
         if not self.precision.levels:
             return plan
-        return quantise(plan, self.ranges(), self.ops_in_levels(plan))
+        names = self.ops_in_levels(plan)  # which checks the ranges
+        return quantise(plan, self._calibration.ranges, names)
 
     def ops_in_levels(self, plan: Plan | None = None) -> list[str]:
         """Names of the ops that run in 8 bits here, in order. UserError as of :meth:`ranges`, and for ranges

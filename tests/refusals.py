@@ -1,4 +1,16 @@
-"""Checks that a run of the command line said in one line what the user can mend."""
+"""Checks that a call, or a run of the command line, said in one line what the user can mend."""
+
+import pytest
+
+from stdc_fast.errors import UserError
+
+
+def refusal(call, *arguments, **options):
+    """What a call that is refused says."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def refused(run, *names, summary=False, code=2):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from hub_server import TOKEN, serve
+from refusals import refusal
 
 import stdc_fast
-from stdc_fast import Segmenter, UserError, checkpoints, hub
+from stdc_fast import Segmenter, checkpoints, hub
 from stdc_fast.classes import CAMVID
 
 FILES = ["README.md", "config.json", "model.safetensors"]
@@ -51,13 +52,6 @@ def saved(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     tiny_model.save_pretrained(folder)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def refusal(call, *arguments, **options):
-    with pytest.raises(UserError) as caught:
-        call(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def load(name, **options):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stdc_fast.plan.ops import LEVELS, Buffer, Conv, Down, Gate, Op, Quantise, Stem, View
-from stdc_fast.plan.plan import Plan
+from stdc_fast.plan.plan import Plan, overlap
 
 #: Channels that a product of levels takes at once: an op reads multiples of these.
 UNIT = 4
@@ -113,15 +113,11 @@ def _positive(plan: Plan, view: View) -> bool:
     """Whether nothing in it can be negative, whatever the image is."""
     for op in plan.writers(view):
         if isinstance(op, Down):
-            if op.pooled is None or plan.writers(op.pooled) != [op] or _overlap(op.output, view):
+            if op.pooled is None or plan.writers(op.pooled) != [op] or overlap(op.output, view):
                 return False
         elif (op.acts[-1] if isinstance(op, Gate) else getattr(op, "act", "none")) == "none":
             return False
     return view.buffer not in plan.inputs
-
-
-def _overlap(a: View, b: View) -> bool:
-    return a.buffer == b.buffer and bool(a.mask & b.mask)
 
 
 class _Rewrite:

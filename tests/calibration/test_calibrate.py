@@ -9,23 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refusal
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import stdc_fast
-from stdc_fast import Calibration, UserError, checkpoints
+from stdc_fast import Calibration, checkpoints
 from stdc_fast.backends.eager.rounding import Observer
 from stdc_fast.calibration import frames as pictures
 from stdc_fast.numerics import relative_error
 from stdc_fast.plan.quantise import candidates, wanted
 from stdc_fast.precision import INT8_FLOAT32
-
-
-def refusal(call, *arguments, **options):
-    with pytest.raises(UserError) as caught:
-        call(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def load(path, **options):

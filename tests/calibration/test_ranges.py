@@ -6,19 +6,12 @@ import numpy as np
 import pytest
 import torch
 from oracle import street, trained, truth
+from refusals import refusal
 
 import stdc_fast
-from stdc_fast import UserError
 from stdc_fast.numerics import relative_error
 from stdc_fast.plan.quantise import candidates
 from stdc_fast.precision import INT8_FLOAT32
-
-
-def refusal(call, *arguments, **options):
-    with pytest.raises(UserError) as caught:
-        call(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def load(path, **options):
