@@ -7,7 +7,6 @@ Those that were made for phones are in :mod:`stdc_fast.benchmark.phone_peers`, o
 from __future__ import annotations
 
 import functools
-import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -170,11 +169,12 @@ class OpenVINO(Exported):
 
     def _quantised(self, model, scope: str):
         """Post-training quantisation, calibrated on parts of the photo at the input's own size."""
-        import nncf
-
-        nncf.set_log_level(logging.ERROR)
         samples = [sample.numpy() for sample in self.workload.samples(scope)]
-        return nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples))
+        # NOTE: nncf.set_log_level would set the level of every handler on its logger, also of other people's.
+        with quiet():
+            import nncf
+
+            return nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples))
 
 
 class TensorRT(Exported):

@@ -1,5 +1,6 @@
 """Peers in 8 bits: on the same samples, and in 8 bits indeed."""
 
+import logging
 import sys
 
 import numpy as np
@@ -55,8 +56,10 @@ def test_samples_are_the_input_turned_around_itself(scope):
 
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("scope", ["logits", "labels"])
-def test_int8_is_quantised(name, scope):
+def test_int8_is_quantised(name, scope, caplog, capfd):
     found, _ = checked(name, SMALL, scope)
+    assert caplog.handler.level == logging.NOTSET  # so that others still see what is logged
+    assert capfd.readouterr().out == ""
     if scope == "logits":
         assert 5e-3 < found["logits"] < 0.1  # neither 32 bits nor nonsense; the gate is for larger images
     else:
