@@ -35,7 +35,7 @@ NETWORK, SIZE = "stdc1", (512, 1024)
 
 def predicted(device: Device, precision: Precision, native: ModuleType) -> dict[str, float]:
     """Microseconds of the network by backend; ``native`` has the CUDA kernels, or stands for them."""
-    plan = ahead.network(NETWORK)
+    plan = ahead.network_of(NETWORK, precision.levels)
     chooser = Chooser(CudaModel(native, device))
     executable = cuda.CudaExecutable(plan, precision, torch.device("cpu"), native, chooser)
     ours = executable.lower(Request(1, SIZE, SIZE, SIZE)).predicted(device)

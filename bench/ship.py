@@ -88,7 +88,7 @@ def cuda_table(device: Device, precisions: Sequence[Precision]) -> dict[str, Cud
         return chosen[work.key]
 
     for variant, precision in itertools.product(("stdc1", "stdc2"), precisions):
-        plan = ahead.network(variant)
+        plan = ahead.network_of(variant, precision.levels)
         executable = cuda.CudaExecutable(plan, precision, torch.device("cpu"), native, choose)
         for n, height, width in SIZES:
             executable.lower(Request(n, (height, width), (height, width)))

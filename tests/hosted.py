@@ -229,7 +229,7 @@ def forced(core=None, height=4, width=8, chunk=16, split=1, kind="conv", usual=N
     def choose(work):
         if work.kind != kind:
             return usual(work)
-        parts = min(split, sum(-(-c // chunk) for c in work.inputs))
+        parts = min(split, sum(-(-c // chunk) for c in work.words))
         core_ = core or ((64, 64) if wgmma else (64, 16))
         found = (Tiles(core_, height, width, chunk, parts, wgmma, n) for n in (cluster, cluster // 2 or 1, 1))
         return next(t for t in found if whole_clusters(work, t))
@@ -245,6 +245,8 @@ def warp_groups():
 
     def choose(work):
         if work.kind != "conv":
+            return usual(work)
+        if work.dtype == "int8":
             return usual(work)
         channels = next(n for n in (64, 128, 256) if work.outputs <= n or n == 256)
         pixels = 64 if channels < 256 and (work.stride == 2 or work.kernel == 2) else 128

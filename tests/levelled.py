@@ -89,6 +89,13 @@ def tiles_to_levels(s, x):
     return s.conv(s.conv(x, 64, 3), 20, 1)
 
 
+@sketched(24)
+def both_signs(s, x):
+    """Two inputs, of which one may be negative: the second one, then the first."""
+    y = s.conv([s.conv(x, 40, 3), x], 16, 3)
+    return s.conv([x, y], 36, 1)
+
+
 @sketched(3, store="uint8")
 def stem_to_levels(s, x):
     return s.conv(s.stem(x, 32, (123.675, 116.28, 103.53)), 64, 3, 2)
@@ -96,6 +103,7 @@ def stem_to_levels(s, x):
 
 MORE = {
     "levels between": levels_between,
+    "both signs": both_signs,
     "levels of a stage": levels_of_a_stage,
     "stem to levels": stem_to_levels,
     "128 to 70, 3x3": plain(128, 70, 3, 1),
@@ -103,6 +111,24 @@ MORE = {
 }
 ALL = {name: make for table in (CONVS, DOWNS, SUBPIXEL, PROLOGUES, MORE) for name, make in table.items()}
 FIT = {name: make for name, make in ALL.items() if candidates(make())}
+
+
+def agrees(engine, make, shapes, dtype, names=None, tiles=None):
+    """The oracle's results on the same levels, of shapes by their places in SHAPES; gives the executable."""
+    plan, floats, inputs = case(make, names)
+    executable = engine.compile(plan, dtype, **({} if tiles is None else {"tiles": tiles}))
+    for place in shapes:
+        x = [part if part.dtype == torch.uint8 else part.to(dtype) for part in inputs[place]]
+        wide = [part if part.dtype == torch.uint8 else part.float() for part in x]
+        got, want = executable(*map(engine.put, x)).cpu(), exact(plan, dtype)(*wide)
+        most = limit(plan, want, exact(floats, FULL)(*wide), dtype, prologues=True)
+        assert error(got, want) <= most, (list(x[0].shape), error(got, want), most)
+    return executable
+
+
+def signs(plan):
+    """Kinds of levels that a plan keeps."""
+    return {buffer.store for buffer in plan.buffers.values()} & {"u8", "s8"}
 
 
 def exact(plan, dtype, tiles=()):

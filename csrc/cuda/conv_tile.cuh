@@ -47,7 +47,8 @@ STDC_DEVICE void convolve(const Params& p) {
   Index block = block_id();
   block.x -= p.gate_columns;
   if (block.x < 0) {
-    compute_gate<T, F>(p, ((block.x + p.gate_columns) * grid_size().y + block.y) * grid_size().z + block.z);
+    if constexpr (!is_levels<T>::value)
+      compute_gate<T, F>(p, ((block.x + p.gate_columns) * grid_size().y + block.y) * grid_size().z + block.z);
     return;
   }
 
@@ -102,25 +103,35 @@ STDC_DEVICE void convolve(const Params& p) {
   }
 
   const int first = block.y * F::kChannels;
-  if (a.classes > 0) fetch_classifier<F>(a, first, p.classifier_at);
+  if constexpr (!is_levels<T>::value)
+    if (a.classes > 0) fetch_classifier<F>(a, first, p.classifier_at);
 
   // Products.
   uint32_t pixel[F::kM];
   const int step = a.stride * p.s.pixel;
   lane_pixels<F>(pixel, a.tiling.height * a.tiling.width, p.width, p.s.halo.by * step, step);
+  // False in blocks of which another one has the sums.
+  const auto summed = [&](auto& sums) {
+    if (a.kernel == 1)
+      Core::template products<T, F, 1>(p.s, w, pixel, sums);
+    else if (a.kernel == 2)
+      Core::template products<T, F, 2>(p.s, w, pixel, sums);
+    else
+      Core::template products<T, F, 3>(p.s, w, pixel, sums);
+    launch_dependents<kSummed>();
+    return a.tiling.split == 1 ||
+           add_up(sums, a.workspace, a.arrivals, block.x * grid_size().y + block.y, a.tiling.split, block.z);
+  };
   Sums<F> sums;
-  if (a.kernel == 1)
-    Core::template products<T, F, 1>(p.s, w, pixel, sums);
-  else if (a.kernel == 2)
-    Core::template products<T, F, 2>(p.s, w, pixel, sums);
-  else
-    Core::template products<T, F, 3>(p.s, w, pixel, sums);
+  if constexpr (is_levels<T>::value) {
+    LevelSums<F> whole;
+    if (!summed(whole)) return;
+    sums = scaled(whole, a.multipliers, first, a.outputs);
+  } else {
+    if (!summed(sums)) return;
+  }
 
   // Epilogue.
-  launch_dependents<kSummed>();
-  if (a.tiling.split > 1 &&
-      !add_up(sums, a.workspace, a.arrivals, block.x * grid_size().y + block.y, a.tiling.split, block.z))
-    return;
   finish(sums, a.bias, first, a.outputs, a.act);
   if (a.sums != nullptr) {
     // NOTE: with so many sums, `inner` is worked out anew: no register is left to keep it.
@@ -128,18 +139,19 @@ STDC_DEVICE void convolve(const Params& p) {
     average(sums, place, p.width, a.sums + tile * a.sums_pitch + first, a.outputs - first, p.share);
   }
   const int64_t area = static_cast<int64_t>(a.out_height) * a.out_width;
-  if (a.classes > 0) {
-    stage_tile<T>(sums);
-    block_sync();
-    classify<T, F>(a, place, p.width, block.x, p.classifier_at);
-  } else if (a.planar) {
-    store_planes(sums, static_cast<float*>(a.y), place, p.width, area, a.out_width, a.out_pitch, first, a.outputs);
-  } else {
-    stage_tile<T>(sums);
-    block_sync();
-    store_tile<T, F>(static_cast<T*>(a.y), place, p.width, area, a.out_width, a.out_pitch, first, a.outputs,
-                     p.aligned);
+  if constexpr (!is_levels<T>::value) {
+    if (a.classes > 0) {
+      stage_tile<T>(sums);
+      block_sync();
+      classify<T, F>(a, place, p.width, block.x, p.classifier_at);
+      return;
+    }
   }
+  if (a.planar)
+    store_planes(sums, static_cast<float*>(a.y), place, p.width, area, a.out_width, a.out_pitch, first, a.outputs);
+  else
+    put_tile<T>(sums, {a.inverse, a.out_negative}, a.type, a.y, place, p.width, area, a.out_width, a.out_pitch, first,
+                a.outputs, p.aligned);
 }
 
 template <class F>
@@ -148,8 +160,8 @@ Params params(const ConvArgs& a) {
   p.a = a;
   Source& s = p.s;
   const Tiling& t = a.tiling;
-  s.first = input(a.x, a.channels, a.pitch);
-  s.second = input(a.other, a.other_channels, a.other_pitch);
+  s.first = input(a.x, a.channels, a.pitch, a.negative);
+  s.second = input(a.other, a.other_channels, a.other_pitch, a.other_negative);
   s.weight = a.weight;
   s.blocks = rounded_up(a.outputs, 16);
   s.height = a.height;
@@ -173,7 +185,7 @@ Params params(const ConvArgs& a) {
   p.tiles = p.tiles_x * rounded_up(subpixel ? a.height : a.out_height, t.height);
   p.sets_x = subpixel ? 2 + a.out_width % 2 : 1;
   p.sets = p.sets_x * (subpixel ? 2 + a.out_height % 2 : 1);
-  p.aligned = aligned(a.y, a.out_pitch);
+  p.aligned = takes_vectors(a.y, a.out_pitch, a.inverse);
   if (a.beside.outputs > 0) {
     int end = 0;
     p.gate = lay_out_simple(a.beside, F::kThreads, kGateOutputs, end);
@@ -203,6 +215,9 @@ void launch_form(Kernel<Params> kernel, const ConvArgs& a, const Stream& stream)
                         a.kernel == 2 || a.sums != nullptr || a.tiling.split > 1))
     throw std::runtime_error("conv: no classifier of " + std::to_string(a.classes) + " classes on " +
                              std::to_string(a.outputs) + " channels in blocks of " + std::to_string(F::kChannels));
+  if (a.multipliers != nullptr &&
+      (a.prologue || a.add_kind != kNothing || a.gate.outputs > 0 || a.beside.outputs > 0 || a.classes > 0))
+    throw std::runtime_error("conv: levels with a prologue, a gate or a classifier");
   const Params p = params<F>(a);
   const int split = a.tiling.split;
   if (split > p.s.chunks)

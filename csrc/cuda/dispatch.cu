@@ -35,7 +35,10 @@ using Launchers = void (*[kTypes])(const Args&, const Stream&);
 
 void conv(const ConvArgs& a, const Stream& s) {
   static constexpr Launchers<ConvArgs> of = {conv_of<half_t>, conv_of<bf16_t>};
-  of[a.type](a, s);
+  if (a.multipliers != nullptr)
+    conv_levels(a, s);
+  else
+    of[a.type](a, s);
 }
 void stem(const StemArgs& a, const Stream& s) {
   static constexpr Launchers<StemArgs> of = {stem_of<half_t>, stem_of<bf16_t>};

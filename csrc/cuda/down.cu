@@ -49,9 +49,23 @@ STDC_DEVICE void taps(const Params& p, int at, int channel, float (&sum)[8], flo
   }
 }
 
-template <class T, class F>
-STDC_KERNEL(F::kThreads, F::kThreads <= 192 ? 2 : 1)
-down_kernel(const STDC_CONSTANT Params p) {
+// Eight channels of a pixel to a map of numbers or of levels.
+template <class T>
+STDC_DEVICE void put_eight(void* y, int64_t place, int pitch, int channel, const float (&x)[8], const Steps& steps,
+                           int count, bool aligned) {
+  if (steps.inverse != nullptr) {
+    store_levels(static_cast<uint8_t*>(y) + place * pitch + channel, x, steps, channel, count, aligned);
+    return;
+  }
+  Vec out;
+  STDC_UNROLL
+  for (int i = 0; i < 4; ++i) out.word[i] = pack<T>(x[2 * i], x[2 * i + 1]);
+  store_vector(static_cast<T*>(y) + place * pitch + channel, out, count, aligned);
+}
+
+// X: what is multiplied, T or levels.
+template <class X, class T, class F>
+STDC_DEVICE void down_block(const Params& p) {
   launch_dependents<kFirst>();
   const DownArgs& a = p.a;
   const Index block = block_id();
@@ -70,12 +84,18 @@ down_kernel(const STDC_CONSTANT Params p) {
 
   uint32_t pixel[F::kM];
   lane_pixels<F>(pixel, a.tiling.height * a.tiling.width, p.width, p.width.by * p.s.pixel, p.s.pixel);
+  const int first = block.y * F::kChannels;
   Sums<F> sums;
-  products<T, F, 1>(p.s, w, pixel, sums);
+  if constexpr (is_levels<X>::value) {
+    LevelSums<F> whole;
+    products<X, F, 1>(p.s, w, pixel, whole);
+    sums = scaled(whole, a.multipliers, first, a.outputs);
+  } else {
+    products<T, F, 1>(p.s, w, pixel, sums);
+  }
   launch_dependents<kSummed>();
 
   // As it would be stored, with zeros outside of the image.
-  const int first = block.y * F::kChannels;
   finish(sums, a.bias, first, a.outputs, kRelu);
   STDC_UNROLL
   for (int i = 0; i < F::kM; ++i)
@@ -102,11 +122,8 @@ down_kernel(const STDC_CONSTANT Params p) {
     if (row >= a.out_height || column >= a.out_width || count <= 0) continue;
     float sum[8], average[8];
     taps<T, F>(p, (2 * y * p.width.by + 2 * x) * kRowBytes<F> + v % kVectors * 16, channel, sum, average);
-    Vec out;
-    STDC_UNROLL
-    for (int i = 0; i < 4; ++i) out.word[i] = pack<T>(sum[2 * i], sum[2 * i + 1]);
     const int64_t place = base + row * a.out_width + column;
-    store_vector(static_cast<T*>(a.y) + place * a.out_pitch + channel, out, count, p.aligned);
+    put_eight<T>(a.y, place, a.out_pitch, channel, sum, {a.inverse, a.out_negative}, count, p.aligned);
     if (a.pooled == nullptr) continue;
     int divisor = 9;
     if (!a.count_pad) {
@@ -116,9 +133,21 @@ down_kernel(const STDC_CONSTANT Params p) {
       divisor = high * wide;
     }
     STDC_UNROLL
-    for (int i = 0; i < 4; ++i) out.word[i] = pack<T>(average[2 * i] / divisor, average[2 * i + 1] / divisor);
-    store_vector(static_cast<T*>(a.pooled) + place * a.pooled_pitch + channel, out, count, p.pooled_aligned);
+    for (int i = 0; i < 8; ++i) average[i] /= divisor;
+    put_eight<T>(a.pooled, place, a.pooled_pitch, channel, average, {a.pooled_inverse, a.pooled_negative}, count,
+                 p.pooled_aligned);
   }
+}
+
+template <class T, class F>
+STDC_KERNEL(F::kThreads, F::kThreads <= 192 ? 2 : 1)
+down_kernel(const STDC_CONSTANT Params p) {
+  down_block<T, T, F>(p);
+}
+template <class T, class F>
+STDC_KERNEL(F::kThreads, F::kThreads <= 192 ? 2 : 1)
+down_levels_kernel(const STDC_CONSTANT Params p) {
+  down_block<levels_t, T, F>(p);
 }
 
 template <class F>
@@ -127,7 +156,7 @@ Params params(const DownArgs& a) {
   Params p{};
   p.a = a;
   Source& s = p.s;
-  s.first = input(a.x, a.channels, a.pitch);
+  s.first = input(a.x, a.channels, a.pitch, a.negative);
   s.weight = a.weight;
   s.blocks = rounded_up(a.outputs, 16);
   s.height = a.height;
@@ -157,7 +186,8 @@ void launch_form(const DownArgs& a, const Stream& stream) {
   check_odd<F>(a.tiling);
   const Params p = params<F>(a);
   const Index grid{a.images * p.tiles, rounded_up(a.outputs, F::kChannels), 1};
-  launch(down_kernel<T, F>, "down", grid, F::kThreads, bytes<F>(p.s), p, stream);
+  const Kernel<Params> kernel = a.multipliers != nullptr ? down_levels_kernel<T, F> : down_kernel<T, F>;
+  launch(kernel, "down", grid, F::kThreads, bytes<F>(p.s), p, stream);
 }
 
 template <class F>

@@ -32,8 +32,8 @@ STDC_DEVICE int channel_of(int j) {
 }
 
 // Adds up what `split` blocks have, in their order, in the block that comes last; false in the others.
-template <class F>
-STDC_DEVICE bool add_up(Sums<F>& sums, float* workspace, int* arrivals, int shared, int split, int part) {
+template <class F, class V>
+STDC_DEVICE bool add_up(Sums<F, V>& sums, float* workspace, int* arrivals, int shared, int split, int part) {
   constexpr int kVectors = F::kM * F::kN, kThreads = 32 * F::kOfSlice;  // of a thread; that have sums
   Vec* all = reinterpret_cast<Vec*>(workspace) + static_cast<int64_t>(shared) * split * kVectors * kThreads;
   Vec* own = all + static_cast<int64_t>(part) * kVectors * kThreads + thread_id();
@@ -72,10 +72,30 @@ STDC_DEVICE bool add_up(Sums<F>& sums, float* workspace, int* arrivals, int shar
       for (int j = 0; j < F::kN; ++j) {
         const Vec v = load_fresh(from + (i * F::kN + j) * kThreads);
         STDC_UNROLL
-        for (int k = 0; k < 4; ++k) sums.c[i][j][k] += as_float(v.word[k]);
+        for (int k = 0; k < 4; ++k) sums.c[i][j][k] += from_bits<V>(v.word[k]);
       }
   }
   return true;
+}
+
+// Sums of levels as numbers. multipliers: of the outputs, from channel `first` of a block on.
+template <class F>
+STDC_DEVICE Sums<F> scaled(const LevelSums<F>& sums, const float* multipliers, int first, int outputs) {
+  Sums<F> found;
+  STDC_UNROLL
+  for (int j = 0; j < F::kN; ++j) {
+    float m[2];
+    STDC_UNROLL
+    for (int k = 0; k < 2; ++k) {
+      const int channel = first + channel_of<F>(j) + k;
+      m[k] = channel < outputs ? load_weight(multipliers + channel) : 0;
+    }
+    STDC_UNROLL
+    for (int i = 0; i < F::kM; ++i)
+      STDC_UNROLL
+      for (int k = 0; k < 4; ++k) found.c[i][j][k] = static_cast<float>(sums.c[i][j][k]) * m[k % 2];
+  }
+  return found;
 }
 
 // Adds the bias and applies the activation; NaN stays NaN, as in torch.
@@ -150,6 +170,83 @@ STDC_DEVICE void stage_tile(const Sums<F>& sums) {
                      pack<T>(sums.c[i][j][2 * h], sums.c[i][j][2 * h + 1]));
 }
 
+// What a map of levels is made by: one over the steps of its channels, or null where it is none, and whether its levels
+// are -127 to 127 or 0 to 255.
+struct Steps {
+  const float* inverse;
+  int negative;
+};
+// The level of x / step, to nearest even, clipped; NaN is the least.
+STDC_DEVICE uint32_t level(float x, float inverse, int negative) {
+  const float low = negative ? -127.f : 0.f, high = negative ? 127.f : 255.f;
+  x *= inverse;
+  x = x > low ? x : low;
+  x = x < high ? x : high;
+  return as_bits(x + 12582912.f) & 0xffu;  // the last bit of a float near this is worth one, so that adding it rounds
+}
+// Eight levels of channels from `channel` on; `y` is that one's, of a pixel.
+STDC_DEVICE void store_levels(uint8_t* y, const float (&x)[8], const Steps& steps, int channel, int count,
+                              bool aligned) {
+  Pair v{};
+  STDC_UNROLL
+  for (int i = 0; i < 8; ++i)
+    if (i < count) v.word[i / 4] |= level(x[i], load_weight(steps.inverse + channel + i), steps.negative) << i % 4 * 8;
+  if (aligned && count >= 8) {
+    store(reinterpret_cast<Pair*>(y), v);
+    return;
+  }
+  STDC_UNROLL
+  for (int i = 0; i < 8; ++i)
+    if (i < count) store(y + i, static_cast<uint8_t>(v.word[i / 4] >> i % 4 * 8));
+}
+
+// The tile to shared memory as levels, in rows as long as those of numbers. outputs: how many channels there are.
+template <class F>
+STDC_DEVICE void stage_levels(const Sums<F>& sums, const Steps& steps, int first, int outputs) {
+  if (!leads<F>()) return;
+  STDC_UNROLL
+  for (int j = 0; j < F::kN; ++j) {
+    float inverse[2];
+    STDC_UNROLL
+    for (int k = 0; k < 2; ++k) {
+      const int channel = first + channel_of<F>(j) + k;
+      inverse[k] = channel < outputs ? load_weight(steps.inverse + channel) : 0;
+    }
+    STDC_UNROLL
+    for (int i = 0; i < F::kM; ++i)
+      STDC_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        const uint32_t low = level(sums.c[i][j][2 * h], inverse[0], steps.negative);
+        const uint32_t high = level(sums.c[i][j][2 * h + 1], inverse[1], steps.negative);
+        shared_store(pixel_of<F>(i, h) * kRowBytes<F> + channel_of<F>(j), static_cast<uint16_t>(low | high << 8));
+      }
+  }
+}
+
+// From shared memory to channels `first` and on of a map [.., width, .. of pitch].
+template <class F>
+STDC_DEVICE void store_levels(uint8_t* y, const TilePlace& place, const Divisor& width, int64_t map_pixels,
+                              int map_width, int pitch, int first, int outputs, bool aligned) {
+  constexpr int kVectors = F::kChannels / 16;
+  y += place.image * map_pixels * pitch + first;
+  STDC_ROLLED
+  for (int v = thread_id(); v < F::kPixels * kVectors; v += F::kThreads) {
+    const int m = v / kVectors, channel = v % kVectors * 16, row = divide(m, width), column = m - row * width.by;
+    const int count = outputs - first - channel;
+    if (count <= 0 || !stored(place, row, column)) continue;
+    const int pixel = (place.row + row * place.step) * map_width + place.column + column * place.step;
+    uint8_t* const to = y + pixel * pitch + channel;
+    const Vec found = shared_load<Vec>(m * kRowBytes<F> + channel);
+    if (aligned && count >= 16) {
+      store(reinterpret_cast<Vec*>(to), found);
+      continue;
+    }
+    STDC_UNROLL
+    for (int i = 0; i < 16; ++i)
+      if (i < count) store(to + i, static_cast<uint8_t>(found.word[i / 4] >> i % 4 * 8));
+  }
+}
+
 // From shared memory to channels `first` and on of a map [.., width, .. of pitch].
 template <class T, class F>
 STDC_DEVICE void store_tile(T* y, const TilePlace& place, const Divisor& width, int64_t map_pixels, int map_width,
@@ -164,6 +261,32 @@ STDC_DEVICE void store_tile(T* y, const TilePlace& place, const Divisor& width, 
     const int pixel = (place.row + row * place.step) * map_width + place.column + column * place.step;
     store_vector(y + pixel * pitch + channel, shared_load<Vec>(m * kRowBytes<F> + channel * 2), count, aligned);
   }
+}
+
+// The tile to a map, through shared memory: rounded, or as levels. Where products are of levels, T, the map's numbers
+// are of a type.
+template <class T, class F>
+STDC_DEVICE void put_tile(const Sums<F>& sums, const Steps& steps, Type type, void* y, const TilePlace& place,
+                          const Divisor& width, int64_t map_pixels, int map_width, int pitch, int first, int outputs,
+                          bool aligned) {
+  if (steps.inverse != nullptr) {
+    stage_levels(sums, steps, first, outputs);
+    block_sync();
+    store_levels<F>(static_cast<uint8_t*>(y), place, width, map_pixels, map_width, pitch, first, outputs, aligned);
+    return;
+  }
+  if constexpr (!is_levels<T>::value)
+    stage_tile<T>(sums);
+  else if (type == kHalf)
+    stage_tile<half_t>(sums);
+  else
+    stage_tile<bf16_t>(sums);
+  block_sync();
+  store_tile<T, F>(static_cast<T*>(y), place, width, map_pixels, map_width, pitch, first, outputs, aligned);
+}
+// Whether a map of numbers, or of levels, takes vectors of 16 bytes.
+inline bool takes_vectors(const void* y, int pitch, const float* inverse) {
+  return aligned(y, pitch) && (inverse == nullptr || pitch % 16 == 0);
 }
 
 // In float32, straight to planes [.., channels, pixels].

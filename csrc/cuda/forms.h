@@ -47,6 +47,8 @@ namespace gpu {
 struct half_t;
 struct bf16_t;
 
+// Of levels, for maps of any type.
+void conv_levels(const ConvArgs&, const Stream&);
 template <class T>
 void conv_of(const ConvArgs&, const Stream&);
 template <class T>

@@ -55,10 +55,19 @@ struct half_t {
 struct bf16_t {
   uint16_t bits;
 };
+// Two levels of 8 bits, which kernels move like one number of 16.
+struct levels_t {
+  uint16_t bits;
+};
 
 // Sixteen bytes, aligned: the widest access.
 struct alignas(16) Vec {
   uint32_t word[4];
+};
+
+// Eight bytes, aligned.
+struct alignas(8) Pair {
+  uint32_t word[2];
 };
 
 template <class T>
@@ -67,6 +76,14 @@ struct is_half {
 };
 template <>
 struct is_half<half_t> {
+  static constexpr bool value = true;
+};
+template <class T>
+struct is_levels {
+  static constexpr bool value = false;
+};
+template <>
+struct is_levels<levels_t> {
   static constexpr bool value = true;
 };
 
@@ -148,12 +165,20 @@ STDC_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 }
-// a is 16x32, b 32x8, both int8; c 16x8 in int32. For kernels in 8 bits, of which there are none yet.
-STDC_DEVICE void mma_int8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+// a is 16x32, of int8 if `negative` and else of uint8, b 32x8 of int8; c 16x8 in int32.
+template <bool negative>
+STDC_DEVICE void mma_levels(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (negative) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
 }
 
 // Global memory. What another kernel wrote is read by `load` only, after grid_wait; weights by `load_weight`, at
@@ -241,6 +266,19 @@ STDC_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 STDC_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
 
 #endif  // __CUDACC__
+
+// The same of sums, which are float or int32_t.
+STDC_DEVICE uint32_t as_bits(int32_t x) { return static_cast<uint32_t>(x); }
+template <class V>
+STDC_DEVICE V from_bits(uint32_t bits);
+template <>
+STDC_DEVICE float from_bits<float>(uint32_t bits) {
+  return as_float(bits);
+}
+template <>
+STDC_DEVICE int32_t from_bits<int32_t>(uint32_t bits) {
+  return static_cast<int32_t>(bits);
+}
 
 template <class T>
 STDC_DEVICE float low_of(uint32_t word) {

@@ -1,5 +1,5 @@
-// A map times a vector plus a vector or a map, where no convolution reads the result: the ends of blocks.
-#include "tile_product.cuh"
+// A map times a vector plus a vector or a map, where no convolution does it: the ends of blocks, and levels.
+#include "epilogue.cuh"
 #include "launch.cuh"
 
 namespace stdc {
@@ -34,6 +34,7 @@ prologue_kernel(const STDC_CONSTANT Params p) {
     m = p.add_aligned && count == 8 ? load(reinterpret_cast<const Vec*>(map)) : load_some(map, count);
   }
   const float* vector = static_cast<const float*>(a.add) + image * a.add_pitch + channel;
+  float found[8];
   STDC_UNROLL
   for (int k = 0; k < 4; ++k) {
     float y[2] = {low_of<T>(v.word[k]), high_of<T>(v.word[k])};
@@ -47,6 +48,13 @@ prologue_kernel(const STDC_CONSTANT Params p) {
       if (a.add_kind == kVector) y[h] += load(vector + c);
     }
     v.word[k] = pack<T>(y[0], y[1]);
+    found[2 * k] = y[0];
+    found[2 * k + 1] = y[1];
+  }
+  if (a.inverse != nullptr) {
+    store_levels(static_cast<uint8_t*>(a.y) + place * a.out_pitch + channel, found, {a.inverse, a.out_negative},
+                 channel, count, p.out_aligned);
+    return;
   }
   store_vector(static_cast<T*>(a.y) + place * a.out_pitch + channel, v, count, p.out_aligned);
 }

@@ -53,10 +53,8 @@ stem_kernel(const STDC_CONSTANT Params p) {
   const int first = block.y * F::kChannels;
   finish(sums, a.bias, first, a.outputs, a.act);
   block_sync();
-  stage_tile<T>(sums);
-  block_sync();
-  store_tile<T, F>(static_cast<T*>(a.y), place, p.width, static_cast<int64_t>(a.out_height) * a.out_width, a.out_width,
-                   a.out_pitch, first, a.outputs, p.aligned);
+  put_tile<T>(sums, {a.inverse, a.out_negative}, a.type, a.y, place, p.width,
+              static_cast<int64_t>(a.out_height) * a.out_width, a.out_width, a.out_pitch, first, a.outputs, p.aligned);
 }
 
 Params params(const StemArgs& a) {
@@ -68,7 +66,7 @@ Params params(const StemArgs& a) {
   p.tiles_x = rounded_up(a.out_width, t.width);
   p.tiles = p.tiles_x * rounded_up(a.out_height, t.height);
   p.blocks = rounded_up(a.outputs, 16);
-  p.aligned = aligned(a.y, a.out_pitch);
+  p.aligned = takes_vectors(a.y, a.out_pitch, a.inverse);
   return p;
 }
 

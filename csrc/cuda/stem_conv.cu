@@ -144,10 +144,8 @@ stem_conv_kernel(const STDC_CONSTANT Params p) {
   launch_dependents<kSummed>();
   bias2.add(sums, a.act2);
   block_sync();
-  stage_tile<T>(sums);
-  block_sync();
-  store_tile<T, F>(static_cast<T*>(a.y), place, p.width, static_cast<int64_t>(a.out_height) * a.out_width, a.out_width,
-                   a.out_pitch, first, a.outputs, p.aligned);
+  put_tile<T>(sums, {a.inverse, a.out_negative}, a.type, a.y, place, p.width,
+              static_cast<int64_t>(a.out_height) * a.out_width, a.out_width, a.out_pitch, first, a.outputs, p.aligned);
 }
 
 template <class F>
@@ -165,7 +163,7 @@ Params params(const StemConvArgs& a) {
   p.tiles_x = rounded_up(a.out_width, t.width);
   p.tiles = p.tiles_x * rounded_up(a.out_height, t.height);
   p.blocks = rounded_up(a.outputs, 16);
-  p.aligned = aligned(a.y, a.out_pitch);
+  p.aligned = takes_vectors(a.y, a.out_pitch, a.inverse);
   p.rows = rounded_up(a.height, 2);
   p.columns = rounded_up(a.width, 2);
   p.between_at = kStemBytes + kConvBytes<F>;

@@ -19,10 +19,12 @@ STDC_DEVICE int divide(int n, const Divisor& d) {
   return d.by == 1 ? n : static_cast<int>(multiply_high(static_cast<uint32_t>(n), d.magic));
 }
 
+// Of levels `channels` and `pitch` count pairs.
 struct Input {
   const void* x;  // [images, height, width, channels of pitch]
   int channels, units, pitch;  // units: channels / 16, rounded up
   int aligned;                 // to 16 bytes, all pixels
+  int negative;                // of levels: whether they are signed
 };
 
 // What products need to know of a convolution, the same for all blocks.

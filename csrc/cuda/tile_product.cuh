@@ -121,11 +121,14 @@ struct Weights {
   }
 };
 
-// Sums of a warp. Lane i has of each 16x8 block rows i / 4 and i / 4 + 8, columns 2 (i % 4) and one more.
-template <class F>
+// Sums of a warp, of float or, of levels, int32_t. Lane i has of each 16x8 block rows i / 4 and i / 4 + 8, columns
+// 2 (i % 4) and one more.
+template <class F, class V = float>
 struct Sums {
-  float c[F::kM][F::kN][4];
+  V c[F::kM][F::kN][4];
 };
+template <class F>
+using LevelSums = Sums<F, int32_t>;
 
 // What a warp multiplies of one unit.
 template <class F>
@@ -143,19 +146,37 @@ STDC_DEVICE void read(Fragments<F>& f, const uint32_t (&pixel)[F::kM], uint32_t 
   for (int j = 0; j < F::kN / 2; ++j) f.b[j] = shared_load<Vec>(weights + j * kUnitBytes);
 }
 
-template <class T, class F>
-STDC_DEVICE void multiply(Sums<F>& sums, const Fragments<F>& f) {
+// What multiplies: numbers of a type, and levels of both kinds.
+template <class T>
+struct Floats {
+  static STDC_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    gpu::mma<T>(c, a, b0, b1);
+  }
+};
+template <bool negative>
+struct Levels {
+  static STDC_DEVICE void mma(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    mma_levels<negative>(c, a, b0, b1);
+  }
+};
+
+template <class P, class F, class V>
+STDC_DEVICE void multiply_by(Sums<F, V>& sums, const Fragments<F>& f) {
   STDC_UNROLL
   for (int j = 0; j < F::kN / 2; ++j)
     STDC_UNROLL
     for (int i = 0; i < F::kM; ++i) {
-      mma<T>(sums.c[i][2 * j], f.a[i], f.b[j].word[0], f.b[j].word[1]);
-      mma<T>(sums.c[i][2 * j + 1], f.a[i], f.b[j].word[2], f.b[j].word[3]);
+      P::mma(sums.c[i][2 * j], f.a[i], f.b[j].word[0], f.b[j].word[1]);
+      P::mma(sums.c[i][2 * j + 1], f.a[i], f.b[j].word[2], f.b[j].word[3]);
     }
 }
+template <class T, class F>
+STDC_DEVICE void multiply(Sums<F>& sums, const Fragments<F>& f) {
+  multiply_by<Floats<T>>(sums, f);
+}
 
-template <class F>
-STDC_DEVICE void clear(Sums<F>& sums) {
+template <class F, class V>
+STDC_DEVICE void clear(Sums<F, V>& sums) {
   STDC_UNROLL
   for (int i = 0; i < F::kM; ++i)
     STDC_UNROLL
@@ -176,8 +197,8 @@ STDC_DEVICE bool leads() {
   return F::kSlices == 1 || warp_id() < F::kOfSlice;
 }
 // Adds the sums of all slices, in their order, to those of the first.
-template <class F>
-STDC_DEVICE void add_slices(Sums<F>& sums) {
+template <class F, class V>
+STDC_DEVICE void add_slices(Sums<F, V>& sums) {
   constexpr int kVectors = F::kM * F::kN, kOfSlice = 32 * F::kOfSlice;  // of a thread; threads
   const uint32_t at = thread_id() % kOfSlice * 16;
   const auto place = [&](int slice, int i, int j) {
@@ -203,15 +224,16 @@ STDC_DEVICE void add_slices(Sums<F>& sums) {
         for (int j = 0; j < F::kN; ++j) {
           const Vec v = shared_load<Vec>(place(slice, i, j));
           STDC_UNROLL
-          for (int k = 0; k < 4; ++k) sums.c[i][j][k] += as_float(v.word[k]);
+          for (int k = 0; k < 4; ++k) sums.c[i][j][k] += from_bits<V>(v.word[k]);
         }
   block_sync();
 }
 
 // All products of a block, in warps that lead. pixel: of each block of 16 the byte offset of the lane's in the halo.
-template <class T, class F, int K>
-STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixel)[F::kM], Sums<F>& sums) {
+template <class T, class F, int K, class V>
+STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixel)[F::kM], Sums<F, V>& sums) {
   using L = Loop<F, K>;
+  constexpr bool kChanges = !is_levels<T>::value;  // levels are multiplied as they are
   constexpr uint32_t kEnd = L::kBytes;  // of the stages; then pixels
   clear(sums);
 
@@ -231,7 +253,7 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
     stream.advance(ahead.left);
     ahead.advance(s, L::kDepth, kEnd);
   }
-  if (K > 1 && s.gated) {
+  if (kChanges && K > 1 && s.gated) {
     fetch_gate<F::kThreads, kSimple>(s.gate, 0, s.first.channels);
     cp_async_commit();
   }
@@ -248,7 +270,8 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
     cp_async_commit();  // NOTE: the first weights of all stages are in the first group
   }
 
-  if (s.changes) gather_changes<T, F, K == 1 ? 0 : L::kStages - 1>(s, w);
+  if constexpr (kChanges)
+    if (s.changes) gather_changes<T, F, K == 1 ? 0 : L::kStages - 1>(s, w);
   const int slice = slice_of_warp<F>();
   const uint32_t lane = lane_weights<F>() + slice * F::kChannels * 32;
   const uint32_t row = s.halo.by * s.pixel;
@@ -265,11 +288,15 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
   uint32_t stage = 0, free = (L::kStages - 1) * L::kStageBytes;
   STDC_ROLLED
   while (now.chunk < w.last) {
-    if (s.changes && now.fresh()) {
-      Change change;
-      load_change<F>(s, w, now, change);
-      cp_async_wait<L::kStages - 2>();
-      change_pixels<T, F>(s, w, now, change);
+    if constexpr (kChanges) {
+      if (s.changes && now.fresh()) {
+        Change change;
+        load_change<F>(s, w, now, change);
+        cp_async_wait<L::kStages - 2>();
+        change_pixels<T, F>(s, w, now, change);
+      } else {
+        cp_async_wait<L::kStages - 2>();
+      }
     } else {
       cp_async_wait<L::kStages - 2>();
     }
@@ -281,23 +308,33 @@ STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixe
       for (int pass = i; pass < stream.kPasses; pass += L::kMine + 1)
         if (more) stream.fetch(pass, free);
     };
-    if (L::kDepth == 1 || now.left >= L::kDepth) {
-      Fragments<F> f[2];  // one is read while the other is multiplied
-      STDC_UNROLL
-      for (int i = 0; i <= L::kMine; ++i) {
-        if (i < L::kMine) read(f[i % 2], pixel, now.pixels + tap[i], stage + lane + i * kSlice);
-        fetch(i);
-        if (i > 0) multiply<T>(sums, f[(i - 1) % 2]);
+    const auto step = [&](auto by) {
+      using P = decltype(by);
+      if (L::kDepth == 1 || now.left >= L::kDepth) {
+        Fragments<F> f[2];  // one is read while the other is multiplied
+        STDC_UNROLL
+        for (int i = 0; i <= L::kMine; ++i) {
+          if (i < L::kMine) read(f[i % 2], pixel, now.pixels + tap[i], stage + lane + i * kSlice);
+          fetch(i);
+          if (i > 0) multiply_by<P>(sums, f[(i - 1) % 2]);
+        }
+      } else {  // the last step of a chunk that has no more units
+        STDC_UNROLL
+        for (int i = 0; i <= L::kMine; ++i) fetch(i);
+        STDC_ROLLED
+        for (int unit = slice; unit < now.left * L::kTaps; unit += F::kSlices) {
+          Fragments<F> f;
+          read(f, pixel, now.pixels + of(unit), stage + lane + (unit - slice) * F::kChannels * 32);
+          multiply_by<P>(sums, f);
+        }
       }
-    } else {  // the last step of a chunk that has no more units
-      STDC_UNROLL
-      for (int i = 0; i <= L::kMine; ++i) fetch(i);
-      STDC_ROLLED
-      for (int unit = slice; unit < now.left * L::kTaps; unit += F::kSlices) {
-        Fragments<F> f;
-        read(f, pixel, now.pixels + of(unit), stage + lane + (unit - slice) * F::kChannels * 32);
-        multiply<T>(sums, f);
-      }
+    };
+    if constexpr (!is_levels<T>::value) {
+      step(Floats<T>{});
+    } else if (now.chunk < s.first_chunks ? s.first.negative : s.second.negative) {
+      step(Levels<true>{});
+    } else {
+      step(Levels<false>{});
     }
     cp_async_commit();
     if (more) {
@@ -327,8 +364,8 @@ STDC_DEVICE void lane_pixels(uint32_t (&pixel)[F::kM], int count, const Divisor&
 
 inline int rounded_up(int n, int by) { return (n + by - 1) / by; }
 inline bool aligned(const void* p, int pitch) { return reinterpret_cast<uintptr_t>(p) % 16 == 0 && pitch % 8 == 0; }
-inline Input input(const void* x, int channels, int pitch) {
-  return {x, channels, rounded_up(channels, 16), pitch, aligned(x, pitch)};
+inline Input input(const void* x, int channels, int pitch, int negative = 0) {
+  return {x, channels, rounded_up(channels, 16), pitch, aligned(x, pitch), negative};
 }
 
 // On the host, at each launch: number of buffers of pixels, so that the copies of a step never go where an earlier one
@@ -399,8 +436,8 @@ void check(const char* name, const Tiling& t, int clusters = 1) {
 // The core of mma.sync and cp.async, for sm_80 and later. A core has what convolve() of conv_tile.cuh needs.
 struct Mma {
   static constexpr int kMostBlocks = 1;  // of a cluster
-  template <class T, class F, int K>
-  static STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixel)[F::kM], Sums<F>& sums) {
+  template <class T, class F, int K, class V>
+  static STDC_DEVICE void products(const Source& s, const Where& w, const uint32_t (&pixel)[F::kM], Sums<F, V>& sums) {
     gpu::products<T, F, K>(s, w, pixel, sums);
   }
   template <class F>

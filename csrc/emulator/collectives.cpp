@@ -28,10 +28,10 @@ void multiply_all(Warp& w) {
 }
 
 // NOTE: sums are modulo 2^32, as the device's are without .satfinite.
-void multiply_all_int8(Warp& w) {
+void multiply_all_levels(Warp& w) {
   for (int row = 0; row < 16; ++row) {
     for (int col = 0; col < 8; ++col) {
-      int32_t sum = 0;  // at most 32 * 2^14
+      int32_t sum = 0;  // less than 32 * 2^15
       for (int k = 0; k < 32; ++k) sum += w.a8[row][k] * w.b8[col][k];
       w.c8[row][col] = static_cast<int32_t>(static_cast<uint32_t>(w.c8[row][col]) + static_cast<uint32_t>(sum));
     }
@@ -58,8 +58,11 @@ void put(Warp& w, const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int row, int
   w.b[col + 9][row] = v[11];
 }
 
-void spread_int8(int16_t* to, uint32_t word) {
-  for (int i = 0; i < 4; ++i) to[i] = static_cast<int8_t>(word >> (8 * i) & 0xffu);
+void spread(int16_t* to, uint32_t word, bool negative) {
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t byte = word >> (8 * i) & 0xffu;
+    to[i] = static_cast<int16_t>(negative ? static_cast<int8_t>(byte) : static_cast<int>(byte));
+  }
 }
 
 }  // namespace
@@ -126,19 +129,20 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, b
   memcpy(c + 2, &w.c[row + 8][col], 8);
 }
 
-void multiply(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Site site) {
+void multiply_levels(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bool negative, Site site) {
   Warp& w = mine();
   const int lane = view.thread->lane, row = lane / 4, quad = lane % 4;
-  spread_int8(&w.a8[row][quad * 4], a[0]);
-  spread_int8(&w.a8[row + 8][quad * 4], a[1]);
-  spread_int8(&w.a8[row][quad * 4 + 16], a[2]);
-  spread_int8(&w.a8[row + 8][quad * 4 + 16], a[3]);
-  spread_int8(&w.b8[row][quad * 4], b0);
-  spread_int8(&w.b8[row][quad * 4 + 16], b1);
+  spread(&w.a8[row][quad * 4], a[0], negative);
+  spread(&w.a8[row + 8][quad * 4], a[1], negative);
+  spread(&w.a8[row][quad * 4 + 16], a[2], negative);
+  spread(&w.a8[row + 8][quad * 4 + 16], a[3], negative);
+  spread(&w.b8[row][quad * 4], b0, true);
+  spread(&w.b8[row][quad * 4 + 16], b1, true);
   memcpy(&w.c8[row][quad * 2], c, 8);
   memcpy(&w.c8[row + 8][quad * 2], c + 2, 8);
-  if (arrive(ThreadState::mma_int8, site)) {
-    multiply_all_int8(w);
+  if (arrive(ThreadState::mma_levels, site, negative)) {
+    multiply_all_levels(w);
+    w.written = true;
     ++counts.mma;
     leave();
   }

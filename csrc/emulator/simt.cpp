@@ -259,7 +259,7 @@ void reset_statistics() { counts = Statistics(); }
 
 const char* name_of(ThreadState state) {
   static const char* const names[] = {"running",  "block_sync", "warp_sync", "shuffle_xor",
-                                      "ldmatrix", "mma",        "mma_int8",  "mbarrier_wait",
+                                      "ldmatrix", "mma",        "mma_levels", "mbarrier_wait",
                                       "cluster_wait",
                                       "wgmma",    "wgmma_fence", "wgmma_commit", "wgmma_wait",
                                       "finished"};

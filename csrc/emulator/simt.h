@@ -113,7 +113,8 @@ STDC_HIDDEN void copy_start(uint32_t at, const void* from, int bytes, Site site)
 STDC_HIDDEN void copy_commit();
 STDC_HIDDEN void copy_wait(int pending);
 STDC_HIDDEN void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bool half, Site site);
-STDC_HIDDEN void multiply(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Site site);
+STDC_HIDDEN void multiply_levels(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bool negative,
+                                 Site site);
 STDC_HIDDEN void wait_for_grid();
 STDC_HIDDEN void fence();
 
@@ -200,8 +201,9 @@ template <class T>
 inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, STDC_HERE) {
   emulator::multiply(c, a, b0, b1, is_half<T>::value, {file, line});
 }
-inline void mma_int8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, STDC_HERE) {
-  emulator::multiply(c, a, b0, b1, {file, line});
+template <bool negative>
+inline void mma_levels(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, STDC_HERE) {
+  emulator::multiply_levels(c, a, b0, b1, negative, {file, line});
 }
 
 template <class V>

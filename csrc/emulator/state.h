@@ -15,7 +15,7 @@ namespace emulator {
 
 // Where a thread is when it does not run.
 enum class ThreadState : uint8_t {
-  running, block_sync, warp_sync, shuffle, ldmatrix, mma, mma_int8, mbarrier_wait, cluster_wait, wgmma, wgmma_fence, wgmma_commit,
+  running, block_sync, warp_sync, shuffle, ldmatrix, mma, mma_levels, mbarrier_wait, cluster_wait, wgmma, wgmma_fence, wgmma_commit,
   wgmma_wait, finished
 };
 const char* name_of(ThreadState state);

@@ -1,6 +1,9 @@
 // Arguments of the GPU's kernels, one struct an op, and their launchers. They know nothing of torch: pointers are to
 // device memory of the current device, and nothing is allocated. Maps are NHWC in float16 or bfloat16; a view of a
-// buffer is a pointer to its first channel, and the channels of the buffer are the pitch from pixel to pixel.
+// buffer is a pointer to its first channel, and the channels of the buffer are the pitch from pixel to pixel. Maps may
+// also be levels, bytes that are each worth a step of its channel: int8 if they may be negative, else uint8. An op that
+// reads these has `multipliers`, and counts channels and pitches of its inputs in pairs of levels; one that writes them
+// has one over their steps.
 #pragma once
 
 #include <stddef.h>
@@ -63,6 +66,11 @@ struct Tiling {
   POINTER(const void, other)   /* second input, or null */                                                          \
   POINTER(const void, weight)  /* fragments, or core matrices of wgmma: stdc_fast/backends/cuda/fragments.py */     \
   POINTER(const float, bias)   /* [outputs] */                                                                      \
+  POINTER(const float, multipliers) /* [outputs], for the sums of levels, or null; these have no prologue, gate or */ \
+                               /* classifier */                                                                     \
+  FIELD(int, negative) FIELD(int, other_negative) /* of levels that are read */                                     \
+  POINTER(const float, inverse)  /* [outputs], one over steps of the levels that are written, or null */            \
+  FIELD(int, out_negative)     /* of these */                                                                       \
   POINTER(void, y)             /* [images, out_height, out_width, outputs of out_pitch]; if `planar`, float32 */    \
                                /* planes [images, out_pitch, out_height, out_width] */                              \
   FIELD(int, prologue)         /* whether there is a scale, an addition or a gate */                                \
@@ -101,6 +109,8 @@ struct Tiling {
   TRIPLE(offset)               /* subtracted from pixels */                                                        \
   TRIPLE(outside)              /* what stands for pixels outside of the image */                                   \
   POINTER(void, y)                                                                                                 \
+  POINTER(const float, inverse)  /* [outputs], one over steps of the levels that are written, or null */           \
+  FIELD(int, out_negative)                                                                                         \
   FIELD(int, images) FIELD(int, frame_height) FIELD(int, frame_width) FIELD(int, height) FIELD(int, width)         \
   FIELD(int, out_height) FIELD(int, out_width) FIELD(int, outputs) FIELD(int, out_pitch) FIELD(int, act)           \
   FIELD(float, scale_y) FIELD(float, scale_x)  /* (source - 1) / (seen - 1) */
@@ -119,6 +129,8 @@ struct Tiling {
   POINTER(const void, weight2)  /* fragments, as of a convolution */                                        \
   POINTER(const float, bias2)                                                                               \
   POINTER(void, y)                                                                                          \
+  POINTER(const float, inverse) /* as of a stem */                                                          \
+  FIELD(int, out_negative)                                                                                  \
   FIELD(int, images) FIELD(int, frame_height) FIELD(int, frame_width) FIELD(int, height) FIELD(int, width)  \
   FIELD(int, channels)          /* of the map between, at most 32 */                                        \
   FIELD(int, out_height) FIELD(int, out_width) FIELD(int, outputs) FIELD(int, out_pitch)                    \
@@ -133,19 +145,27 @@ struct Tiling {
   POINTER(const float, bias)            /* [outputs] */                                                       \
   POINTER(const void, depthwise)        /* [9, outputs rounded up to 8] */                                    \
   POINTER(const float, depthwise_bias)  /* [outputs rounded up to 8] */                                       \
+  POINTER(const float, multipliers)     /* [outputs], for the sums of levels, or null */                      \
+  FIELD(int, negative)                  /* of levels that are read */                                         \
   POINTER(void, y)                                                                                            \
+  POINTER(const float, inverse)         /* [outputs], one over steps of the levels of y, or null */           \
+  FIELD(int, out_negative)                                                                                    \
   POINTER(void, pooled)                 /* or null */                                                         \
+  POINTER(const float, pooled_inverse)  /* alike of pooled */                                                 \
+  FIELD(int, pooled_negative)                                                                                 \
   FIELD(int, images) FIELD(int, height) FIELD(int, width) FIELD(int, out_height) FIELD(int, out_width)        \
   FIELD(int, channels) FIELD(int, pitch) FIELD(int, outputs) FIELD(int, out_pitch) FIELD(int, pooled_pitch)   \
   FIELD(int, count_pad)                 /* the average divides by nine everywhere, else by the pixels inside */
 
-// y = x * scale + add, where no convolution reads the result.
+// y = x * scale + add, where no convolution does it.
 #define STDC_PROLOGUE_FIELDS(FIELD, POINTER, TRIPLE)                                               \
   FIELD(Type, type)                                                                                \
   POINTER(const void, x)                                                                           \
   POINTER(const float, scale)  /* or null */                                                       \
   POINTER(const void, add)                                                                         \
   POINTER(void, y)                                                                                 \
+  POINTER(const float, inverse) /* [channels], one over steps of the levels of y, or null */       \
+  FIELD(int, out_negative)                                                                         \
   FIELD(int, images) FIELD(int, area) FIELD(int, channels) FIELD(int, pitch) FIELD(int, out_pitch) \
   FIELD(int, scale_pitch) FIELD(int, add_kind) FIELD(int, add_pitch)
 

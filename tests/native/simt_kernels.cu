@@ -58,13 +58,14 @@ STDC_KERNEL(32, 1) multiply_fragments(const STDC_CONSTANT Case p) {
   for (int i = 0; i < 4; ++i) store(static_cast<float*>(p.out) + lane_id() * 4 + i, c[i]);
 }
 
-STDC_KERNEL(32, 1) multiply_int8(const STDC_CONSTANT Case p) {
+template <bool negative>
+STDC_KERNEL(32, 1) multiply_levels(const STDC_CONSTANT Case p) {
   const uint32_t* const in = static_cast<const uint32_t*>(p.in) + lane_id() * 10;
   uint32_t a[4];
   int32_t c[4];
   for (int i = 0; i < 4; ++i) a[i] = load(in + i);
   for (int i = 0; i < 4; ++i) c[i] = load(reinterpret_cast<const int32_t*>(in) + 6 + i);
-  mma_int8(c, a, load(in + 4), load(in + 5));
+  mma_levels<negative>(c, a, load(in + 4), load(in + 5));
   for (int i = 0; i < 4; ++i) store(static_cast<int32_t*>(p.out) + lane_id() * 4 + i, c[i]);
 }
 
@@ -236,7 +237,8 @@ void run_case(const std::string& name, const Case& p, bool dependent) {
   const Stream stream{nullptr, dependent};
   if (name == "mma_half") return launch<Case>(multiply_fragments<half_t>, "mma_half", {1, 1, 1}, 32, 0, p, stream);
   if (name == "mma_bf16") return launch<Case>(multiply_fragments<bf16_t>, "mma_bf16", {1, 1, 1}, 32, 0, p, stream);
-  if (name == "mma_int8") return launch<Case>(multiply_int8, "mma_int8", {1, 1, 1}, 32, 0, p, stream);
+  if (name == "mma_s8") return launch<Case>(multiply_levels<true>, "mma_levels", {1, 1, 1}, 32, 0, p, stream);
+  if (name == "mma_u8") return launch<Case>(multiply_levels<false>, "mma_levels", {1, 1, 1}, 32, 0, p, stream);
   if (name == "ldmatrix") return launch<Case>(read_matrices, "ldmatrix", {1, 1, 1}, 32, 512, p, stream);
   if (name == "shuffles") return launch<Case>(shuffles, "shuffles", {1, 1, 1}, 64, 0, p, stream);
   if (name == "copies") return launch<Case>(copies, "copies", {1, 1, 1}, 32, 1024, p, stream);

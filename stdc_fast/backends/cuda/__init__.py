@@ -1,7 +1,7 @@
 """CUDA C++ kernels on NVIDIA GPUs: ``csrc/cuda``, compiled at install, a CUDA graph for each size.
 
-What is in :mod:`stdc_fast.backends.gpu.graphs` holds. The kernels compute in float16 and bfloat16; float32 is
-left to Triton's.
+What is in :mod:`stdc_fast.backends.gpu.graphs` holds. The kernels compute in float16, bfloat16 and 8 bits;
+float32 is left to Triton's.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from stdc_fast.backends.gpu.model import Device, Work, device_class
 from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.errors import UserError
 from stdc_fast.plan.plan import Plan
-from stdc_fast.precision import BFLOAT16, FLOAT16, Like, Precision, precision_of
+from stdc_fast.plan.quantise import candidates
+from stdc_fast.precision import BFLOAT16, FLOAT16, INT8, Like, Precision, precision_of
 
-PRECISIONS = (FLOAT16, BFLOAT16)
+PRECISIONS = (FLOAT16, BFLOAT16, INT8)
 
 
 def native() -> ModuleType | None:
@@ -74,8 +75,11 @@ class Cuda(GpuBackend):
         if reason := why_not_device(torch.cuda.get_device_capability(device)):
             return reason
         if precision not in PRECISIONS:
-            return f"it computes in float16 and bfloat16, not {precision}"
-        return None if plan is None else why_not_native(plan)
+            return f"it computes in float16, bfloat16 and int8, not {precision}"
+        return None if plan is None else why_not_native(plan, levels=True)
+
+    def levels(self, plan: Plan, precision: Precision, small: bool) -> list[str]:
+        return candidates(plan)
 
     def compile(
         self, plan: Plan, precision: Precision, device: torch.device, small: bool = False

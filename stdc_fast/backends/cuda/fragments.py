@@ -19,11 +19,16 @@ DEPTH, DEPTH_OF_TAPS = 8, 4
 
 
 def pack(plan: Plan, precision: Precision, device: torch.device) -> dict[str, SimpleNamespace]:
-    """The weights of each op: rounded once, biases float32; ``weight`` as :func:`fragments`."""
+    """The weights of each op: rounded once, or whole numbers of 8 bits, biases float32; ``weight`` as
+    :func:`fragments`.
+    """
     found = weights.pack(plan, precision, torch.device("cpu"))
     for op in plan.ops:
         if isinstance(op, (Stem, Conv, Down)):
-            found[op.name].weight = _ORDER[type(op)](op, found[op.name].weight)
+            levels = getattr(op, "multipliers", None) is not None
+            weight = found[op.name].weight
+            found[op.name].weight = _ORDER[type(op)](op, pairs(weight) if levels else weight)
+            vars(found[op.name]).pop("start", None)  # these kernels multiply levels of uint8 as they are
         if isinstance(op, Down):  # in vectors of eight
             one = found[op.name]
             rest = (0, -one.depthwise.shape[1] % 8)
@@ -52,6 +57,16 @@ def fragments(weight: Tensor) -> Tensor:
     return parts.permute(0, 1, 5, 7, 3, 6, 2, 4).reshape(taps, parts.shape[1], parts.shape[5], 32, 8)
 
 
+def pairs(weight: Tensor) -> Tensor:
+    """int8 ``[.., inputs, outputs]`` as int16 ``[.., inputs / 2, outputs]``, the first of two inputs below.
+
+    ``mma.m16n8k32`` wants of a lane the rows of 8 bits where ``mma.m16n8k16`` wants those of 16, each half as
+    wide (PTX ISA, matrix fragments for mma.m16n8k32).
+    """
+    two = weight.unflatten(-2, (-1, 2)).transpose(-1, -2).contiguous()
+    return two.view(torch.int16).squeeze(-1)
+
+
 def core_matrices(stream: Tensor) -> Tensor:
     """Flat :func:`fragments` in the order of ``wgmma``: ``[.., outputs / 8, 2, 8, 8]``, as many bytes.
 
@@ -71,7 +86,8 @@ def _of_stem(op: Stem, weight: Tensor) -> Tensor:
 def _of_conv(op: Conv, weight: Tensor) -> Tensor:
     if op.kernel == 2:
         return stream(list(weight.reshape(-1, 4, *weight.shape[-2:])))
-    rows = [op.kernel**2 * view.channels for view in op.inputs]
+    channels = [view.channels // (2 if op.multipliers else 1) for view in op.inputs]
+    rows = [op.kernel**2 * count for count in channels]
     return stream([part.reshape(op.kernel**2, -1, weight.shape[-1]) for part in weight.split(rows)])
 
 

@@ -41,6 +41,12 @@ class Fusion:
 
 def possible(plan: Plan) -> Iterator[Fusion]:
     """All that there are kernels for."""
+    # Kernels that multiply levels compute nothing else.
+    levelled = {op.name for op in plan.ops if getattr(op, "multipliers", None)}
+    yield from (one for one in _candidates(plan) if not {one.op, one.into} & levelled)
+
+
+def _candidates(plan: Plan) -> Iterator[Fusion]:
     for op in plan.ops:
         if isinstance(op, Stem):
             yield from _of_stem(plan, op)
@@ -226,6 +232,7 @@ def _stem_conv(lowered: CudaLowered, stem: CudaLaunch, conv: CudaLaunch) -> Cuda
         "type image is_float weight bias offset outside frame_height frame_width height width scale_y "
         "scale_x act",
         weight2=second.weight, bias2=second.bias, y=second.y, out_pitch=second.out_pitch, act2=second.act,
+        inverse=second.inverse, out_negative=second.out_negative,
         **sized,
     )  # fmt: skip
     return dataclasses.replace(conv, arguments=made, also=(stem.op,), **about)

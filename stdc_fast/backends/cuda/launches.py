@@ -16,7 +16,7 @@ from stdc_fast.backends.cuda.fusion import Fusion, Part
 from stdc_fast.backends.cuda.tiles import ADDS, CompiledForms, CudaTiles, Form, predict
 from stdc_fast.backends.gpu.model import Device, Prediction, Work
 from stdc_fast.backends.gpu.placed import Labelling, Launch, Lowered, Request
-from stdc_fast.plan.ops import ACTIVATIONS, Add, Conv, Down, Gate, Op, Scale, Stem, Upsample, View
+from stdc_fast.plan.ops import ACTIVATIONS, Add, Conv, Down, Gate, Op, Quantise, Scale, Stem, Upsample, View
 from stdc_fast.plan.plan import Plan
 from stdc_fast.precision import Precision
 
@@ -80,7 +80,7 @@ class CudaLowered(Lowered):
         self.native, self.dependent = native, dependent
         self._forms = CompiledForms(native)
         self.launches: list[CudaLaunch] = []
-        self._type = getattr(native.Type, precision.name)
+        self._type = getattr(native.Type, str(precision.maps).removeprefix("torch."))
         self._lower()
         if isinstance(fused, Device):
             fused = fusion.chosen(self, lambda launches: self._time(launches, fused))
@@ -162,6 +162,27 @@ class CudaLowered(Lowered):
     def _pitch(self, view: View) -> int:
         return self.plan.buffers[view.buffer].channels
 
+    def _signed(self, view: View | None) -> int:
+        """Whether levels may be negative."""
+        return int(view is not None and self.plan.buffers[view.buffer].store == "s8")
+
+    def _levels(self, op: Op) -> dict[str, Any]:
+        """Fields of an op that writes levels, or may."""
+        inverse = getattr(self.packed.get(op.name), "inverse", None)
+        return {
+            "inverse": self._none if inverse is None else inverse,
+            "out_negative": self._signed(op.output),
+        }
+
+    def _multiplied(self, op: Conv | Down, first: View) -> dict[str, Any]:
+        """Fields of an op that multiplies levels, or may."""
+        if not op.multipliers:
+            return {"pitch": self._pitch(first)}
+        multipliers = self.packed[op.name].multipliers
+        return {
+            "multipliers": multipliers, "negative": self._signed(first), "pitch": self._pitch(first) // 2,
+        }  # fmt: skip
+
     def shared_tiles(self, tiles: int, numbers: int) -> tuple[int, int]:
         """Addresses of memory for what blocks that share tiles have, and of the tiles' counters."""
         made = self._extra(numbers), self._extra(tiles, dtype=torch.int32, zero=True)
@@ -196,7 +217,8 @@ class CudaLowered(Lowered):
             weight=packed.weight, bias=packed.bias, offset=packed.offset[0],
             outside=packed.offset[1],
             y=self._view(op.output), frame_height=r.given[0], frame_width=r.given[1],
-            out_pitch=self._pitch(op.output), act=ACTS[op.act], scale_y=scale_y, scale_x=scale_x, **sized,
+            out_pitch=self._pitch(op.output), act=ACTS[op.act], scale_y=scale_y, scale_x=scale_x,
+            **self._levels(op), **sized,
         )  # fmt: skip
 
     def _conv(self, op: Conv) -> None:
@@ -220,11 +242,12 @@ class CudaLowered(Lowered):
             weight=self._matrices(packed) if t.wgmma else packed.weight,
             bias=packed.bias, y=self._view(op.output),
             scale=self._none if op.scale is None else self._view(op.scale), add=added, sums=sums,
-            workspace=workspace, arrivals=arrivals, pitch=self._pitch(first),
-            other_pitch=0 if second is None else self._pitch(second), out_pitch=self._pitch(op.output),
+            workspace=workspace, arrivals=arrivals, other_negative=self._signed(second),
+            other_pitch=0 if second is None else self._pitch(second) // (2 if op.multipliers else 1),
+            out_pitch=self._pitch(op.output),
             act=ACTS[op.act], planar=int(op.output.buffer in self._planar),
             scale_pitch=0 if op.scale is None else self._pitch(op.scale), add_pitch=add_pitch,
-            sums_rows=rows, sums_pitch=pitch, **sized,
+            sums_rows=rows, sums_pitch=pitch, **self._multiplied(op, first), **self._levels(op), **sized,
         )  # fmt: skip
 
     def _down(self, op: Down) -> None:
@@ -236,9 +259,10 @@ class CudaLowered(Lowered):
             op, "DownArgs", about, type=self._type, x=self._view(op.input), weight=packed.weight,
             bias=packed.bias, depthwise=packed.depthwise, depthwise_bias=packed.depthwise_bias,
             y=self._view(op.output), pooled=self._none if pooled is None else self._view(pooled),
-            pitch=self._pitch(op.input), out_pitch=self._pitch(op.output),
-            pooled_pitch=0 if pooled is None else self._pitch(pooled), count_pad=int(op.count_include_pad),
-            **sized,
+            out_pitch=self._pitch(op.output), pooled_pitch=0 if pooled is None else self._pitch(pooled),
+            pooled_inverse=getattr(packed, "pooled_inverse", self._none),
+            pooled_negative=self._signed(pooled), count_pad=int(op.count_include_pad),
+            **self._multiplied(op, op.input), **self._levels(op), **sized,
         )  # fmt: skip
 
     def _gate(self, op: Gate) -> None:
@@ -259,7 +283,7 @@ class CudaLowered(Lowered):
             outputs=outputs, out_pitch=self._pitch(op.output), act=ACTS[op.acts[0]], act2=ACTS[op.acts[-1]],
         )  # fmt: skip
 
-    def _map(self, op: Scale | Add, scale: View | None, add: View | None) -> None:
+    def _map(self, op: Scale | Add | Quantise, scale: View | None, add: View | None) -> None:
         n, height, width, pitch = self.buffers[op.input.buffer].shape
         added, kind, add_pitch = self._vector_or_map(add)
         moved = 2 * n * height * width * op.input.channels * self.precision.maps.itemsize
@@ -268,7 +292,7 @@ class CudaLowered(Lowered):
             x=self._view(op.input), scale=self._none if scale is None else self._view(scale), add=added,
             y=self._view(op.output), images=n, area=height * width, channels=op.input.channels, pitch=pitch,
             out_pitch=self._pitch(op.output), scale_pitch=0 if scale is None else self._pitch(scale),
-            add_kind=ADDS[kind], add_pitch=add_pitch,
+            add_kind=ADDS[kind], add_pitch=add_pitch, **self._levels(op),
         )  # fmt: skip
 
     def _upsample(self, op: Upsample, labelling: Labelling) -> None:

@@ -173,7 +173,7 @@ class CompiledForms:
         """What a block is, or None if there is no such kernel or not the memory for it."""
         chunks = sum(-(-c // t.chunk) for c in work.words) if work.kind == "conv" else 1
         known = self.by_block[t.forms(work)]
-        if t.block not in known or t.split > chunks or (t.wgmma and work.kind != "conv"):
+        if t.block not in known or t.split > chunks or (t.wgmma and not _on_warp_groups(work)):
             return None
         if not whole_clusters(work, t):
             return None
@@ -202,6 +202,11 @@ class CompiledForms:
             found["add_kind"] = ADDS["map"] if work.mapped else ADDS["none"]
             found["prologue"] = int(work.prologue)
         return found
+
+
+def _on_warp_groups(work: Work) -> bool:
+    """Whether there are forms of wgmma for it: for convolutions of numbers."""
+    return work.kind == "conv" and work.dtype != "int8"
 
 
 def tile_of_input(work: Work, t: CudaTiles) -> tuple[int, int]:
@@ -353,7 +358,7 @@ def candidates(work: Work, forms: CompiledForms) -> Iterator[tuple[CudaTiles, Fo
     if work.kind in ("stem", "stem_conv"):
         chunks = [16]
     known = [(block, 0) for block in forms.by_block[work.kind]]
-    known += [(block, 1) for block in forms.by_block["wgmma"] if work.kind == "conv"]
+    known += [(block, 1) for block in forms.by_block["wgmma"] if _on_warp_groups(work)]
     narrowest = min(block[1] for block in forms.by_block[work.kind])
     for block, wgmma in known:
         widest = max(16, 1 << (work.outputs - 1).bit_length())

@@ -210,14 +210,17 @@ def test_mma_multiplies_the_fragments_of_the_manual(each, dtype):
     )
 
 
-def test_mma_int8_multiplies_the_fragments_of_the_manual(each):
+@pytest.mark.parametrize("kind, dtype", [("mma_s8", np.int8), ("mma_u8", np.uint8)])
+def test_mma_of_levels_multiplies_the_fragments_of_the_manual(each, kind, dtype):
     rng = np.random.default_rng(0)
-    a, b = rng.integers(-128, 128, (16, 32)).astype(np.int8), rng.integers(-128, 128, (32, 8)).astype(np.int8)
-    a[0], b[:, 0] = -128, -128
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    a, b = rng.integers(least, most + 1, (16, 32)).astype(dtype), rng.integers(-128, 128, (32, 8))
+    b = b.astype(np.int8)
+    a[0], a[1], b[:, 0] = least, most, -128
     c = rng.integers(-1000, 1000, (16, 8)).astype(np.int32)
     words = [gather(m, t()).view(np.uint32) for m, t in [(a, table_a8), (b, table_b8)]]
     x = np.concatenate([*words, gather(c, table_c()).view(np.uint32)], axis=1)
-    out = each.run("mma_int8", x, np.empty((32, 4), np.int32))
+    out = each.run(kind, x, np.empty((32, 4), np.int32))
     np.testing.assert_array_equal(
         scatter(out, table_c(), (16, 8)), a.astype(np.int32) @ b.astype(np.int32) + c
     )

@@ -5,13 +5,12 @@ import dataclasses
 import pytest
 import torch
 from engines import TRITON
-from levelled import FIT, case, exact, levels_between, limit, seen
+from levelled import FIT, agrees, both_signs, case, exact, levels_between, seen, signs
 from oracle import FULL, HALF, LOW, street
 from plans import error
-from sketch import pair, plain, small_network
+from sketch import plain, small_network
 
-from stdc_fast import backends
-from stdc_fast.backends import cuda, eager, triton
+from stdc_fast.backends import eager, triton
 from stdc_fast.backends.triton.tiles import TritonTiles, interpreted
 from stdc_fast.numerics import tolerance
 from stdc_fast.plan.quantise import candidates, quantise
@@ -21,20 +20,9 @@ pytestmark = pytest.mark.skipif(TRITON.why_not() is not None, reason=f"needs Tri
 DTYPES = (FULL, HALF, LOW)
 
 
-def agrees(plan, floats, inputs, dtype, tiles=None):
-    executable = TRITON.compile(plan, dtype, **({} if tiles is None else {"tiles": tiles}))
-    for x in inputs:
-        x = [part if part.dtype == torch.uint8 else part.to(dtype) for part in x]
-        wide = [part if part.dtype == torch.uint8 else part.float() for part in x]
-        got, want = executable(*map(TRITON.put, x)).cpu(), exact(plan, dtype)(*wide)
-        most = limit(plan, want, exact(floats, FULL)(*wide), dtype, prologues=True)
-        assert error(got, want) <= most, (list(x[0].shape), error(got, want), most)
-
-
 @pytest.mark.parametrize("name", FIT)
 def test_sums_are_exact(name):
-    plan, floats, inputs = case(FIT[name])
-    agrees(plan, floats, inputs[1:3], DTYPES[list(FIT).index(name) % 3])
+    agrees(TRITON, FIT[name], (1, 2), DTYPES[list(FIT).index(name) % 3])
 
 
 def forced(**changes):
@@ -52,23 +40,19 @@ def forced(**changes):
 
 @pytest.mark.parametrize("split", [1, 4])
 def test_programs_that_share_a_tile(split):
-    plan, floats, inputs = case(levels_between)
-    agrees(plan, floats, [[x[:1, ..., :14] for x in inputs[3]]], FULL, forced(split=split))
+    agrees(TRITON, levels_between, (2,), FULL, tiles=forced(split=split))
 
 
 @pytest.mark.parametrize("name", [n for n in FIT if "sub-pixel" in n or "up" in n or "and" in n])
 def test_borders_of_maps_and_of_tiles(name):
     """Levels that are kept less 128 are zero outside of the map, and lack nothing there."""
-    plan, floats, inputs = case(FIT[name])
-    agrees(plan, floats, inputs[2:3], FULL, forced(depth=64))
+    agrees(TRITON, FIT[name], (2,), FULL, tiles=forced(depth=64))
 
 
 def test_inputs_of_both_signs():
     """One of which is kept less 128, and the other is not."""
-    plan, floats, inputs = case(pair(32, 64, 40, 3, 1))
-    stores = {plan.buffers[view.buffer].store for op in plan.ops for view in op.reads}
-    assert "s8" in stores
-    agrees(plan, floats, inputs[:4], LOW)
+    executable = agrees(TRITON, both_signs, range(4), LOW)
+    assert signs(executable.plan) == {"u8", "s8"}
 
 
 def test_a_network():
@@ -99,7 +83,6 @@ def test_what_triton_multiplies_in_8_bits():
     for precision in (INT8, INT8_FLOAT32):
         assert triton.BACKEND.levels(plan, precision, False) == candidates(plan)
         assert triton.BACKEND.why_not(case(levels_between)[0], precision, device) is None
-    assert cuda.BACKEND.levels(plan, INT8, False) == []
 
 
 def test_weights_are_bytes():
@@ -113,14 +96,3 @@ def test_eager_is_what_is_compared_with():
     plan, floats, inputs = case(levels_between)
     (x,) = inputs[3]
     assert error(eager.compile(plan, FULL)(x), eager.compile(floats, FULL)(x)) > 1e-3
-
-
-def test_triton_is_what_runs_int8_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(triton, "interpreted", lambda: False)
-    monkeypatch.setattr(triton, "_why_not_device", lambda device: None)
-    monkeypatch.setattr(triton.BACKEND, "why_not_here", lambda: None)
-    monkeypatch.setattr(cuda.BACKEND, "why_not_here", lambda: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 6))
-    monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
-    decision = backends.select(None, INT8, torch.device("cuda", 0))
-    assert decision.name == "triton" and not decision.asked
