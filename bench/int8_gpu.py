@@ -1,12 +1,12 @@
-"""What convolutions in 8 bits would be worth on GPUs, by the model of the CUDA kernels' time.
+"""What convolutions in 8 bits are worth on GPUs, by the model of the CUDA kernels' time.
 
     python -m bench.int8_gpu --out docs/results/int8_gpu_prediction.json
 
-There are no such CUDA kernels. They are modelled as those of float16 with pairs of levels for channels: a
-unit of products, ``mma.m16n8k32`` or ``wgmma`` of k32, has 32 channels instead of 16 and the same bytes. Its
-steps take the cycles that ``python -m bench.sass`` simulates for float16. Maps and weights have half the
-bytes. What the epilogue converts is added, and so are the passes that make levels where the plan has them.
-Tiles and fusions are chosen anew. Simulated, not measured.
+The CUDA kernels of levels are those of float16 with pairs of levels for channels: a unit of products,
+``mma.m16n8k32``, has 32 channels instead of 16 and the same bytes. Cycles of their steps are what ``python -m
+bench.sass`` simulates for them. Maps and weights have half the bytes. What the epilogue converts is added,
+and so are the passes that make levels where the plan has them. Tiles and fusions are chosen anew. Simulated,
+not measured.
 
 The network is in 8 bits but for what no plan has so: stem, gates, classifier, labels. "first in float16"
 leaves the second convolution as it is too, which then shares the stem's kernel.
@@ -26,33 +26,17 @@ from bench import ahead
 from bench.cuda_ladder import NETWORKS, Fresh
 from bench.words import table
 from stdc_fast.backends import cuda
-from stdc_fast.backends.cuda.launches import CudaLowered
 from stdc_fast.backends.cuda.tiles import CudaModel
 from stdc_fast.backends.gpu.model import DEVICES
 from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 from stdc_fast.plan import Plan
-from stdc_fast.plan.ops import Conv, Quantise, Stem
+from stdc_fast.plan.ops import Conv, Stem
 from stdc_fast.plan.quantise import candidates
 
 CLASSES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90")
-PAYS = 1.3  # how many times faster a frame has to be for kernels in 8 bits to be written
-
-
-class LevelsLowered(CudaLowered):
-    """Launches of a plan of 8 bits for the model; they do not run."""
-
-    def _quantise(self, op: Quantise) -> None:
-        n, height, width, _ = self.buffers[op.input.buffer].shape
-        maps = 1 + (op.add is not None and bool(self.plan.buffers[op.add.buffer].stride))
-        moved = n * height * width * op.input.channels * (maps * self.precision.maps.itemsize + 1)
-        about = {"blocks": -(-moved // 8192), "moved": moved}  # as other maps
-        self._emit(op, "PrologueArgs", about, type=self._type)
-
-
-class LevelsExecutable(cuda.CudaExecutable):
-    lowered = LevelsLowered
+PAYS = 1.3  # how many times faster a frame had to be for kernels in 8 bits to be written
 
 
 def second(plan: Plan) -> str:
@@ -78,7 +62,7 @@ def row(native: ModuleType, key: str, variant: str, size: tuple[int, int], batch
     """Microseconds of a frame or a batch to labels, and how many times faster 8 bits are."""
     device, microseconds = DEVICES[key], {}
     for name, plan in plans(variant).items():
-        executable = LevelsExecutable(
+        executable = cuda.CudaExecutable(
             plan, cuda.PRECISIONS[0], torch.device("cpu"), native, Fresh(CudaModel(native, device))
         )
         lowered = executable.lower(Request(batch, size, size, size))

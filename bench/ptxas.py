@@ -26,7 +26,7 @@ from stdc_fast.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "native"
 SASS = ("sm_80", "sm_90a")  # targets of which SASS is read by default; the others get the same instructions
-COUNTED = ("HMMA", "HGMMA", "LDGSTS", "LDSM", "LDL", "STL", "BAR", "ACQBULK", "PREEXIT")
+COUNTED = ("HMMA", "IMMA", "HGMMA", "LDGSTS", "LDSM", "LDL", "STL", "BAR", "ACQBULK", "PREEXIT")
 DEPENDENT = 90  # from sm_90 on kernels wait for those before them (ACQBULK) and let the next start (PREEXIT)
 REGISTERS = {"gate": 80, "prologue": 40, "upsample": 120}  # budgets of kernels by name without _kernel
 MOST_REGISTERS = 256  # of what is not known: more than there are
@@ -179,7 +179,8 @@ def block(form: Iterable[int]) -> tuple[int, ...]:
 def budget(row: dict) -> int:
     """How many registers a kernel may have: with more, fewer blocks would share a processor."""
     if form := FORM.search(row["kernel"]):
-        return THREAD.get(row["base"], {}).get(block(map(int, form.groups())), MOST_REGISTERS)
+        of_kind = THREAD.get(row["base"].removesuffix("_levels"), {})
+        return of_kind.get(block(map(int, form.groups())), MOST_REGISTERS)
     return REGISTERS.get(row["base"], MOST_REGISTERS)
 
 
@@ -203,8 +204,9 @@ def problems(rows: list[dict]) -> list[str]:
                 wrong.append("no ACQBULK or no PREEXIT: it does not wait for the kernel before it")
             if row["LDL"] or row["STL"]:
                 wrong.append(f"local memory: {row['LDL']} LDL, {row['STL']} STL")
-            if re.search("conv|stem|down", row["base"]) and not row["HMMA"]:
-                wrong.append("no HMMA: the tensor cores are not used")
+            products = "IMMA" if row["base"].endswith("_levels") else "HMMA"
+            if re.search("conv|stem|down", row["base"]) and not row[products]:
+                wrong.append(f"no {products}: the tensor cores are not used")
             if row["base"] == "wgmma" and not row["HGMMA"]:
                 wrong.append("no HGMMA: the tensor cores are not used as warp groups do")
             if re.search("conv|down|wgmma", row["base"]) and not row["LDGSTS"]:

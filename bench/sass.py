@@ -32,13 +32,13 @@ SHIPPED = ptxas.ROOT / "stdc_fast" / "tables" / "cuda_cycles.json"
 #: Cycles from issue to result of what has no fixed latency, as published for Ampere and Hopper.
 LATENCY = {
     "LDS": 33, "LDSM": 36, "LDC": 30, "LDCU": 30, "S2R": 28, "S2UR": 28, "MUFU": 24, "I2F": 24, "F2I": 24,
-    "LDG": 300, "LDGSTS": 20, "R2UR": 14, "STS": 20, "HMMA": 33, "SYNCS": 24,
+    "LDG": 300, "LDGSTS": 20, "R2UR": 14, "STS": 20, "HMMA": 33, "IMMA": 33, "SYNCS": 24,
 }  # fmt: skip
 FIXED, BARRIER, READ = 6, 24, 12  # cycles of all else, of a barrier's release, and until a source is read
-PRODUCTS = ("HMMA", "HGMMA")
+PRODUCTS = ("HMMA", "IMMA", "HGMMA")  # IMMA: of 32 levels in the cycles of 16 numbers
 #: Cycles in which a scheduler's unit takes no other instruction. An HGMMA of 64xNx16 takes N / 2 of the four
 #: tensor cores of a processor, on each of which a warp of the group has its share.
-BUSY = {"HMMA": 6.45, "XU": 8, "ALU": 2, "IMAD": 2, "FMA": 1}
+BUSY = {"products": 6.45, "XU": 8, "ALU": 2, "IMAD": 2, "FMA": 1}
 #: Cycles that shared memory is busy with 128 bytes a lane group, as one of four schedulers sees it.
 SHARED = 4
 _XU = ("MUFU", "I2F", "F2I")
@@ -234,7 +234,7 @@ def _run(path: Sequence[Instruction], blocks: int, warps: int, steps: int) -> fl
             if step[w] < steps and waiting[w] is None:
                 one = path[place[w]]
                 start = max([ready[w], unit[_unit(one)] - _slack(one), *(board[w][b] for b in one.waits)])
-                if one.base == "HMMA":
+                if one.base in ("HMMA", "IMMA"):
                     start = max(start, sums[w][_operands(one)[-1]])
                 if one.base == "WARPGROUP" and (left := _left(one)) is not None:
                     start = max([start, *groups[w][: len(groups[w]) - left]])
@@ -245,7 +245,7 @@ def _run(path: Sequence[Instruction], blocks: int, warps: int, steps: int) -> fl
         one, last, clock = path[place[w]], w, time + 1
         ready[w] = time + one.stall
         result = LATENCY.get(one.base, FIXED)
-        if one.base == "HMMA":
+        if one.base in ("HMMA", "IMMA"):
             sums[w][_operands(one)[0]] = time + result
         kind = _unit(one)
         begin = max(unit[kind], time)
@@ -275,7 +275,7 @@ def _run(path: Sequence[Instruction], blocks: int, warps: int, steps: int) -> fl
 def _unit(one: Instruction) -> str:
     if one.base in ("LDS", "LDSM"):
         return "" if "RZ, [RZ]" in one.text else "shared"
-    for kind, names in (("HMMA", PRODUCTS), ("XU", _XU), ("FMA", _FMA), ("ALU", _ALU)):
+    for kind, names in (("products", PRODUCTS), ("XU", _XU), ("FMA", _FMA), ("ALU", _ALU)):
         if one.base in names:
             return kind
     return ""
@@ -390,7 +390,8 @@ def read(build: Path = ptxas.BUILD, targets: Sequence[str] = TARGETS) -> list[di
 
 def cycles(rows: Iterable[dict]) -> dict[str, object]:
     """What :mod:`stdc_fast.backends.cuda.tiles` reads: the most cycles of a block alone, of all targets."""
-    found: dict[str, dict] = {"conv": {}, "wgmma": {}, "down": {}, "stem": {}}
+    kinds = ("conv", "conv_levels", "wgmma", "down", "down_levels", "stem")
+    found: dict[str, dict] = {kind: {} for kind in kinds}
     copy = 0
     for row in rows:
         for units, step in row.get("steps", {}).items() if row["base"] in found else ():
@@ -426,7 +427,7 @@ def problems(rows: Iterable[dict]) -> list[str]:
 
 
 def page(rows: Iterable[dict]) -> str:
-    """A table of the main loops, as Markdown. Of wgmma HMMA stands for HGMMA."""
+    """A table of the main loops, as Markdown. HMMA stands for IMMA of levels, and for HGMMA of wgmma."""
     cells = []
     for row in rows:
         for units, step in row.get("steps", {}).items():

@@ -112,8 +112,8 @@ def load(
         device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", ...
         dtype: "auto" (float16 on a GPU with tensor cores, bfloat16 on a CPU with instructions for it, else
             float32), or "float32", "float64", "float16", "bfloat16", or a torch dtype. A network whose values
-            float16 can not hold runs in bfloat16 instead, and a warning says so. "int8" is for CPUs, and for
-            Triton on GPUs: ops that are faster in 8 bits are, all else is in the dtype of "auto", on a GPU in
+            float16 can not hold runs in bfloat16 instead, and a warning says so. "int8" is for CPUs and
+            GPUs: ops that are faster in 8 bits are, all else is in the dtype of "auto", on a GPU in
             bfloat16. It needs ranges of the network's maps, which the embedded weights have.
         backend: "auto" or a name that ``stdc-fast info`` lists as available; the environment
             variable STDC_FAST_BACKEND stands in for "auto".

@@ -4,6 +4,8 @@ import functools
 
 from cases import GATES, OFFSET, STEMS, down, labelled, prologue
 from hosted import SCHEDULES, Hosted, forced, scheduled, spared
+from levelled import both_signs
+from levelled import case as levelled
 from oracle import HALF, answers, check, wrong_labels
 from plans import random_frames
 from sketch import between, plain, sketched
@@ -51,6 +53,19 @@ def head(s, x):
     return s.conv(s.conv(x, 128, 3), 19, 1, act="none", bias=False, store="float32")
 
 
+def on_levels(make, *names):
+    """The plan with these ops on levels, by default all that can be."""
+    return lambda: levelled(make, names or None)[0]
+
+
+@sketched(24)
+def levels_of_a_part(s, x):
+    """Twelve channels of levels in a buffer of more: written and read byte by byte."""
+    y = View(s.buffer(40, 1).buffer, 8, 12)
+    s.conv(x, y, 1)
+    return s.conv(y, 40, 3)
+
+
 CASES = {
     "3x3": (plain(160, 40, 3, 1), {"chunk": 64}),  # steps of 64 channels, and one of less
     "1x1": (plain(400, 40, 1, 1), {"chunk": 128}),
@@ -60,6 +75,10 @@ CASES = {
     "prologue": (prologue(32, 3, scale=True, add="vector"), {}),
     "average": (average, {}),
     "shared": (plain(64, 40, 3, 1), {"split": 4}),
+    "levels": (on_levels(plain(160, 40, 3, 1)), {"chunk": 64}),
+    "levels of both signs": (on_levels(both_signs), {}),
+    "levels of a part": (on_levels(levels_of_a_part, "op 1"), {}),
+    "shared levels": (on_levels(plain(128, 40, 3, 1)), {"split": 4}),
     "wgmma 3x3": (plain(64, 40, 3, 1), {"chunk": 64, "wgmma": 1}),
     "wgmma chunks": (plain(64, 40, 3, 1), {"wgmma": 1}),
     "wgmma 1x1": (plain(160, 40, 1, 1), {"wgmma": 1}),

@@ -30,6 +30,7 @@ from hosted import READY, ROOT, SCHEDULES, build
 from stdc_fast.files import write_atomic
 
 PRODUCT, PIXELS, PLACE = "tile_product.cuh", "tile_pixels.cuh", "conv_tile.cuh"
+EPILOGUE = "epilogue.cuh"
 
 
 # The bugs.
@@ -71,6 +72,7 @@ RACE, EARLY = "race in shared memory", "in flight|race in shared memory"
 #: A stage that another block still reads, or to which the filler's own last copy is still on its way.
 REFILLED = r"may still read by wgmma|bulk_copy of byte \d+ .* while a bulk_copy by .* is in flight"
 conv = functools.partial(Bug, source="conv.cu")
+levels = functools.partial(Bug, source="conv_levels.cu")
 wgmma = functools.partial(Bug, "wgmma_product.cuh", source="conv_wgmma.cu")
 BUGS = {
     "the barrier of a step is missing": conv(PRODUCT, SYNC, "", "3x3", EARLY, unwatched=1),
@@ -95,11 +97,11 @@ BUGS = {
         unwatched=6,
     ),
     "half a warp at a shuffle": conv(
-        "epilogue.cuh", "mask *= 2) total[k] +=", "mask *= 2) if (lane_id() < 16) total[k] +=", "average",
+        EPILOGUE, "mask *= 2) total[k] +=", "mask *= 2) if (lane_id() < 16) total[k] +=", "average",
         "divergent", unwatched=6,
     ),
     "pixels one too far": conv(
-        "epilogue.cuh", "y + pixel * pitch + channel", "y + (pixel + 1) * pitch + channel", "3x3",
+        EPILOGUE, "y + pixel * pitch + channel", "y + (pixel + 1) * pitch + channel", "3x3",
         f"{OUTSIDE}|race between blocks", unwatched=6,
     ),
     "one row too many": conv(
@@ -151,19 +153,19 @@ BUGS = {
         unwatched=6,
     ),
     "a barrier of the average is missing": conv(
-        "epilogue.cuh", "  block_sync();\n  for (int n = thread_id(); n < F::kChannels",
+        EPILOGUE, "  block_sync();\n  for (int n = thread_id(); n < F::kChannels",
         "  for (int n = thread_id(); n < F::kChannels", "average", RACE, unwatched=1,
     ),
     "sums of other blocks without a fence": conv(
-        "epilogue.cuh", FENCE, "  block_sync();\n  if (thread_id() == 0) {\n", "shared", "race between blocks"
+        EPILOGUE, FENCE, "  block_sync();\n  if (thread_id() == 0) {\n", "shared", "race between blocks"
     ),
     "a fence of one thread before the others have written": conv(
-        "epilogue.cuh", FENCE,
+        EPILOGUE, FENCE,
         "  if (thread_id() == 0) fence();\n  block_sync();\n  if (thread_id() == 0) {\n",
         "shared", "race between blocks",
     ),
     "counters are not set back": conv(
-        "epilogue.cuh", "store(arrivals + shared, 0);", "", "shared", WRONG, unwatched=6
+        EPILOGUE, "store(arrivals + shared, 0);", "", "shared", WRONG, unwatched=6
     ),
     "wgmma, a stage filled again without a wait": wgmma(
         "          mbarrier_wait(empty + 8 * old, stage < 2 ? phase ^ 1 : phase);\n", "", "wgmma 3x3",
@@ -318,6 +320,33 @@ BUGS = {
     "only the first outputs of a hidden layer": Bug(
         "gate.cuh", "/ kLanes < end; n += kThreads /", "/ kLanes < kThreads / kLanes; n += kThreads /",
         "wide gate", WRONG, unwatched=6, source="gate.cu",
+    ),
+    "levels that may be negative are taken for others": levels(
+        PRODUCT, "s.first.negative : s.second.negative", "s.first.negative : s.first.negative",
+        "levels of both signs", WRONG, unwatched=6,
+    ),
+    "sums of levels that are multiplied by their neighbours' multipliers": levels(
+        EPILOGUE, "m[k] = channel < outputs ? load_weight(multipliers + channel)",
+        "m[k] = channel < outputs ? load_weight(multipliers + (channel ^ 1))", "levels", WRONG, unwatched=6,
+    ),
+    "sums of levels that are added up as numbers": levels(
+        EPILOGUE, "+= from_bits<V>(v.word[k])", "+= as_float(v.word[k])", "shared levels", WRONG, unwatched=6,
+    ),
+    "a half of the levels of a unit": levels(
+        PIXELS, "inside ? 2 * share.count : 0", "inside ? share.count : 0", "levels", WRONG, unwatched=6,
+    ),
+    "levels that are cut off": conv(
+        EPILOGUE, "as_bits(x + 12582912.f)", "as_bits(x + 12582911.5f)", "levels of a part", WRONG,
+        unwatched=6,
+    ),
+    "a level beyond the view": conv(
+        EPILOGUE, "for (int i = 0; i < 16; ++i)\n      if (i < count) store(to + i",
+        "for (int i = 0; i < 16; ++i)\n      if (i < count + 1) store(to + i", "levels of a part", "changed",
+        unwatched=6,
+    ),
+    "vectors of levels where there are none": conv(
+        EPILOGUE, "inverse == nullptr || pitch % 16 == 0", "inverse == nullptr || pitch % 8 == 0",
+        "levels of a part", "aligned", unwatched=6,
     ),
     "the last of equal classes": Bug("upsample.cu", "value > best[c]", "value >= best[c]", "labels", WRONG),
 }  # fmt: skip

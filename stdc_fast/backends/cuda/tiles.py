@@ -302,7 +302,8 @@ def predict(work: Work, t: CudaTiles, device: Device, form: Form) -> Prediction:
     if work.kind in ("conv", "down"):  # the others have neither
         vectors = height * width * sum(-(-c // 8) for c in work.words) * (1 + work.mapped) / t.split
         steps, short, rest = _steps(work, t, form)
-        cycles = CYCLES[t.forms(work)].get(name(t.block), {})
+        kind = t.forms(work) + ("_levels" if work.dtype == "int8" else "")
+        cycles = CYCLES[kind].get(name(t.block), {})
         alone = steps * cycles.get(str(form.depth(work.kernel) * work.kernel**2), 0)
         alone += short * cycles.get("short", 0) + rest / form.slices * cycles.get("rest", 0)
         alone /= t.split
