@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from bench import gpu_constants
-from bench.ahead import network
+from bench.ahead import network_of
 from stdc_fast import _native
 from stdc_fast.backends import cuda, triton
 from stdc_fast.backends.gpu.model import Device, device_class
@@ -28,6 +28,7 @@ from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.benchmark import header, records
 from stdc_fast.benchmark.table import aligned
 from stdc_fast.errors import UserError
+from stdc_fast.precision import precision_of
 from stdc_fast.tune import Clock, GraphClock, fill
 
 BACKENDS = {"cuda": cuda, "triton": triton}
@@ -159,14 +160,15 @@ def main(arguments: list[str] | None = None) -> int:
             records.append(header.identity() | head | constants, options.out)
             print("\n".join(gpu_constants.table(constants)), flush=True)
     # Whole networks last, in what one kernel after the other was not timed in.
-    some = [] if options.whole else [(torch.float16, False)]
-    some += [(torch.float16, True)] * options.whole + [(torch.bfloat16, True)]
+    some = [] if options.whole else [("float16", False)]
+    some += [("float16", True)] * options.whole + [("int8", True), ("bfloat16", True)]
     for (dtype, whole), variant, name in itertools.product(some, VARIANTS, names):
-        what = f"{name} {variant} {str(dtype).removeprefix('torch.')}"
+        what = f"{name} {variant} {dtype}"
         if name in missing or time.monotonic() > end:
             left.append(f"{what} ({missing.get(name, 'no time')})")
             continue
-        executable = BACKENDS[name].compile(network(variant), dtype, device)
+        plan = network_of(variant, precision_of(dtype).levels)
+        executable = BACKENDS[name].compile(plan, dtype, device)
         found = measure(variant, name, executable, SIZE, kind, GraphClock(), end, whole)
         records.append(header.identity() | head | found, options.out)
         print("\n".join(table(found)), flush=True)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bench.ahead import network
+from bench.ahead import network_of
 from stdc_fast.backends import cuda
 from stdc_fast.errors import UserError
 from stdc_fast.precision import Precision
@@ -54,8 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"there is nothing to run: {reason}")
     failed = 0
     for variant, precision in itertools.product(VARIANTS, cuda.PRECISIONS):
-        executable = cuda.compile(network(variant), precision, "cuda")
-        right = plain(cuda, network(variant), precision)
+        plan = network_of(variant, precision.levels)
+        executable, right = cuda.compile(plan, precision, "cuda"), plain(cuda, plan, precision)
         pair = torch.randint(0, 256, (2, 1, *SIZE, 3), dtype=torch.uint8, device="cuda").unbind()
         wrong = differing(executable, right, pair, options.times)
         failed += wrong > 0

@@ -27,6 +27,7 @@ from stdc_fast.backends.cuda.fusion import possible
 from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.errors import UserError
 from stdc_fast.plan import Plan, build, optimise
+from stdc_fast.plan.quantise import candidates
 from stdc_fast.reference import layers
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
@@ -58,6 +59,13 @@ def plans() -> Iterator[tuple[Plan, tuple[Request, ...]]]:
     torch.manual_seed(0)
     block = layers.AttentionRefinement(70, 34).eval()  # ends with a prologue of its own
     yield optimise(build(block)), (Request(2, (17, 23), (17, 23)),)
+
+
+def in_levels(plan: Plan) -> Plan:
+    """All of it in 8 bits that can be."""
+    from bench.ahead import levelled
+
+    return levelled(plan, candidates(plan))
 
 
 def choices(executable: cuda.CudaExecutable) -> Iterator[Callable]:
@@ -100,6 +108,7 @@ def run_all() -> int:
     """The number of launches."""
     count = 0
     for (plan, requests), precision, fused in itertools.product(plans(), cuda.PRECISIONS, (False, possible)):
+        plan = in_levels(plan) if precision.levels else plan
         executable = cuda.compile(plan, precision, device(), graphs=False, fused=fused)
         for j, choose in enumerate(choices(executable)):
             for request in requests if j == 0 else requests[:1]:

@@ -60,8 +60,8 @@ def on_levels(make, *names):
 
 @sketched(24)
 def levels_of_a_part(s, x):
-    """Twelve channels of levels in a buffer of more: written and read byte by byte."""
-    y = View(s.buffer(40, 1).buffer, 8, 12)
+    """Twenty channels of levels in a buffer of 40, of which every second pixel is aligned to vectors."""
+    y = View(s.buffer(40, 1).buffer, 16, 20)
     s.conv(x, y, 1)
     return s.conv(y, 40, 3)
 

@@ -113,7 +113,7 @@ BUGS = {
         PIXELS, "if (i < count) store(", "if (i < count + 1) store(", "views", WRONG, unwatched=6
     ),
     "more channels read than there are": conv(
-        PIXELS, "inside ? 2 * share.count : 0", "inside ? 16 : 0",
+        PIXELS, "base + offset, 2 * count);", "base + offset, 16);",
         "unwritten", WRONG, unwatched=6,
     ),
     "no wait for other kernels before pixels": conv(
@@ -332,11 +332,14 @@ BUGS = {
     "sums of levels that are added up as numbers": levels(
         EPILOGUE, "+= from_bits<V>(v.word[k])", "+= as_float(v.word[k])", "shared levels", WRONG, unwatched=6,
     ),
-    "a half of the levels of a unit": levels(
-        PIXELS, "inside ? 2 * share.count : 0", "inside ? share.count : 0", "levels", WRONG, unwatched=6,
+    "levels that are no pairs": levels(
+        PIXELS, "column = in.pitch * 2", "column = in.pitch", "levels", f"{WRONG}|{OUTSIDE}", unwatched=6,
+    ),
+    "pixels from one row above": levels(
+        PIXELS, "(share.y + 1) * row", "share.y * row", "levels", f"{WRONG}|{OUTSIDE}", unwatched=6,
     ),
     "levels that are cut off": conv(
-        EPILOGUE, "as_bits(x + 12582912.f)", "as_bits(x + 12582911.5f)", "levels of a part", WRONG,
+        EPILOGUE, "as_bits(x + 12582912.f)", "as_bits(x - 0.5f + 12582912.f)", "levels of a part", WRONG,
         unwatched=6,
     ),
     "a level beyond the view": conv(

@@ -23,7 +23,7 @@ STDC_DEVICE int divide(int n, const Divisor& d) {
 struct Input {
   const void* x;  // [images, height, width, channels of pitch]
   int channels, units, pitch;  // units: channels / 16, rounded up
-  int aligned;                 // to 16 bytes, all pixels
+  int aligned, whole;          // all pixels to 16 bytes; these, and their channels are whole vectors
   int negative;                // of levels: whether they are signed
 };
 
@@ -207,13 +207,19 @@ STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c, 
   const int64_t area = static_cast<int64_t>(s.height) * s.width;
   const T* x = static_cast<const T*>(in.x) + w.image * area * in.pitch;
   const bool adds = s.add_kind == kMap && !other;
-  if (in.aligned && !adds) {  // without a branch in the loop
-    int offset = (share.y * s.width + share.z) * in.pitch + share.channel;
-    const int usual = (share.rows * s.width + share.columns) * in.pitch, more = (s.width - s.halo.by) * in.pitch;
+  if (in.whole && !adds) {  // without a branch in the loop
+    // In bytes from the pixel above and before the first, where a halo may begin: below 2^32, as numbers of an image
+    // are below 2^31.
+    const int row = s.width * in.pitch * 2, column = in.pitch * 2;
+    const char* const base = reinterpret_cast<const char*>(x) - row - column;
+    uint32_t offset = (share.y + 1) * row + (share.z + 1) * column + share.channel * 2;
+    const int usual = share.rows * row + share.columns * column, more = row - s.halo.by * column;
+    const unsigned height = share.count > 0 ? s.height : 0;  // of vectors that do not exist nothing is inside
     STDC_ROLLED
     while (share.more(s)) {
-      const bool inside = share.inside(s);
-      cp_async(share.at, x + (inside ? offset : 0), inside ? 2 * share.count : 0);
+      const bool inside =
+          static_cast<unsigned>(share.y) < height && static_cast<unsigned>(share.z) < static_cast<unsigned>(s.width);
+      cp_async(share.at, base + offset, inside ? 16 : 0);
       offset += usual;
       if (share.next(s, w)) offset += more;
     }

@@ -365,7 +365,8 @@ STDC_DEVICE void lane_pixels(uint32_t (&pixel)[F::kM], int count, const Divisor&
 inline int rounded_up(int n, int by) { return (n + by - 1) / by; }
 inline bool aligned(const void* p, int pitch) { return reinterpret_cast<uintptr_t>(p) % 16 == 0 && pitch % 8 == 0; }
 inline Input input(const void* x, int channels, int pitch, int negative = 0) {
-  return {x, channels, rounded_up(channels, 16), pitch, aligned(x, pitch), negative};
+  const bool vectors = aligned(x, pitch);
+  return {x, channels, rounded_up(channels, 16), pitch, vectors, vectors && channels % 8 == 0, negative};
 }
 
 // On the host, at each launch: number of buffers of pixels, so that the copies of a step never go where an earlier one

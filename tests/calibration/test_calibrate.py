@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from levelled import leave_ops_alone
 from PIL import Image
 from refusals import refusal
 from safetensors import safe_open
@@ -43,6 +44,11 @@ def model(tiny_weights, found):
     return load(tiny_weights, dtype=INT8_FLOAT32, backend="eager", calibrate=found)
 
 
+@pytest.fixture
+def ops_alone(monkeypatch):
+    leave_ops_alone(monkeypatch)
+
+
 # What is found.
 
 
@@ -57,14 +63,14 @@ def test_ranges_are_of_all_that_any_op_may_read(tiny_model, found):
     assert str(found) == f"ranges by {found.method} of 5 frames of arrays"
 
 
-def test_the_model_stays_as_it_was(tiny_model, batch):
+def test_the_model_stays_as_it_was(tiny_model, batch, ops_alone):
     before = tiny_model.precision, tiny_model.calibration, tiny_model.label(batch)
     stdc_fast.calibrate(tiny_model, batch[:2], method="max", limit=None)
     assert tiny_model.precision is before[0] and tiny_model.calibration is before[1]
     assert torch.equal(tiny_model.label(batch), before[2])
 
 
-def test_extremes_are_those_that_another_look_finds(tiny_model, batch):
+def test_extremes_are_those_that_another_look_finds(tiny_model, batch, ops_alone):
     from stdc_fast.backends import eager
 
     found = stdc_fast.calibrate(tiny_model, batch[:1], method="max", limit=None)
@@ -101,7 +107,7 @@ def test_frames_are_drawn_by_the_seed(tiny_model, photo, tmp_path):
     assert looked.source == held.source == "/".join(tmp_path.parts[-2:])
 
 
-def test_frames_of_every_kind_say_the_same(tiny_model, photo, tmp_path):
+def test_frames_of_every_kind_say_the_same(tiny_model, photo, tmp_path, ops_alone):
     """A folder, paths, arrays, one array, and normalised tensors."""
     arrays = [photo(seed=i) for i in range(2)]
     for i, array in enumerate(arrays):
@@ -115,7 +121,7 @@ def test_frames_of_every_kind_say_the_same(tiny_model, photo, tmp_path):
             assert torch.allclose(one.ranges[key].high, expected.high, rtol=1e-4, atol=1e-5)
 
 
-def test_ops_that_are_kept(tiny_model, batch):
+def test_ops_that_are_kept(tiny_model, batch, ops_alone):
     plan = tiny_model.plan()
     first, second = candidates(plan)[:2]
     found = stdc_fast.calibrate(tiny_model, batch[:2], method="max", keep=["features.1", second], limit=None)
@@ -202,7 +208,7 @@ def test_frames_that_say_nothing(name, tiny_model, tiny_weights, tmp_path, photo
     assert said in refusal(load, tiny_weights, dtype="int8", calibrate=source)
 
 
-def test_some_flat_frames_are_no_matter(tiny_model, photo):
+def test_some_flat_frames_are_no_matter(tiny_model, photo, ops_alone):
     frames = [np.zeros((64, 96, 3), np.uint8), photo(), photo(seed=1)]
     assert stdc_fast.calibrate(tiny_model, frames, method="max", limit=None).frames == 2
 
@@ -292,7 +298,7 @@ def changed_by_hand(model):
 
 
 @pytest.mark.parametrize("change", [changed_by_training, changed_by_load_state_dict, changed_by_hand])
-def test_ranges_of_other_weights_are_refused(change, model, batch, tmp_path, caplog):
+def test_ranges_of_other_weights_are_refused(change, model, batch, tmp_path, caplog, ops_alone):
     model.label(batch)
     change(model)
     for call in (model.label, model.predict):
