@@ -7,6 +7,7 @@ import pytest
 
 from bench import ptxas
 from stdc_fast import _native
+from stdc_fast.backends.cuda.tiles import THREAD
 from stdc_fast.errors import UserError
 
 STATIC = "static shared memory, which launches do not reckon with"
@@ -95,7 +96,7 @@ def test_what_is_read(build):
     }
     report = {"arch": "sm_80", "registers": 116, "stack": 0, "spill_stores": 0, "spill_loads": 0}
     memory = {"shared": 0, "constant": 720}
-    instructions = {"HMMA": 1, "HGMMA": 0, "LDGSTS": 2, "LDSM": 1, "LDL": 0, "STL": 0, "BAR": 1}
+    instructions = {"HMMA": 1, "IMMA": 0, "HGMMA": 0, "LDGSTS": 2, "LDSM": 1, "LDL": 0, "STL": 0, "BAR": 1}
     instructions |= {"ACQBULK": 0, "PREEXIT": 0}
     assert conv == names | report | memory | instructions
     assert (conv90["arch"], conv90["registers"]) == ("sm_90a", 120) and "HMMA" not in conv90
@@ -180,6 +181,17 @@ def test_faults_in_the_instructions(build, monkeypatch, old, new, problem):
     assert found(build) == [
         f"conv-f16: conv_kernel<half_t, CompiledForm<9, 1, 1, 4, 1>> for sm_80: {problem}"
     ]
+
+
+def test_kernels_of_levels_multiply_these():
+    row = {"kernel": "conv_levels_kernel", "base": "conv_levels", "object": "conv_levels", "arch": "sm_80"}
+    row |= {"registers": 46, "stack": 0, **dict.fromkeys(("shared", "spill_stores", "spill_loads"), 0)}
+    row |= dict.fromkeys(ptxas.COUNTED, 0) | {"LDGSTS": 2}
+    assert not ptxas.problems([row | {"IMMA": 1}])
+    (line,) = ptxas.problems([row | {"HMMA": 1}])
+    assert line.endswith("no IMMA: the tensor cores are not used")
+    form = "conv_levels_kernel<CompiledForm<1, 1, 4, 2, 4>>"
+    assert ptxas.budget(row | {"kernel": form}) == THREAD["conv"][64, 16, 4]
 
 
 def test_a_budget_of_registers(build, monkeypatch):

@@ -24,7 +24,8 @@ class Device:
         shared: bytes of shared memory that a program may have.
         wgmma: whether products of at least 64 rows go to warp groups.
         eights: products of 8-bit integers in the time of one of 16 bits. Data sheets say 2 where float32 sums
-            are at the full rate of 16 bits, and 4 on GeForce, where they are at half of it.
+            are at the full rate of 16 bits, as of 624 and 312 on an A100, and 4 on GeForce, where they are at
+            half of it, as of 660.6 and 165.2 on an RTX 4090.
     """
 
     name: str
