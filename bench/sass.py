@@ -349,7 +349,7 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1, slices: int
     copies = [body for body in copies if count(body, "LDGSTS") and not count(body, *PRODUCTS)]
     if copies:
         each = lambda body: sum(one.stall for one in body) / count(body, "LDGSTS")  # noqa: E731
-        # That of pixels alone is before and in each main loop, and others, as of a gate's weights, less often.
+        # That of pixels alone is before and in each main loop, and others, as of gates, less often.
         # That of pixels with the map that is added to them has two copies.
         often = Counter(map(len, copies))
         body = min(copies, key=lambda body: (count(body, "LDGSTS"), -often[len(body)], each(body)))

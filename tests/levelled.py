@@ -104,7 +104,6 @@ def stem_to_levels(s, x):
 
 MORE = {
     "levels between": levels_between,
-    "both signs": both_signs,
     "levels of a stage": levels_of_a_stage,
     "stem to levels": stem_to_levels,
     "128 to 70, 3x3": plain(128, 70, 3, 1),

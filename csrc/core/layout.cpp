@@ -57,12 +57,12 @@ class Layouter {
 
   // Ops at high resolution that follow each other are one stage, up to the end of an STDC module, so that the next
   // one's maps can take the place of this one's; deeper in, an op's weights are larger than its maps, and each is a
-  // stage of its own. A vector needs all of its input.
+  // stage of its own, and so are all where memory is to be small. A vector needs all of its input.
   void stages() {
     stage_.resize(count_);
     const auto alone = [&](int o) {
       const int stride = p_.buffer(op(o).output).stride;
-      return stride > 8 || stride == 0;
+      return p_.small || stride > 8 || stride == 0;
     };
     int stage = 0;
     for (int o = 0; o < count_; o++) {

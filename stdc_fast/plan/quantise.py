@@ -95,6 +95,13 @@ def _fits(plan: Plan, op: Op) -> bool:
     return stores == {"act"} and units and not (isinstance(op, Conv) and op.up and op.kernel == 3)
 
 
+def mixed(plan: Plan, op: Conv | Down) -> bool:
+    """Whether of several inputs some may be levels of 0 to 255, and others of -127 to 127."""
+    views = _inputs(op)
+    kept = {_positive(plan, v) for view in views for v in (view, plan.whole(view.buffer))}
+    return len(views) > 1 and len(kept) > 1
+
+
 def _inputs(op: Conv | Down) -> tuple[View, ...]:
     return op.inputs if isinstance(op, Conv) else (op.input,)
 

@@ -14,6 +14,7 @@ class Prologue : public Op {
     for (const View& v : {scale_, add_})
       if (v) reads.push_back(v);
     if (l.version() >= 3) levels_ = l.optional_weight();
+    starts_stage = levels_ >= 0;  // as the convolution that it makes levels for
   }
 
   void check(const Checker& c) const override {

@@ -14,7 +14,7 @@ from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 from stdc_fast.plan.ops import Conv, Upsample
 from stdc_fast.plan.plan import Plan
-from stdc_fast.plan.quantise import candidates
+from stdc_fast.plan.quantise import candidates, mixed
 from stdc_fast.precision import FLOAT32, Like, Precision, precision_of
 
 
@@ -66,7 +66,7 @@ def levels(plan: Plan, precision: Precision, small: bool = False, isa: str = "")
     found, known = [], set(candidates(plan))
     isa, maps = _native.isa(isa), str(precision.maps).removeprefix("torch.")
     for op in plan.ops:
-        if op.name not in known:
+        if op.name not in known or mixed(plan, op):  # one kernel has levels of one kind
             continue
         inputs = op.inputs if isinstance(op, Conv) else (op.input,)
         # Of an entry of a stage what counts is its 1x1, at the input's size.

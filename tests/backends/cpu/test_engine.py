@@ -137,7 +137,7 @@ def resident():
     raise AssertionError("no VmRSS")
 
 
-@pytest.mark.parametrize("small, packed, most", [(True, 30e6, 60e6), (False, 70e6, 110e6)])
+@pytest.mark.parametrize("small, packed, most", [(True, 30e6, 20e6), (False, 70e6, 45e6)])
 def test_memory_at_full_size(small, packed, most):
     executable = cpu.compile(trained_plan(), LOW, small=small)
     weights, arena = executable.memory
@@ -145,7 +145,7 @@ def test_memory_at_full_size(small, packed, most):
     executable.labels(random_frames(1, 512, 1024))
     assert executable.memory[0] == weights
     arena = executable.memory[1]
-    assert weights + arena < most
+    assert 0 < arena < most
     executable.labels(random_frames(2, 64, 96))
     assert executable.memory == (weights, arena)  # of the largest size, not of the last
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from engines.cpu import CPUS, ISAS, in_both_dtypes, needs_native
-from levelled import FIT, case, exact, levels_between, limit, seen, tiles_to_levels
+from levelled import FIT, both_signs, case, exact, levels_between, limit, seen, tiles_to_levels
 from oracle import FULL, LOW, street, trained_plan
 from plans import error
 from sketch import plain, small_network
@@ -103,6 +103,15 @@ def test_the_model_of_costs_knows_what_processors_multiply():
         assert set(chosen["avx512_bf16"]) < set(levels(plan, INT8, small=True, isa="avx512_bf16"))
     if "avx512_vnni" in chosen:
         assert levels(plan, INT8_FLOAT32, isa="avx512_vnni") == candidates(plan)
+
+
+def test_inputs_of_both_signs_stay_as_they_are():
+    """An op has levels of one kind here."""
+    plan = both_signs()
+    several = {op.name for op in plan.ops if len(op.inputs) > 1}
+    for isa in ISAS:
+        assert not several & set(levels(plan, INT8_FLOAT32, small=True, isa=isa))
+    assert several < set(candidates(plan))
 
 
 def test_memory_of_levels():
