@@ -59,7 +59,7 @@ _plan = functools.cache(ahead.network)
 
 def by_target(rows: list[dict]) -> Iterator[str]:
     yield (
-        "| kernel | target | forms | most registers | spilled bytes | stack bytes | HMMA (least) | "
+        "| kernel | target | forms | most registers | spilled bytes | stack bytes | products (least) | "
         "asynchronous copies (least) | waits for other kernels (least) | local loads and stores |"
     )
     yield "| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |"
@@ -67,14 +67,14 @@ def by_target(rows: list[dict]) -> Iterator[str]:
         own = [r for r in rows if (r["base"], r["arch"]) == (base, arch)]
         seen = [r for r in own if r.get("HMMA") is not None]
 
-        def least(name, seen=seen):
-            return str(min(r[name] for r in seen)) if seen else "not looked at"
+        def least(*names, seen=seen):
+            return str(min(sum(r[name] for name in names) for r in seen)) if seen else "not looked at"
 
         spilled = sum(r["spill_stores"] + r["spill_loads"] for r in own)
         local = str(sum(r["LDL"] + r["STL"] for r in seen)) if seen else "not looked at"
         yield (
             f"| {base} | {arch} | {len(own)} | {max(r['registers'] for r in own)} | {spilled} | "
-            f"{sum(r['stack'] for r in own)} | {least('HMMA')} | {least('LDGSTS')} | {least('ACQBULK')} | "
+            f"{sum(r['stack'] for r in own)} | {least('HMMA', 'IMMA', 'HGMMA')} | {least('LDGSTS')} | {least('ACQBULK')} | "
             f"{local} |"
         )
 

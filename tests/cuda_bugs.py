@@ -56,8 +56,10 @@ class Bug:
 
 
 SYNC = "    block_sync();  // all see what the others fetched; nobody reads the stage before any more\n"
-CHANGE = "      change_pixels<T, F>(s, w, now, change);\n"
-ELSE = "    } else {\n      cp_async_wait<L::kStages - 2>();\n    }\n"
+CHANGE = "        change_pixels<T, F>(s, w, now, change);\n"
+ELSE = "      } else {\n        cp_async_wait<L::kStages - 2>();\n      }\n"
+OF_LEVELS = "    } else {\n      cp_async_wait<L::kStages - 2>();\n    }\n"
+BARRIER = "        block_sync();\n"
 FENCE = (
     "  block_sync();\n  if (thread_id() == 0) {\n"
     "    fence();  // for the whole block, whose writes came before the barrier\n"
@@ -101,7 +103,7 @@ BUGS = {
         "divergent", unwatched=6,
     ),
     "pixels one too far": conv(
-        EPILOGUE, "y + pixel * pitch + channel", "y + (pixel + 1) * pitch + channel", "3x3",
+        EPILOGUE, "(y + pixel * pitch + channel", "(y + (pixel + 1) * pitch + channel", "3x3",
         f"{OUTSIDE}|race between blocks", unwatched=6,
     ),
     "one row too many": conv(
@@ -125,8 +127,8 @@ BUGS = {
         PRODUCT, "  return most;\n", "  return most > 1 ? most - 1 : 1;\n", "1x1", EARLY, unwatched=1
     ),
     "pixels are changed after the barrier": conv(
-        PRODUCT, CHANGE + ELSE + SYNC,
-        f"      block_sync();\n{CHANGE}{ELSE.removesuffix('    }' + chr(10))}      block_sync();\n    }}\n",
+        PRODUCT, CHANGE + ELSE + OF_LEVELS + SYNC,
+        BARRIER + CHANGE + ELSE.replace("      }\n", BARRIER + "      }\n") + OF_LEVELS,
         "prologue", EARLY, unwatched=1
     ),
     "weights of a step that begin where the next one's do": conv(
@@ -469,7 +471,7 @@ def main():
     rows = []
     for name, found in hunted().items():
         print(row(name, found))
-        if name != "none":
+        if name != "none" and not isinstance(found, str):
             rows.append({"bug": name, "file": BUGS[name].file, **summary(found)})
     if sys.argv[1:2] == ["--out"]:
         text = "".join(json.dumps(one) + "\n" for one in rows)
