@@ -75,8 +75,6 @@ def test_720x960(form, tiny_model, tmp_path):
 @pytest.mark.parametrize("form", [f for f in GRAPHS if f.frames], ids=lambda f: f.name)
 def test_raw_frames_to_labels(form, tiny_model, tmp_path):
     """Resized in the graph, both ways."""
-    if form.name in ("litert", "executorch"):
-        pytest.skip("of these only normalised images and logits are tested")
     done = stdc_fast.export(
         tiny_model, tmp_path / f"a{there(form).suffix}", size=(64, 96), frame=(97, 131), input="nhwc",
         output="labels", batch=2,
