@@ -26,11 +26,12 @@ test: $(VENV)/.test-installed
 test-all: $(VENV)/.test-installed
 	$(PYTEST) -m "wide or not wide"
 
-# Exports whose packages are not in the dev extras, each in an environment of its own.
+# Exports whose packages are not in the dev extras, each in an environment of its own. Not editable: without the native
+# module that would remove the tree's.
 test-exports:
 	for extra in litert executorch; do \
 		$(PYTHON) -m venv .venv-$$extra && \
-		STDC_FAST_NATIVE=0 .venv-$$extra/bin/python -m pip install --quiet -c constraints.txt -e ".[test,export,$$extra]" && \
+		STDC_FAST_NATIVE=0 .venv-$$extra/bin/python -m pip install --quiet -c constraints.txt ".[test,export,$$extra]" && \
 		.venv-$$extra/bin/python -m pytest tests/exporters || exit 1; \
 	done
 
