@@ -82,9 +82,10 @@ $(VENV)/.check-installed: pyproject.toml constraints.txt
 	touch $@
 
 # Against the packages whose interfaces are offered, which are no dependency of development.
-test-ecosystem: $(VENV)/.test-installed
-	$(BIN)/pip install -q "huggingface_hub>=0.34" timm torchvision
-	$(BIN)/python -m pytest tests/test_hub.py tests/test_features.py
+test-ecosystem:
+	$(PYTHON) -m venv .venv-ecosystem
+	STDC_FAST_NATIVE=0 .venv-ecosystem/bin/python -m pip install --quiet -c constraints.txt ".[test,hub]" timm
+	.venv-ecosystem/bin/python -m pytest tests/test_hub.py tests/test_pretrained.py tests/test_features.py
 
 clean:
-	rm -rf $(VENV) .venv-litert .venv-executorch out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json
+	rm -rf $(VENV) .venv-litert .venv-executorch .venv-ecosystem out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json

@@ -85,14 +85,19 @@ def mmseg_model(variant: str = "stdc1", classes: int = 19) -> nn.Module:
     return randomised(MODELS.build(config.model))
 
 
-def sg_model(variant: str = "stdc1", classes: int = 19) -> nn.Module:
-    os.environ["CRASH_HANDLER"] = "FALSE"
-    # torchvision without its compiled operators, whose fakes torch would look for.
+def import_torchvision() -> None:
+    """Without its compiled operators, whose fakes torch would look for: they may be for other builds."""
     register = torch.library.register_fake
     torch.library.register_fake = lambda *args, **kwargs: lambda function: function
-    import torchvision  # noqa: F401
+    try:
+        import torchvision  # noqa: F401
+    finally:
+        torch.library.register_fake = register
 
-    torch.library.register_fake = register
+
+def sg_model(variant: str = "stdc1", classes: int = 19) -> nn.Module:
+    os.environ["CRASH_HANDLER"] = "FALSE"
+    import_torchvision()
     base = "data_gradients"
     parts = ("", ".common", ".common.decorators", ".dataset_adapters", ".dataset_adapters.base_adapter",
              ".dataset_adapters.config", ".dataset_adapters.config.data_config",

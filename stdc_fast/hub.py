@@ -180,11 +180,11 @@ def _said(package, error: BaseException, place: Place, fetch: bool, what: str) -
         case errors.RevisionNotFoundError():
             return f"the repository has no revision {place.revision or 'main'}"
         case errors.LocalEntryNotFoundError():
-            cause = error.__cause__
+            cause, missing = error.__cause__, "and it is not in the cache of this machine"
             if cause is not None and _of_connection(cause, errors):
-                return (
-                    f"{hub} can not be reached ({_line(cause)}), and it is not in the cache of this machine"
-                )
+                return f"{hub} can not be reached ({_line(cause)}), {missing}"
+            if isinstance(cause, errors.HfHubHTTPError):
+                return f"can not be {what} ({_line(cause)}), {missing}"
             remedy = "downloads are forbidden, by local_files_only or HF_HUB_OFFLINE"
             if not fetch:
                 remedy = "load it with download=True"
@@ -214,4 +214,6 @@ def _line(error: BaseException) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    return " ".join(lines)[:300] if type(error) is ValueError else lines[0]
+    if type(error) is ValueError or lines[0].endswith(":"):  # "Bad request:", and then what is
+        return " ".join(lines)[:300]
+    return lines[0]

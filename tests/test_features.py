@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import stdc_fast
+from bench import framework_models
 from stdc_fast import UserError, checkpoints, create_model
 from stdc_fast.classes import CAMVID, ClassSet
 from stdc_fast.features import FeatureInfo
@@ -130,9 +131,51 @@ def test_input_channels(tiny_weights):
 # ---------------------------------------------------------------- beside timm
 
 
-def test_as_timm_has_it():
+@pytest.fixture(scope="module")
+def timm():
+    """The package, with a torchvision that may have been built for another torch."""
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed; see make test-ecosystem")
+    framework_models.import_torchvision()
+    import timm
+
+    return timm
+
+
+@pytest.fixture(scope="module")
+def registered(timm):
+    """It with our names, which it did not have."""
+    assert not timm.is_model("stdc1")
+    import stdc_fast.timm_models  # noqa: F401
+
+    return timm
+
+
+def test_in_the_registry_of_timm(registered, tiny_weights):
+    assert registered.list_models("stdc*") == ["stdc1", "stdc2"]
+    chosen = {"out_indices": (2, 4), "in_chans": 4, "features_only": True}
+    backbone = registered.create_model("stdc1", pretrained=tiny_weights, **chosen)
+    assert same(backbone.state_dict(), create_model("stdc1", tiny_weights, **chosen).state_dict())
+    assert backbone.feature_info.reduction() == [8, 32]
+    maps = registered.create_model("stdc2", features_only=True)(torch.randn(2, 3, 64, 96))
+    assert [tuple(y.shape[1:]) for y in maps[3:]] == [(512, 4, 6), (1024, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "stdc1 in timm is a backbone and no classifier; add features_only=True"),
+        ({"num_classes": 7}, "add features_only=True"),
+        ({"features_only": True, "drop_rate": 0.1}, "has no drop_rate; it has in_chans, out_indices"),
+        ({"features_only": True, "out_indices": (7,)}, "out_indices must be numbers from 0 to 4"),
+    ],
+)
+def test_what_the_registry_refuses(registered, options, said):
+    with pytest.raises(UserError, match=said):
+        registered.create_model("stdc1", **options)
+
+
+def test_as_timm_has_it(timm):
     from timm.models._features import FeatureInfo as Theirs
 
     info = create_model(features_only=True).feature_info.info

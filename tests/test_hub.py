@@ -35,11 +35,19 @@ def server():
         yield running
 
 
+def new_sessions():
+    """Releases before 1.0 ask whether they are offline once, when they make a session."""
+    from huggingface_hub import utils
+
+    getattr(utils, "reset_sessions", lambda: None)()
+
+
 @pytest.fixture
 def remote(server, tmp_path, monkeypatch):
     """The Hub without repositories, and an empty cache."""
     import huggingface_hub.constants
 
+    new_sessions()
     monkeypatch.delenv("STDC_FAST_OFFLINE", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     server.repositories, server.asked, server.broken, server.wrong_card = {}, [], None, None
@@ -148,6 +156,7 @@ def test_the_packages_own_switch(remote, saved, model, monkeypatch):
 
     remote.add("me/streets", saved)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    new_sessions()
     assert "by local_files_only or HF_HUB_OFFLINE" in refusal(load, "me/streets")
     assert "HF_HUB_OFFLINE" in refusal(model.push_to_hub, "me/streets", token=TOKEN)
     assert remote.asked == []
@@ -155,15 +164,18 @@ def test_the_packages_own_switch(remote, saved, model, monkeypatch):
 
 def test_a_hub_that_fails(remote, saved, monkeypatch):
     remote.add("me/streets", saved)
-    remote.broken = 400
-    assert "hf://me/streets: " in refusal(load, "me/streets")
+    for code, words in ((400, "Bad request: out of order"), (409, "409 ")):  # 500 is asked again for 23 s
+        remote.broken = code
+        said = refusal(load, "me/streets")
+        assert said.startswith("hf://me/streets: can not be read (") and words in said
+        assert said.endswith("), and it is not in the cache of this machine")
     import huggingface_hub.constants
+    import huggingface_hub.file_download
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(
-        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-        "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}",
-    )  # fmt: skip
+    address = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    for module in (huggingface_hub.constants, huggingface_hub.file_download):  # of releases before 1.0
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", address, raising=False)
     assert "http://127.0.0.1:9 can not be reached" in refusal(load, "me/streets")
 
 
