@@ -32,6 +32,8 @@ def requests(form: Format) -> list[dict]:
         found.append({"batch": None, "input": "nhwc", "output": "labels"})
     if form.graph and form.frames:
         found.append({"size": (64, 96), "frame": (97, 131), "input": "nhwc", "output": "labels"})
+    if form.name == "torch":
+        found += [{**how, "compiled": True} for how in ({}, sized[2])]
     low = {"size": (97, 131)} if form.graph else {}
     return found + [{**low, "dtype": dtype} for dtype in form.dtypes[1:]]
 

@@ -36,6 +36,9 @@ def export(
         Optional[str], typer.Option(help="HEIGHTxWIDTH of the image, where the network sees it resized.")
     ] = None,
     opset: Annotated[int, typer.Option(help="Of ONNX.")] = 18,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Of torch: machine code for this processor.")
+    ] = False,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Leave the file unchecked against the reference.")
     ] = False,
@@ -60,8 +63,8 @@ def export(
     done = exporters.export(
         model, out, format=format, dtype=dtype, size=parse_size(size) if size != "native" else size,
         batch=None if batch == "any" else int(batch), input=input, output=output,
-        frame=parse_size(frame, "--frame"), opset=opset, check=not no_check, report=report,
-        **pairs(option, "--option"),
+        frame=parse_size(frame, "--frame"), opset=opset, compiled=compiled, check=not no_check,
+        report=report, **pairs(option, "--option"),
     )  # fmt: skip
     if as_json:
         print(json.dumps(done.to_dict()))

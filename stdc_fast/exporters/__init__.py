@@ -78,6 +78,7 @@ def export(
     output: str = "logits",
     frame: tuple[int, int] | None = None,
     opset: int = 18,
+    compiled: bool = False,
     check: bool = True,
     report: str | Path | None = None,
     **options: object,
@@ -98,6 +99,7 @@ def export(
             ``[N, H, W]``.
         frame: (H, W) of the image, where it is not ``size``: it is resized in the graph, and so are logits.
         opset: of ONNX.
+        compiled: of torch: machine code for this processor, by AOTInductor and a C++ compiler.
         check: run the file on a photo and compare. Without it nothing says that the file is right.
         report: JSON file to write, too.
         options: of the network, for a file that does not say them, as for :func:`stdc_fast.load`.
@@ -111,7 +113,7 @@ def export(
 
     start, path = time.perf_counter(), Path(path)
     form = format_of(path, format)
-    settings = Settings(dtype, _pair(size), batch, input, output, _pair(frame), opset)
+    settings = Settings(dtype, _pair(size), batch, input, output, _pair(frame), opset, compiled)
     settings.check(form, 0)
     form.check_installed()
     for place in (path, *([] if report is None else [Path(report)])):

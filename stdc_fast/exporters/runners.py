@@ -41,7 +41,12 @@ def run_openvino(path: Path, settings: Settings) -> Run:
 
 def run_torch(path: Path, settings: Settings) -> Run:
     with quiet():
-        module = torch.export.load(path).module()
+        if settings.compiled:
+            from torch._inductor import aoti_load_package
+
+            module = aoti_load_package(str(path))
+        else:
+            module = torch.export.load(path).module()
 
     def run(image: np.ndarray) -> np.ndarray:
         with torch.no_grad():

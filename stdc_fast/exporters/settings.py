@@ -37,6 +37,7 @@ class Settings:
         output: one of :data:`OUTPUTS`.
         frame: (H, W) of the image, where it is not ``size``: it is resized in the graph, and so are logits.
         opset: of ONNX.
+        compiled: of torch: machine code for this processor, by AOTInductor.
     """
 
     dtype: str = "float32"
@@ -46,6 +47,7 @@ class Settings:
     output: str = "logits"
     frame: tuple[int, int] | None = None
     opset: int = 18
+    compiled: bool = False
 
     @property
     def raw(self) -> bool:
@@ -83,6 +85,8 @@ class Settings:
             raise UserError(f"batch must be a number from 1 to 1024, or None for any, not {self.batch!r}")
         if type(self.opset) is not int or self.opset not in OPSETS:
             raise UserError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, not {self.opset!r}")
+        if self.compiled and form.name != "torch":
+            raise UserError(f"only format torch is compiled, not {form.name}; leave compiled out")
         self._check_graph(form)
         if self.output == "labels" and classes > 256:
             raise UserError(f"labels are uint8, which {classes} classes exceed; export logits")

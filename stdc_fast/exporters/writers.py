@@ -93,7 +93,16 @@ def _program(source: Source, settings: Settings) -> torch.export.ExportedProgram
 
 
 def write_torch(source: Source, settings: Settings, path: Path) -> None:
-    extra = {"metadata.json": json.dumps(source.metadata(settings))}
+    said = json.dumps(source.metadata(settings))
+    if settings.compiled:
+        # Importing torch alone does not import it.
+        from torch._inductor import aoti_compile_and_package
+
+        program, options = _program(source, settings), {"aot_inductor.metadata": {"metadata.json": said}}
+        with quiet(), hushed():
+            aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+        return
+    extra = {"metadata.json": said}
     with quiet():
         torch.export.save(_program(source, settings), path, extra_files=extra)
 

@@ -100,6 +100,34 @@ def test_float16(form, tiny_model, tmp_path):
     assert 1e-5 < done.error < 2e-2  # it is not float32
 
 
+@pytest.mark.parametrize("size", [(33, 45), pytest.param(None, marks=pytest.mark.wide)], ids=str)
+def test_compiled(size, tiny_model, tmp_path):
+    """By AOTInductor. What torch.export reads is another file with the same suffix."""
+    from torch._inductor import aoti_load_package, cpp_builder
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except Exception as error:
+        pytest.skip(f"no C++ compiler: {error}")
+    path = tmp_path / "a.pt2"
+    done = stdc_fast.export(tiny_model, path, size=size, batch=None if size is None else 1, compiled=True)
+    last = done.rows[-1]
+    assert (last.batch, last.height, last.width) == ((2, 97, 131) if size is None else (1, *size))
+    assert done.error < 1e-5 and done.settings.compiled and os.listdir(tmp_path) == [path.name]
+    package = aoti_load_package(str(path))
+    said = json.loads(package.get_metadata()["metadata.json"])
+    assert said["classes"] == list(tiny_model.classes.names)
+    with pytest.raises(RuntimeError), quiet():
+        torch.export.load(path)
+
+
+def test_no_compiler(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (str(tmp_path / "none"),))
+    with pytest.raises(UserError, match=r"a\.pt2: not written, as torch .*: .*ompiler") as caught:
+        stdc_fast.export(tiny_model, tmp_path / "a.pt2", size=(64, 96), compiled=True)
+    assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
+
+
 def test_plans(tiny_model, tmp_path):
     done = stdc_fast.export(tiny_model, tmp_path / "a.plan")
     assert (tmp_path / "a.plan").read_bytes().startswith(b"stdc-plan 2\n")

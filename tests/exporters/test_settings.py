@@ -46,6 +46,8 @@ def refusal(model, path, **how):
         ("a.onnx", {"output": "mask"}, "output must be one of logits, logits8, labels, not 'mask'"),
         ("a.onnx", {"opset": 17}, "opset must be 18 to 23, not 17"),
         ("a.xml", {"opset": 19}, "opset 19 is for format onnx; leave it out"),
+        ("a.onnx", {"compiled": True}, "only format torch is compiled, not onnx; leave compiled out"),
+        ("a.plan", {"compiled": True}, "only format torch is compiled, not plan; leave compiled out"),
         ("a.onnx", {"frame": (64, 96)}, "frame needs size"),
         ("a.onnx", {"size": (64, 96), "frame": (64, 200)}, "more than twice a size of 64x96"),
         ("a.onnx", {"size": (64, 96), "frame": (80, 96), "output": "logits8"}, "use logits"),
