@@ -3,7 +3,7 @@
     python -m bench.export_speed --out docs/results/export_speed.json
 
 Both are float32 with fixed shapes, and a third is ours for every size. In each round each runs once, in an
-order that changes; a ratio is of two times of one round.
+order that changes; a ratio is of two times of one round. ``--document FILE`` writes the table there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 
+from bench.words import between, table
 from stdc_fast import files, info
 from stdc_fast.exporters import Settings, parity, writers
 from stdc_fast.exporters.converters import quiet
@@ -26,6 +27,7 @@ from stdc_fast.hardware import cpu
 from stdc_fast.images import normalise
 
 TORCH = "torch.onnx.export"
+BEGIN, END = "<!-- written by bench.export_speed -->", "<!-- end of its times -->"
 
 
 def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -75,11 +77,25 @@ def measure(model: str, size: tuple[int, int], rounds: int, threads: int) -> dic
     return {"model": model, "size": f"{size[0]}x{size[1]}", "rounds": rounds, "rows": rows}
 
 
+def summary(result: dict) -> str:
+    """The table of the document: a row for each size."""
+    rows = []
+    for one in result["measurements"]:
+        cells = [f"{one['rows'][TORCH]['ms_p50']:.1f} ms"]
+        for name in ("ours", "ours, every size"):
+            times = one["rows"][name]
+            cells.append(f"{times['ratio_p50']:.3f} ({times['ratio_p20']:.3f} to {times['ratio_p80']:.3f})")
+        rows.append([one["model"], one["size"], *cells])
+    head = ["model", "size", TORCH, "ours over that", "ours for every size over that"]
+    return table(head, rows, "..rrr")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--document", type=Path)
     arguments = parser.parse_args()
     result = {
         "what": f"one image to logits at its size; ratios are to {TORCH} in the same round",
@@ -95,6 +111,9 @@ def main() -> None:
     }
     print(json.dumps(result, indent=1))
     files.write_atomic(arguments.out, lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
+    if arguments.document:
+        page = between(arguments.document.read_text(), BEGIN, END, "\n" + summary(result) + "\n")
+        files.write_atomic(arguments.document, lambda p: p.write_text(page))
 
 
 if __name__ == "__main__":
