@@ -74,8 +74,8 @@ def by_target(rows: list[dict]) -> Iterator[str]:
         local = str(sum(r["LDL"] + r["STL"] for r in seen)) if seen else "not looked at"
         yield (
             f"| {base} | {arch} | {len(own)} | {max(r['registers'] for r in own)} | {spilled} | "
-            f"{sum(r['stack'] for r in own)} | {least('HMMA', 'IMMA', 'HGMMA')} | {least('LDGSTS')} | {least('ACQBULK')} | "
-            f"{local} |"
+            f"{sum(r['stack'] for r in own)} | {least('HMMA', 'IMMA', 'HGMMA')} | {least('LDGSTS')} | "
+            f"{least('ACQBULK')} | {local} |"
         )
 
 
