@@ -56,7 +56,7 @@ class Job:
 
 
 CPU_JOBS = (
-    Job("stdc1_camvid", (512, 1024), int8=True, seconds=330),
+    Job("stdc1_camvid", (512, 1024), dtype="auto,float32,int8", int8=True, seconds=330),
     Job("stdc1_camvid", (768, 1536), peers=FEW, seconds=200),
     Job("stdc2", (512, 1024), peers=FEW, seconds=200),
     Job("stdc1_camvid", (512, 1024), 16, ("logits", "labels"), FEW, "auto", seconds=200),
