@@ -144,7 +144,8 @@ def load(
     if precision.levels and place.type != "cpu":
         decision = backends.select(None, precision, place, backend)
         if decision.name == "eager" and not decision.asked:
-            raise UserError(f"dtype int8 needs Triton on a GPU ({decision.reason}); use auto, or device cpu")
+            needed = f"dtype int8 needs the CUDA kernels or Triton on a GPU ({decision.reason})"
+            raise UserError(f"{needed}; use auto, or device cpu")
     path = find(pretrained, download)
     checkpoint = checkpoints.read(path, **options)
     log.info("%s: %s", pretrained, checkpoint.report)

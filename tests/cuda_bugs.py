@@ -335,10 +335,10 @@ BUGS = {
         EPILOGUE, "+= from_bits<V>(v.word[k])", "+= as_float(v.word[k])", "shared levels", WRONG, unwatched=6,
     ),
     "levels that are no pairs": levels(
-        PIXELS, "column = in.pitch * 2", "column = in.pitch", "levels", f"{WRONG}|{OUTSIDE}", unwatched=6,
+        PIXELS, "column = in.pitch * 2", "column = in.pitch * 1", "levels", f"{WRONG}|{OUTSIDE}", unwatched=6,
     ),
     "pixels from one row above": levels(
-        PIXELS, "(share.y + 1) * row", "share.y * row", "levels", f"{WRONG}|{OUTSIDE}", unwatched=6,
+        PIXELS, "(share.y + 1u) * row", "share.y * row", "levels", f"{WRONG}|{OUTSIDE}", unwatched=6,
     ),
     "levels that are cut off": conv(
         EPILOGUE, "as_bits(x + 12582912.f)", "as_bits(x - 0.5f + 12582912.f)", "levels of a part", WRONG,

@@ -210,10 +210,10 @@ STDC_DEVICE void fetch_pixels(const Source& s, const Where& w, const Cursor& c, 
   if (in.whole && !adds) {  // without a branch in the loop
     // In bytes from the pixel above and before the first, where a halo may begin: below 2^32, as numbers of an image
     // are below 2^31.
-    const int row = s.width * in.pitch * 2, column = in.pitch * 2;
+    const uint32_t column = in.pitch * 2, row = s.width * column;
     const char* const base = reinterpret_cast<const char*>(x) - row - column;
-    uint32_t offset = (share.y + 1) * row + (share.z + 1) * column + share.channel * 2;
-    const int usual = share.rows * row + share.columns * column, more = row - s.halo.by * column;
+    uint32_t offset = (share.y + 1u) * row + (share.z + 1u) * column + share.channel * 2u;
+    const uint32_t usual = share.rows * row + share.columns * column, more = row - s.halo.by * column;
     const unsigned height = share.count > 0 ? s.height : 0;  // of vectors that do not exist nothing is inside
     STDC_ROLLED
     while (share.more(s)) {

@@ -274,7 +274,7 @@ def test_a_gpu_is_refused(tiny_weights, found, monkeypatch):
 
     monkeypatch.setattr(zoo.backends, "resolve_device", lambda device: torch.device("cuda"))
     monkeypatch.delenv("STDC_FAST_BACKEND", raising=False)
-    assert "int8 needs Triton on a GPU (" in refusal(
+    assert "int8 needs the CUDA kernels or Triton on a GPU (" in refusal(
         stdc_fast.load, tiny_weights, dtype="int8", calibrate=found
     )
 

@@ -24,6 +24,7 @@ from stdc_fast.backends.gpu.graphs import DEPENDENT, GraphExecutable, numbered
 from stdc_fast.backends.gpu.model import Device, Work, device_class
 from stdc_fast.backends.gpu.placed import Request
 from stdc_fast.errors import UserError
+from stdc_fast.plan.ops import Conv, Down
 from stdc_fast.plan.plan import Plan
 from stdc_fast.plan.quantise import candidates
 from stdc_fast.precision import BFLOAT16, FLOAT16, INT8, Like, Precision, precision_of
@@ -76,10 +77,14 @@ class Cuda(GpuBackend):
             return reason
         if precision not in PRECISIONS:
             return f"it computes in float16, bfloat16 and int8, not {precision}"
-        return None if plan is None else why_not_native(plan, levels=True)
+        if plan is None or (reason := why_not_native(plan, levels=True)):
+            return None if plan is None else reason
+        odd = [op.name for op in plan.ops if getattr(op, "multipliers", None) and not in_pairs(plan, op)]
+        return f"{odd[0]} reads levels of an odd number of channels" if odd else None
 
     def levels(self, plan: Plan, precision: Precision, small: bool) -> list[str]:
-        return candidates(plan)
+        names = candidates(plan)
+        return [op.name for op in plan.ops if op.name in names and in_pairs(plan, op)]
 
     def compile(
         self, plan: Plan, precision: Precision, device: torch.device, small: bool = False
@@ -100,6 +105,12 @@ class Cuda(GpuBackend):
 
 
 BACKEND = Cuda()
+
+
+def in_pairs(plan: Plan, op: Conv | Down) -> bool:
+    """Whether the buffers that an op reads have even numbers of channels: kernels move pairs of levels."""
+    views = op.inputs if isinstance(op, Conv) else (op.input,)
+    return all(plan.buffers[view.buffer].channels % 2 == 0 for view in views)
 
 
 def _version(number: int) -> str:
@@ -185,7 +196,7 @@ def compile(
 
     Args:
         plan: optimised.
-        precision: float16 or bfloat16.
+        precision: float16, bfloat16 or int8.
         tiles: chooses the tiles of each kernel; by default as tuned, shipped or modelled for the device.
         poisoned: fill all memory with NaN before each image, to prove that nothing dead is read.
         graphs: replay CUDA graphs; else launch kernel by kernel.

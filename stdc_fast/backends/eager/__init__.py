@@ -181,7 +181,9 @@ class EagerExecutable(Executable):
         """``inverse`` is of the steps, where the view is of levels."""
         store = self.plan.buffers[view.buffer].store
         if store in LEVELS:
-            x = (x.to(inverse.dtype) * inverse).round_().clamp_(*LEVELS[store]).to(self._dtype(view.buffer))
+            low, high = LEVELS[store]
+            x = (x.to(inverse.dtype) * inverse).round_().nan_to_num_(low).clamp_(low, high)
+            x = x.to(self._dtype(view.buffer))
         elif store == "act":
             x = self._store(view.buffer, x, view.offset)
         memory.write(view, x)

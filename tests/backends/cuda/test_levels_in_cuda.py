@@ -19,6 +19,7 @@ from stdc_fast.backends.cuda.tiles import CompiledForms, CudaTiles
 from stdc_fast.backends.gpu import preference
 from stdc_fast.backends.gpu.model import DEVICES, Work
 from stdc_fast.numerics import tolerance
+from stdc_fast.plan.ops import View
 from stdc_fast.plan.quantise import candidates, quantise
 from stdc_fast.precision import INT8, INT8_FLOAT32
 
@@ -107,6 +108,8 @@ def test_what_is_beyond_the_range_is_clipped_and_nan_is_the_least():
     far = torch.where(chosen, 1e30, x).to(LOW).float()
     assert error(run(1e30), exact(plan, LOW)(far)) <= tolerance(LOW).op
     assert torch.equal(run(float("nan")), run(-1e30))
+    none = torch.where(chosen, float("nan"), x).to(LOW).float()
+    assert error(run(float("nan")), exact(plan, LOW)(none)) <= tolerance(LOW).op
 
 
 def test_weights_are_bytes_in_the_order_of_lanes():
@@ -131,6 +134,27 @@ def test_what_the_kernels_multiply_in_8_bits(monkeypatch):
     assert cuda.BACKEND.levels(plan, INT8, False) == candidates(plan)
     assert cuda.BACKEND.why_not(case(levels_between)[0], INT8, device) is None
     assert "not int8+float32" in cuda.BACKEND.why_not(plan, INT8_FLOAT32, device)
+
+
+@sketched(8)
+def odd_buffer(s, x):
+    """Levels of which two pixels do not begin at whole pairs."""
+    y = s.buffer(29, 1)
+    s.conv(x, View(y.buffer, 0, 24), 1)
+    s.conv(x, View(y.buffer, 24, 5), 1)
+    return s.conv(View(y.buffer, 0, 24), 20, 3)
+
+
+def test_levels_in_odd_buffers_stay_as_they_are(monkeypatch):
+    """Kernels move them in pairs."""
+    monkeypatch.setattr(cuda, "why_not_device", lambda capability: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 6))
+    plan, device = odd_buffer(), torch.device("cuda", 0)
+    *others, last = candidates(plan)
+    assert cuda.BACKEND.levels(plan, INT8, False) == others
+    assert cuda.BACKEND.why_not(case(odd_buffer, tuple(others))[0], INT8, device) is None
+    reason = cuda.BACKEND.why_not(case(odd_buffer)[0], INT8, device)
+    assert reason == f"{last} reads levels of an odd number of channels"
 
 
 def test_levels_are_not_for_warp_groups():
