@@ -227,7 +227,7 @@ def test_who_comes_after_cuda(machine, monkeypatch):
     assert [backend.name for backend in backends.BACKENDS] == ["cuda", "triton", "cpu", "eager"]
     decision = backends.select(None, FLOAT32, GPU)
     assert decision.name == "triton"
-    assert "cuda: it computes in float16 and bfloat16, not float32" in decision.reason
+    assert "cuda: it computes in float16, bfloat16 and int8, not float32" in decision.reason
     assert "cuda: it does not run on cpu" in backends.select(None, BFLOAT16, CPU).reason
     machine(capabilities=((7, 5),))
     decision = backends.select(None, FLOAT16, GPU)

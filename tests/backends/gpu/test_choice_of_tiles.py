@@ -175,9 +175,10 @@ def parsed(key):
     kernel, stride = form.removeprefix(kind).rstrip("pm").split("s")
     inputs, outputs = channels.split(">")
     sizes = map(int, shape.split("x"))
+    dtype, _, levels = dtype.partition(">")
     found = Work(
         kind, int(kernel), int(stride), tuple(map(int, inputs.split("+"))), int(outputs), *sizes, dtype,
-        form[-1] in "pm", form.endswith("m"),
+        form[-1] in "pm", form.endswith("m"), levels == "levels",
     )  # fmt: skip
     assert found.key == key
     return found
