@@ -72,7 +72,7 @@ def coco_rle(
             "segmentation": {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")},
             "area": int(mask.area(rle)),
             "bbox": [float(n) for n in mask.toBbox(rle)],
-            "iscrowd": 1,  # a class of an image, not one thing of it
+            "iscrowd": 0,  # as in COCO-Stuff; tools ignore crowds
         }
         if (score := _score(result, i)) is not None:
             entry["score"] = score

@@ -131,7 +131,7 @@ class Segmentation:
             classes: names or ids of those that are wanted.
 
         Returns dicts of JSON values: "image_id", "category_id" (the class id, from 0), "segmentation" with
-        "size" (H, W) and "counts", "area" in pixels, "bbox" (x, y, width, height), "iscrowd" 1, and "score",
+        "size" (H, W) and "counts", "area" in pixels, "bbox" (x, y, width, height), "iscrowd" 0, and "score",
         the mean probability, with confidence. UserError for an unknown class, or without the package.
         """
         return exchange.coco_rle(self, image_id, classes)

@@ -61,6 +61,26 @@ def test_coco_annotations_are_opened_by_pycocotools():
         assert np.array_equal(data.annToMask(one), given.labels == one["category_id"])
 
 
+def test_coco_s_evaluation_counts_every_annotation():
+    """Those that say they are crowds are ignored by it, and left out by loaders."""
+    coco, evaluation = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
+    given = result(confidence=True)
+    entries = [{"id": i + 1, **e} for i, e in enumerate(given.to_coco_rle(1))]
+    truth = coco.COCO()
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": 1, "height": 60, "width": 90, "file_name": "a.jpg"}],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES.names)],
+        "annotations": entries,
+    }
+    truth.createIndex()
+    scored = evaluation.COCOeval(truth, truth.loadRes([dict(e) for e in entries]), "segm")
+    scored.evaluate()
+    scored.accumulate()
+    precision = scored.eval["precision"][:, :, :, 0, -1]  # [IoUs, recalls, categories]
+    assert (precision[:, :, :3] > 0.999).all() and (precision[:, :, 3] == -1).all()
+
+
 def test_polygons_are_drawn_back():
     cv2 = pytest.importorskip("cv2")
     given = result()
