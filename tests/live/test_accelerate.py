@@ -86,10 +86,10 @@ class Head(nn.Module):
         )
 
 
-def build(kind, classes=5):
+def build(kind, classes=5, backbone="stdc1"):
     if kind == "mmseg":
-        return Segmentor(families.build("mmseg", "stdc1", classes)).eval()
-    model = families.build("official" if kind == "tuple" else kind, "stdc1", classes)
+        return Segmentor(families.build("mmseg", backbone, classes)).eval()
+    model = families.build("official" if kind == "tuple" else kind, backbone, classes)
     if kind == "tuple":
         model.__class__ = Evaluated
     return model
@@ -143,6 +143,14 @@ def test_the_whole_network_is_one_plan(kind, fast, ran):
     assert (report.how, report.fast) == ("whole", ("",))
     assert report.error < 1e-5 and report.parts[0].error < 1e-10
     assert "one plan" in str(report)
+
+
+@pytest.mark.parametrize("kind", ["official-plain", "mmseg", "super-gradients"])
+def test_the_deeper_backbone(kind):
+    own = build(kind, 3, "stdc2").requires_grad_(False)
+    model = stdc_fast.accelerate(copy.deepcopy(own))
+    assert stdc_fast.acceleration(model).how == "whole"
+    assert error(model(IMAGE), own(IMAGE)) < 1e-5
 
 
 def test_mmsegmentations_own_methods_see_the_fast_logits(fast, ran):
@@ -288,6 +296,17 @@ def test_low_precision(fast):
     assert stdc_fast.acceleration(low).dtype == "bfloat16"
 
 
+def test_autocast_is_the_plan_s_dtype(fast, ran):
+    model, own = map(copy.deepcopy, fast("official"))
+    for _ in range(2):  # the first is the model's own
+        with torch.autocast("cpu", torch.bfloat16):
+            got, expected = model(IMAGE), own(IMAGE)
+        assert got.dtype == expected.dtype
+        assert error(got.float(), own(IMAGE)) < 0.1
+    assert len(ran) == 1
+    assert error(model(IMAGE), own(IMAGE)) < 1e-5  # outside of it nothing has changed
+
+
 def test_inputs_that_no_plan_takes(fast, ran):
     model, own = fast("official")
     model = copy.deepcopy(model)
@@ -393,6 +412,22 @@ def test_a_wrapper_is_looked_into(fast):
     assert stdc_fast.acceleration(model).how == "whole"
     stdc_fast.restore(model)
     assert "forward" not in vars(inner)
+
+
+def test_distributed_data_parallel_is_looked_into(fast, tmp_path):
+    inner = stdc_fast.restore(copy.deepcopy(fast("official")[0])).requires_grad_(True)
+    address = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(inner).eval()
+        assert stdc_fast.accelerate(model) is model
+        with torch.inference_mode():
+            assert error(model(IMAGE), fast("official")[1](IMAGE)) < 1e-5
+        assert stdc_fast.acceleration(model).how == "whole"
+        model.train()(IMAGE).sum().backward()  # its own forward, with gradients that are reduced
+        assert all(p.grad is not None for p in inner.cp.backbone.features[0].parameters())
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_model_that_cannot_be_copied(fast):
