@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from stdc_fast import containers, samples
 from stdc_fast.errors import UserError, announce
@@ -61,7 +61,9 @@ def to_srgb(image: Image.Image, name: str = "image", range: tuple[float, float] 
     if range is not None and (depth.stretched or image.mode == "CMYK"):
         why = f"has a {image.mode} picture" if image.mode == "CMYK" else "says itself which value is white"
         raise UserError(f"{name}: {why}; leave out range, {range}")
-    image = ImageOps.exif_transpose(image)
+    image.load()  # some formats turn it then, and say so no more
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else that is a copy
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         grey = samples.to_bytes(values.astype(depth.dtype or values.dtype), name, range or depth.range)
@@ -267,4 +269,4 @@ def _converted(image: Image.Image, profile: bytes | None, name: str) -> np.ndarr
                      str(error).split("\n")[0])  # fmt: skip
         else:
             image = made.apply(image) if made is not None else image
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
