@@ -56,6 +56,11 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
         write(temporary)
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """:func:`write_atomic` of bytes."""
+    write_atomic(path, lambda temporary: temporary.write_bytes(content))
+
+
 @contextlib.contextmanager
 def atomic(path: Path):
     """:func:`write_atomic` as a context that gives the temporary path, with ``path``'s suffix; OSError."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from stdc_fast.encode import FORMATS as WRITTEN
+from stdc_fast.encode import made_here
 from stdc_fast.errors import UserError, announce
 
 #: Formats of pictures, by Pillow's names; HEIF and JXL are those of its plugins. Folders give what has their
@@ -27,8 +29,6 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".we
                             ".ogm"})  # fmt: skip
 #: The name of standard input, also where there is no such file; the command line has "-" for it.
 STDIN = Path("/dev/stdin")
-#: What a PNG that is written here has as its Software.
-SOFTWARE = "stdc_fast"
 
 
 @functools.cache
@@ -117,19 +117,11 @@ def without_results(files: list) -> list:
 
     def is_result(path: Path) -> bool:
         base, _, kind = path.stem.rpartition("_")
-        return kind in ("overlay", "labels") and path.suffix == ".png" and base in names and made_here(path)
+        written = kind in ("overlay", "labels") and path.suffix[1:] in WRITTEN
+        return written and base in names and made_here(path)
 
     if results := {path for path in paths if is_result(path)}:
         first = sorted(results)[:3]
         announce(f"{first[0].parent}/", "results of an earlier run are left out: %d, with %s",
                  len(results), ", ".join(path.name for path in first))  # fmt: skip
     return [path for path in files if path not in results]
-
-
-def made_here(path: Path) -> bool:
-    """Whether a file is a PNG that :func:`stdc_fast.segmentation.save_image` wrote."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.info.get("Software") == SOFTWARE
-    except Exception:  # decoders raise many types on damaged files
-        return False

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from stdc_fast import draw, exchange
-from stdc_fast.classes import ClassSet, cityscapes_ids
+from stdc_fast import draw, encode, exchange
+from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
-from stdc_fast.files import write_atomic
-from stdc_fast.listing import SOFTWARE
+from stdc_fast.files import write_atomic, write_bytes
 
 
 class Segmentation:
@@ -87,11 +85,7 @@ class Segmentation:
         """
         if Path(path).suffix.lower() != ".png":
             raise UserError(f"{path}: labels are written as PNG, since JPEG would change them; use .png")
-        if label_ids:
-            image = Image.fromarray(cityscapes_ids(self.classes)[self.labels])
-        else:
-            image = draw.label_image(self.labels, self.classes)
-        save_image(image, path, "PNG")
+        write_bytes(path, encode.labels(self, label_ids))
 
     def to_dict(self) -> dict[str, object]:
         """Name, sizes, time and classes as plain Python values."""
@@ -182,6 +176,5 @@ def save_image(image: Image.Image, path: str | Path, kind: str | None = None) ->
     """Write a PIL image atomically; the format comes from the path's suffix unless ``kind`` says it."""
     if kind is None and Path(path).suffix.lower() not in Image.registered_extensions():
         raise UserError(f"{path}: unknown kind of image; use .png or .jpg")
-    software = PngInfo()  # of no concern to other formats
-    software.add_text("Software", SOFTWARE)
-    write_atomic(path, lambda p: image.save(p, format=kind, pnginfo=software))
+    # Of no concern to formats other than PNG.
+    write_atomic(path, lambda p: image.save(p, format=kind, pnginfo=encode.software()))
