@@ -20,7 +20,7 @@ AHEAD = 2
 
 
 def default_workers() -> int:
-    """Threads that read and write beside the network: as many as this process may use processors, at most 8."""
+    """Threads that read and write beside the network: as many as there are processors to use, at most 8."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, usable))
 
