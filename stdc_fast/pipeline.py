@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -97,6 +98,32 @@ class Clock:
         finally:
             with self._lock:
                 self.seconds += time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def until_interrupted(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM calls ``stop``, in the main thread; the next one acts as always.
+
+    Gives a list that then holds the signal's number.
+    """
+    previous, interrupted = {}, []
+
+    def restore() -> None:
+        while previous:
+            signal.signal(*previous.popitem())
+
+    def first(number: int, _) -> None:
+        restore()
+        interrupted.append(int(number))
+        stop()
+
+    with contextlib.suppress(ValueError):  # not in the main thread, where no signals arrive
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, first)
+    try:
+        yield interrupted
+    finally:
+        restore()
 
 
 def _timed(work: Callable[[T], R], item: T, clock: Clock | None) -> R:

