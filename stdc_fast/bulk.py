@@ -21,6 +21,7 @@ from stdc_fast.flight import in_turn
 from stdc_fast.pipeline import Clock, Workers
 from stdc_fast.segmentation import Segmentation
 from stdc_fast.segmenter import Segmenter
+from stdc_fast.version import __version__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +141,7 @@ class Bulk:
         The values are those of :meth:`Segmentation.to_dict` and the files. Tasks are pulled in the caller's
         thread. At most ``workers.ahead`` pictures wait for the network, and as many results for their files.
         """
+        self._network  # noqa: B018, computed here and not by several threads at once
         written = self.workers.map(self._write, self._labelled(tasks), self.clocks.write)
         with contextlib.closing(written):
             for (task, _), row in written:
@@ -166,30 +168,18 @@ class Bulk:
             [self.scale, self.size, self.range],
             [segmenter.classes.names, segmenter.classes.palette, segmenter.classes.shown],
             kind,
-            [outputs.label_ids]
-            if kind == "labels"
-            else [
-                outputs.format,
-                outputs.quality or encode.QUALITY,
-                outputs.alpha,
-                outputs.legend,
-                outputs.side_by_side,
-            ],
+            [outputs.label_ids] if kind == "labels" else dataclasses.astuple(outputs)[2:],
         ]
         return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
 
     @functools.cached_property
     def _network(self) -> list[object]:
-        segmenter = self.segmenter
-        ranges = (
-            str(segmenter.calibration and segmenter.calibration.facts()) if segmenter.precision.levels else ""
-        )
-        return [
-            checkpoints.fingerprint(segmenter.network),
-            str(segmenter.precision),
-            segmenter.memory,
-            ranges,
-        ]
+        """What decides the labels beside the picture."""
+        segmenter, ranges = self.segmenter, None
+        if segmenter.precision.levels and (found := segmenter.calibration) is not None:
+            ranges = {name: tensor.tolist() for name, tensor in found.tensors().items()}
+        fingerprint = checkpoints.fingerprint(segmenter.network)
+        return [__version__, fingerprint, str(segmenter.precision), segmenter.memory, repr(ranges)]
 
     def _read(self, task: Task) -> _Picture:
         if task.error is not None:
