@@ -168,7 +168,7 @@ class Bulk:
             [self.scale, self.size, self.range],
             [segmenter.classes.names, segmenter.classes.palette, segmenter.classes.shown],
             kind,
-            [outputs.label_ids] if kind == "labels" else dataclasses.astuple(outputs)[2:],
+            [outputs.label_ids] if kind == "labels" else dataclasses.astuple(outputs)[2:-1],
         ]
         return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
 
