@@ -104,27 +104,30 @@ def opened(source: object) -> object:
     return source if content is None else _Fetched(content, web.shown(address))
 
 
+def waits(source: object) -> bool:
+    """Whether reading may wait for somebody else: of addresses and of pipes."""
+    if not isinstance(source, Path):
+        return web.address(source) is not None
+    with contextlib.suppress(OSError, ValueError):  # names that no file can have
+        return source == STDIN or stat.S_ISFIFO(source.stat().st_mode)
+    return False
+
+
 def held(source: object) -> object:
-    """What has no place on a disk, as an open file: pictures of addresses and of pipes, which are read now.
+    """What :func:`waits` as an open file: pictures of addresses and of pipes are read now.
 
     All else as it is, videos by address too. UserErrors are those of :func:`opened` and :func:`read_image`.
     """
-    if isinstance(source, Path) and (source == STDIN or _is_pipe(source)):
-        name = name_of(source)
-        with decode_errors(name):
-            return _Fetched(_content(source, name), name)
-    return opened(source)
+    if not (isinstance(source, Path) and waits(source)):
+        return opened(source)
+    name = name_of(source)
+    with decode_errors(name):
+        return _Fetched(_content(source, name), name)
 
 
 def is_file(source: object) -> bool:
     """Whether this is the content of a file or a file that is open."""
     return isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "readable")
-
-
-def _is_pipe(path: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):  # names that no file can have
-        return stat.S_ISFIFO(path.stat().st_mode)
-    return False
 
 
 def _on_disk(source: object) -> bool:

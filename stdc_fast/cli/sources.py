@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import os
 import signal
@@ -105,29 +104,36 @@ class Run:
         self, film: Callable[[str | Path, Path | None], dict[str, object]]
     ) -> Iterator[tuple[Source, dict[str, object] | UserError]]:
         """Each source with its result's values, or why there is none; ``film`` labels a video or a camera."""
-        # Pictures before a video are all written before it begins, as it may take long or have no end.
-        for is_video, sources in itertools.groupby(self._begun(), lambda source: source.is_video):
-            done = functools.partial(self._filmed, film) if is_video else self.bulk.run
-            for source, row in done(sources):
-                self.left.pop(source.key)
-                yield source, row
+        # What may wait is begun when all before it is written. It may take long, or have no end.
+        for alone, pairs in itertools.groupby(list(self.left.items()), lambda pair: self._alone(pair[1])):
+            pairs = list(pairs)
+            for some in [[pair] for pair in pairs] if alone else [pairs]:
+                for source, row in self._one(some[0], film) if alone else self.bulk.run(self._begun(some)):
+                    self.left.pop(source.key)
+                    yield source, row
 
-    def _filmed(self, film, sources) -> Iterator[tuple[Source, dict[str, object] | UserError]]:
-        for source in sources:
+    def _alone(self, file: str | Path) -> bool:
+        return file in self.videos or images.waits(file)
+
+    def _one(self, pair, film) -> Iterator[tuple[Source, dict[str, object] | UserError]]:
+        """A video, or a picture that was waited for."""
+        for source in self._begun([pair]):
+            if not source.is_video:
+                yield from self.bulk.run([source])
+                continue
             try:
                 row = film(source.file, source.targets.get("overlay"))
             except UserError as error:
                 row = error
-            except KeyboardInterrupt:
-                self.signal = signal.SIGINT
-                row = None
-            if row is None or (isinstance(row, dict) and "signal" in row):
+            except KeyboardInterrupt:  # before its first frame
+                self.bulk.stopped, self.signal = True, signal.SIGINT
+                return
+            if isinstance(row, dict) and "signal" in row:
                 self.bulk.stopped = True
-            if row is not None:
-                yield source, row
+            yield source, row
 
-    def _begun(self) -> Iterator[Source]:
-        for key, file in list(self.left.items()):
+    def _begun(self, pairs: list[tuple[str, str | Path]]) -> Iterator[Source]:
+        for key, file in pairs:
             if self.bulk.stopped:
                 return
             try:
@@ -144,6 +150,7 @@ class Run:
                 yield source
 
     def _source(self, key: str, file: str | Path) -> Source:
+        name = images.name_of(file)
         self._waiting = True
         try:
             held = images.held(file)
@@ -161,6 +168,6 @@ class Run:
         for kind, target in targets.items():
             if os.path.realpath(target) in self._inputs:
                 raise UserError(
-                    f"{file}: its {kind} would overwrite {target}, an input; choose another --out"
+                    f"{name}: its {kind} would overwrite {target}, an input; choose another --out"
                 )
-        return Source(held, images.name_of(file), targets, None, key, file, is_video)
+        return Source(held, name, targets, None, key, file, is_video)
