@@ -20,15 +20,15 @@ def lookup(palette: Sequence[Sequence[int]]) -> np.ndarray:
     return table
 
 
-def blend(image: np.ndarray, colours: np.ndarray, alpha: float) -> Image.Image:
-    """``(1 - alpha) image + alpha colours``; both RGB uint8 ``[H, W, 3]``."""
-    return Image.blend(Image.fromarray(image), Image.fromarray(colours), alpha)
+def blend(image: np.ndarray, colours: Image.Image, alpha: float) -> Image.Image:
+    """``(1 - alpha) image + alpha colours``; both RGB, ``image`` uint8 ``[H, W, 3]``."""
+    return Image.blend(Image.fromarray(image), colours, alpha)
 
 
-def label_image(labels: np.ndarray, classes: ClassSet) -> Image.Image:
-    """A palette image whose pixel values are the class ids."""
+def label_image(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
+    """A palette image whose pixel values are the class ids, uint8 ``[H, W]``."""
     image = Image.fromarray(labels).convert("P")
-    image.putpalette(lookup(classes.palette).tobytes())
+    image.putpalette(lookup(palette).tobytes())
     return image
 
 

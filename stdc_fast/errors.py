@@ -3,10 +3,12 @@
 import collections
 import logging
 import os
+import threading
 
 _log = logging.getLogger("stdc_fast")
 # The oldest are forgotten, so that a server's memory does not grow.
 _said: collections.deque[tuple[str, str]] = collections.deque(maxlen=1024)
+_saying = threading.Lock()
 
 
 class UserError(ValueError):
@@ -19,8 +21,11 @@ class UserError(ValueError):
 def announce(name: str, message: str, *values: object) -> None:
     """Log ``name: message % values`` as a warning, a message once for all files of a folder."""
     kind = os.path.dirname(name), message
-    if kind not in _said:
-        _said.append(kind)
+    with _saying:
+        new = kind not in _said
+        if new:
+            _said.append(kind)
+    if new:
         _log.warning(f"%s: {message}", name, *values)
 
 

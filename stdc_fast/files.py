@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,21 +56,23 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
         write(temporary)
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """:func:`write_atomic` of bytes."""
+    write_atomic(path, lambda temporary: temporary.write_bytes(content))
+
+
 @contextlib.contextmanager
 def atomic(path: Path):
     """:func:`write_atomic` as a context that gives the temporary path, with ``path``'s suffix; OSError."""
     path = _target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.tmp", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}.tmp{secrets.token_hex(4)}{path.suffix}")
+    # The mode that a new file has: asking for the umask would change it for other threads meanwhile.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

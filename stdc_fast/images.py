@@ -6,7 +6,9 @@ import contextlib
 import io
 import os
 import re
+import stat
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -102,6 +104,27 @@ def opened(source: object) -> object:
     return source if content is None else _Fetched(content, web.shown(address))
 
 
+def waits(source: object) -> bool:
+    """Whether reading may wait for somebody else: of addresses and of pipes."""
+    if not isinstance(source, Path):
+        return web.address(source) is not None
+    with contextlib.suppress(OSError, ValueError):  # names that no file can have
+        return source == STDIN or stat.S_ISFIFO(source.stat().st_mode)
+    return False
+
+
+def held(source: object) -> object:
+    """What :func:`waits` as an open file: pictures of addresses and of pipes are read now.
+
+    All else as it is, videos by address too. UserErrors are those of :func:`opened` and :func:`read_image`.
+    """
+    if not (isinstance(source, Path) and waits(source)):
+        return opened(source)
+    name = name_of(source)
+    with decode_errors(name):
+        return _Fetched(_content(source, name), name)
+
+
 def is_file(source: object) -> bool:
     """Whether this is the content of a file or a file that is open."""
     return isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "readable")
@@ -176,13 +199,38 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path}: is empty (0 bytes); copy it again")
 
 
+class _Quiet:
+    """Keeps Pillow's warnings quiet: of damaged EXIF data, palettes, and sizes that check_size() refuses.
+
+    Filters are the process's, so threads that are in here at once share one change of them.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._filters = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module="PIL")
+            self._inside += 1
+
+    def __exit__(self, *_) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
 @contextlib.contextmanager
 def decode_errors(name: object) -> Iterator[None]:
     """Turn whatever Pillow raises on a file into a UserError that names it; keep its warnings quiet."""
     try:
-        with warnings.catch_warnings():
-            # Of damaged EXIF data, transparent palettes, and of a size that check_size() refuses.
-            warnings.filterwarnings("ignore", module="PIL")
+        with _quiet:
             yield
     except UserError:
         raise

@@ -6,10 +6,13 @@ import contextlib
 import functools
 import glob
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
+from stdc_fast.encode import FORMATS as WRITTEN
+from stdc_fast.encode import made_here
 from stdc_fast.errors import UserError, announce
 
 #: Formats of pictures, by Pillow's names; HEIF and JXL are those of its plugins. Folders give what has their
@@ -27,8 +30,6 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".we
                             ".ogm"})  # fmt: skip
 #: The name of standard input, also where there is no such file; the command line has "-" for it.
 STDIN = Path("/dev/stdin")
-#: What a PNG that is written here has as its Software.
-SOFTWARE = "stdc_fast"
 
 
 @functools.cache
@@ -60,11 +61,12 @@ def is_animated_gif(path: str | Path) -> bool:
     return False
 
 
-def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
+def expand(source: str | os.PathLike, recursive: bool = False) -> tuple[list[Path], bool]:
     """Image files of a path, folder or glob, and whether it stands for several; "-" is :data:`STDIN`.
 
-    A folder gives its image files in order of name (not those of its sub-folders), and a line names the
-    other files, but hidden ones; a glob gives what matches, ``**`` included. UserError if there are none.
+    A folder gives its image files in order of name, and a line names the other files, but hidden ones. With
+    ``recursive`` those of its sub-folders follow, in order of name too, but hidden ones; a folder that links
+    lead to again comes once. A glob gives what matches, ``**`` included. UserError if there are none.
     """
     text = os.fspath(source)
     if not text:
@@ -75,7 +77,7 @@ def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
     try:
         # os.path, unlike Path on Python < 3.14, answers False where the file system objects.
         if os.path.isdir(path):
-            entries = sorted(p for p in path.iterdir() if not (p.name.startswith(".") or os.path.isdir(p)))
+            entries = [entry for folder in _folders(path, recursive) for entry in _entries(folder)]
             files = [p for p in entries if is_image(p) and p.is_file() and not is_animated_gif(p)]
             if not files:
                 raise UserError(f"{text}: the folder holds no image files; videos go by their own names")
@@ -94,6 +96,33 @@ def expand(source: str | os.PathLike) -> tuple[list[Path], bool]:
     except OSError as error:
         raise UserError(f"{text}: can not be read ({error.strerror})") from None
     return [path], False
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is no folder and not hidden, in order of name."""
+    return sorted(p for p in folder.iterdir() if not (p.name.startswith(".") or os.path.isdir(p)))
+
+
+def _folders(top: Path, recursive: bool) -> Iterator[Path]:
+    """A folder and, with ``recursive``, those below it, but hidden ones; each once, wherever links lead."""
+    if not recursive:
+        yield top
+        return
+
+    def refuse(error: OSError) -> None:
+        if error.filename == os.fspath(top):
+            raise error
+        announce(error.filename, "can not be read (%s); the folder is left out", error.strerror)
+
+    seen = set()
+    for folder, names, _ in os.walk(top, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield Path(folder)
 
 
 #: Why a folder's file is not taken, by :func:`_rank`.
@@ -117,19 +146,12 @@ def without_results(files: list) -> list:
 
     def is_result(path: Path) -> bool:
         base, _, kind = path.stem.rpartition("_")
-        return kind in ("overlay", "labels") and path.suffix == ".png" and base in names and made_here(path)
+        written = kind in ("overlay", "labels") and path.suffix[1:] in WRITTEN
+        own = base in names or base.rpartition("_")[0] in names  # numbered where names are taken
+        return written and own and made_here(path)
 
     if results := {path for path in paths if is_result(path)}:
         first = sorted(results)[:3]
         announce(f"{first[0].parent}/", "results of an earlier run are left out: %d, with %s",
                  len(results), ", ".join(path.name for path in first))  # fmt: skip
     return [path for path in files if path not in results]
-
-
-def made_here(path: Path) -> bool:
-    """Whether a file is a PNG that :func:`stdc_fast.segmentation.save_image` wrote."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.info.get("Software") == SOFTWARE
-    except Exception:  # decoders raise many types on damaged files
-        return False

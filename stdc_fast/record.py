@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import signal
+import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ from tqdm import tqdm
 
 from stdc_fast import draw, video
 from stdc_fast.errors import UserError
+from stdc_fast.pipeline import until_interrupted
 from stdc_fast.segmenter import Segmenter
-from stdc_fast.stream import Stream
 
 
 def record(
@@ -55,7 +54,7 @@ def record(
         writer = None
         if target is not None:
             writer = stack.enter_context(video.Writer(target, reader.fps, reader.aspect))
-        interrupted = stack.enter_context(_until_interrupted(stream))
+        interrupted = stack.enter_context(until_interrupted(stream.stop))
         total = min((n for n in (reader.frames, max_frames) if n), default=None)
         bar = stack.enter_context(tqdm(None, reader.name, total, unit="frame", disable=not progress or None))
         start = time.perf_counter()
@@ -119,15 +118,18 @@ def record(
     return row
 
 
-def output_names(sources: list[Path | str]) -> list[str]:
-    """A distinct stem for each path, camera or address: its own, with suffix and number where it is taken."""
+def output_names(sources: list[Path | str], folders: list[Path] | None = None) -> list[str]:
+    """A distinct stem for each path, camera or address: its own, with suffix and number where it is taken.
+
+    ``folders`` are those of the results, one a source; they become part of the stems.
+    """
     taken: set[str] = set()
     names = []
-    for source in sources:
+    for source, folder in zip(sources, folders or [Path()] * len(sources), strict=True):
         path = source if isinstance(source, Path) else video.stem(source)
         numbered = (f"{path.stem}_{i}" for i in itertools.count(2))
         options = itertools.chain([path.stem, f"{path.stem}_{path.suffix.lstrip('.')}"], numbered)
-        name = next(o for o in options if o not in taken)
+        name = next(name for option in options if (name := os.path.join(folder, option)) not in taken)
         taken.add(name)
         names.append(name)
     return names
@@ -148,29 +150,3 @@ def print_result(row: dict, model: str) -> None:
     for key in ("overlay", "labels"):
         if key in row:
             print(f"  {key}: {row[key]}")
-
-
-@contextlib.contextmanager
-def _until_interrupted(stream: Stream) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM ends the stream after the frame at hand; the next one acts as always.
-
-    Gives a list that then holds the signal's number.
-    """
-    previous, interrupted = {}, []
-
-    def restore() -> None:
-        while previous:
-            signal.signal(*previous.popitem())
-
-    def stop(number: int, _) -> None:
-        restore()
-        interrupted.append(int(number))
-        stream.stop()
-
-    with contextlib.suppress(ValueError):  # not in the main thread, where no signals arrive
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, stop)
-    try:
-        yield interrupted
-    finally:
-        restore()

@@ -426,13 +426,14 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
 
         def finished() -> Segmentation:
             with images.memory_errors(name):
-                return finish()
+                return finish()[0]
 
         return finished
 
     @on_cpu
     @torch.inference_mode()
-    def _segment(self, ring, name, image, scale, size, confidence, at=None) -> Callable[[], Segmentation]:
+    def _segment(self, ring, name, image, scale, size, confidence, at=None) -> Callable[[], list]:
+        # A Segmentation of an image, or one each of frames [N, H, W, 3].
         forks.settle()
         frame = isinstance(image, np.ndarray)
         given = torch.from_numpy(np.require(image, requirements=["C", "W"])) if frame else image.detach()
@@ -445,8 +446,8 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
             x = image[None].to(self.device, self.precision.sums)
             x = x.contiguous(memory_format=torch.channels_last)
         else:
-            height, width = image.shape[:2]
-            x = given[None]
+            height, width = image.shape[-3:-1]
+            x = given if image.ndim == 4 else given[None]
         target = self._target(name, height, width, scale, size)
 
         def compute(x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -456,15 +457,15 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
         if ring is not None and frame:
             fetch = ring.start(reduced(x, target), compute)
         else:
-            results = [None if found is None else found.cpu().numpy() for found in compute(x)]
+            found = [one if one is None else one.cpu().numpy() for one in compute(x)]
+            fetch = functools.partial(list, found)
 
-            def fetch() -> list[np.ndarray | None]:
-                return results
-
-        def finish() -> Segmentation:
-            labels, chosen = (None if found is None else found[0] for found in fetch())
-            seconds = time.perf_counter() - start
-            return Segmentation(labels, shown, self.classes, name, seconds, target, chosen, at)
+        def finish() -> list[Segmentation]:
+            labels, chosen = fetch()
+            seconds = (time.perf_counter() - start) / len(labels)
+            chosen = [None] * len(labels) if chosen is None else chosen
+            each = zip(labels, shown if shown.ndim == 4 else [shown], chosen, strict=True)
+            return [Segmentation(a, b, self.classes, name, seconds, target, c, at) for a, b, c in each]
 
         return finish
 

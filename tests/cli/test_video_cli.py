@@ -192,10 +192,10 @@ def test_videos_among_images(photo, run_cli, tiny_weights, workplace):
         "a_mp4_overlay.mp4",
         "a_overlay.mp4",
         "a_png_labels.png",
-        "a_png_overlay.png",
+        "a_png_overlay.jpg",
     ]
     run = run_cli("predict", "in", "-m", tiny_weights, "-o", "folder")  # folders give their images
-    assert sorted(os.listdir("folder")) == ["a_labels.png", "a_overlay.png"]
+    assert sorted(os.listdir("folder")) == ["a_labels.png", "a_overlay.jpg"]
 
 
 def test_a_damaged_video_is_kept_as_far_as_it_goes(run_cli, tiny_weights, workplace):
@@ -247,7 +247,7 @@ def test_interrupted_on_a_file_what_is_labelled_is_kept(
 
 
 def test_ended_while_a_file_is_written(run_cli, tiny_weights, workplace, monkeypatch):
-    """SIGTERM at any other time: nothing half is left, hidden or not."""
+    """SIGTERM at any other time: what is being written is finished, nothing half is left, hidden or not."""
     Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save("a.png")
     real = Image.Image.save
 
@@ -258,7 +258,8 @@ def test_ended_while_a_file_is_written(run_cli, tiny_weights, workplace, monkeyp
     monkeypatch.setattr(Image.Image, "save", save)
     run = run_cli("predict", "a.png", "-m", tiny_weights, "-q")
     assert run.code == 143
-    assert os.listdir("out") == []
+    assert sorted(os.listdir("out")) == ["a_labels.png", "a_overlay.jpg"]
+    assert Image.open("out/a_labels.png").size == (96, 64)
 
 
 def test_the_output_can_not_be_written(run_cli, tiny_weights, workplace):
