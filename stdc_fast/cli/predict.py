@@ -107,11 +107,11 @@ def predict(
     """
     import stdc_fast
     from stdc_fast import video, web
-    from stdc_fast.bulk import Bulk, Outputs
     from stdc_fast.cli.sources import NO_LABELS, Run, found
     from stdc_fast.input_size import check_request
     from stdc_fast.pipeline import Workers, until_interrupted
     from stdc_fast.record import output_names, print_result, record
+    from stdc_fast.to_files import Outputs, ToFiles
 
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha must lie between 0 and 1, not {alpha}")
@@ -145,12 +145,12 @@ def predict(
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(Workers(workers))
-        bulk = Bulk(segmenter, outputs, pool, batch=batch, scale=scale, size=network_size, range=samples)
+        work = ToFiles(segmenter, outputs, pool, batch=batch, scale=scale, size=network_size, range=samples)
         line = stack.enter_context(_lines(jsonl, skip_existing))
         for name, error in failures:
             line({"name": name, "error": error})
         names = output_names(files, folders)
-        run = Run(bulk, out, files, names, videos, labels=bool(labels), skip_existing=skip_existing)
+        run = Run(work, out, files, names, videos, labels=bool(labels), skip_existing=skip_existing)
 
         def film(path: str | Path, target: Path | None) -> dict[str, object]:
             return record(segmenter, path, target, scale=scale, size=network_size, alpha=alpha,
@@ -171,7 +171,7 @@ def predict(
                 print_result(row, segmenter.name)
     number = number or run.signal or next(iter(signals), None)
     seconds = time.perf_counter() - start
-    busy, rate = bulk.clocks.seconds(), round(len(results) / seconds, 3)
+    busy, rate = work.clocks.seconds(), round(len(results) / seconds, 3)
     if as_json:
         print(json.dumps({"model": segmenter.name, "results": results,
                           "failures": [{"name": n, "error": e} for n, e in failures],

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from stdc_fast import images, listing, video, web
-from stdc_fast.bulk import Bulk, Task
 from stdc_fast.errors import UserError
+from stdc_fast.to_files import Task, ToFiles
 
 NO_LABELS = (
     "{}: labels of videos are not written; leave out --labels, or use predict(..., stream=True) in Python"
@@ -65,7 +65,7 @@ class Run:
 
     def __init__(
         self,
-        bulk: Bulk,
+        work: ToFiles,
         out: Path,
         files: list[str | Path],
         names: list[str],
@@ -74,7 +74,7 @@ class Run:
         labels: bool,
         skip_existing: bool,
     ):
-        self.bulk, self.out, self.videos = bulk, out, videos
+        self.work, self.out, self.videos = work, out, videos
         self.labels, self.skip_existing = labels, skip_existing
         self.left = dict(zip(names, files, strict=True))
         self.total = len(files)
@@ -85,7 +85,7 @@ class Run:
 
     def stop(self) -> None:
         """Let :meth:`rows` end soon; for signal handlers."""
-        self.bulk.stopped = True
+        self.work.stopped = True
         if self._waiting:
             raise KeyboardInterrupt
 
@@ -108,7 +108,7 @@ class Run:
         for alone, pairs in itertools.groupby(list(self.left.items()), lambda pair: self._alone(pair[1])):
             pairs = list(pairs)
             for some in [[pair] for pair in pairs] if alone else [pairs]:
-                for source, row in self._one(some[0], film) if alone else self.bulk.run(self._begun(some)):
+                for source, row in self._one(some[0], film) if alone else self.work.run(self._begun(some)):
                     self.left.pop(source.key)
                     yield source, row
 
@@ -119,32 +119,32 @@ class Run:
         """A video, or a picture that was waited for."""
         for source in self._begun([pair]):
             if not source.is_video:
-                yield from self.bulk.run([source])
+                yield from self.work.run([source])
                 continue
             try:
                 row = film(source.file, source.targets.get("overlay"))
             except UserError as error:
                 row = error
             except KeyboardInterrupt:  # before its first frame
-                self.bulk.stopped, self.signal = True, signal.SIGINT
+                self.work.stopped, self.signal = True, signal.SIGINT
                 return
             if isinstance(row, dict) and "signal" in row:
-                self.bulk.stopped = True
+                self.work.stopped = True
             yield source, row
 
     def _begun(self, pairs: list[tuple[str, str | Path]]) -> Iterator[Source]:
         for key, file in pairs:
-            if self.bulk.stopped:
+            if self.work.stopped:
                 return
             try:
                 source = self._source(key, file)
             except UserError as error:
                 source = Source(None, images.name_of(file), {}, error, key, file)
             except KeyboardInterrupt:
-                if not self.bulk.stopped:
+                if not self.work.stopped:
                     raise
                 return
-            if self.skip_existing and not source.is_video and self.bulk.done(source):
+            if self.skip_existing and not source.is_video and self.work.done(source):
                 self.skipped.append(self.left.pop(key))
             else:
                 yield source
@@ -162,9 +162,9 @@ class Run:
         stem = self.out / key
         if is_video:
             wanted = {"overlay": stem.with_name(f"{stem.name}_overlay.mp4")}
-            targets = wanted if self.bulk.outputs.overlay else {}
+            targets = wanted if self.work.outputs.overlay else {}
         else:
-            targets = self.bulk.outputs.targets(stem)
+            targets = self.work.outputs.targets(stem)
         for kind, target in targets.items():
             if os.path.realpath(target) in self._inputs:
                 raise UserError(

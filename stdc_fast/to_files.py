@@ -101,7 +101,7 @@ class Clocks:
         return {name: round(clock.seconds, 6) for name, clock in vars(self).items()}
 
 
-class Bulk:
+class ToFiles:
     """Labels pictures one after the other, while threads read the next ones and write the last ones.
 
     Args:

@@ -10,10 +10,10 @@ from PIL import Image
 from refusals import refusal
 
 from stdc_fast import encode
-from stdc_fast.bulk import Bulk, Outputs, Task
 from stdc_fast.errors import UserError
 from stdc_fast.images import read_image
 from stdc_fast.pipeline import Workers
+from stdc_fast.to_files import Outputs, Task, ToFiles
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def tasks(folder, outputs, out="out"):
 def test_files_are_those_of_one_picture_at_a_time(model, folder):
     outputs = Outputs(format="png")
     with Workers(3) as workers:
-        done = list(Bulk(model, outputs, workers).run(tasks(folder, outputs)))
+        done = list(ToFiles(model, outputs, workers).run(tasks(folder, outputs)))
     assert [task.name for task, _ in done] == [f"{i:02}.png" for i in range(12)]
     for task, row in done:
         alone = model.predict(task.source)
@@ -55,7 +55,7 @@ def test_batches_have_one_size_and_change_no_label(batch, model, folder, monkeyp
     (folder / "03.png").write_text("no picture")
     monkeypatch.setattr(model, "_segment", counting)
     with Workers(2) as workers:
-        done = list(Bulk(model, outputs, workers, batch=batch).run(tasks(folder, outputs)))
+        done = list(ToFiles(model, outputs, workers, batch=batch).run(tasks(folder, outputs)))
     assert [isinstance(row, UserError) for _, row in done] == [i == 3 for i in range(12)]
     # 5, 5 and 2 pictures of three widths; the damaged one parts the first of them.
     groups = [(3, 96), (1, 96), (5, 112), (2, 128)]
@@ -79,7 +79,7 @@ def test_one_of_a_batch_without_memory_fails_alone(model, folder, monkeypatch):
 
     monkeypatch.setattr(model, "_segment", short)
     with Workers(2) as workers:
-        done = list(Bulk(model, outputs, workers, batch=4).run(tasks(folder, outputs)))
+        done = list(ToFiles(model, outputs, workers, batch=4).run(tasks(folder, outputs)))
     failed = [str(row) for _, row in done if isinstance(row, UserError)]
     assert failed == ["01.png: not enough memory; use a smaller scale or size"]
 
@@ -87,28 +87,28 @@ def test_one_of_a_batch_without_memory_fails_alone(model, folder, monkeypatch):
 def test_no_more_pictures_are_held_than_the_workers_allow(model, folder, monkeypatch):
     """Counted: read and not yet written, while writing is slower than all else."""
     lock, held, most, slow = threading.Lock(), set(), [], threading.Event()
-    read, write = Bulk._read, Bulk._write
+    read, write = ToFiles._read, ToFiles._write
 
-    def reading(bulk, task):
+    def reading(made, task):
         with lock:
             held.add(task.name)
             most.append(len(held))
-        return read(bulk, task)
+        return read(made, task)
 
-    def writing(bulk, item):
+    def writing(made, item):
         slow.wait(0.02)
-        row = write(bulk, item)
+        row = write(made, item)
         with lock:
             held.discard(item[0].name)
         return row
 
-    monkeypatch.setattr(Bulk, "_read", reading)
-    monkeypatch.setattr(Bulk, "_write", writing)
+    monkeypatch.setattr(ToFiles, "_read", reading)
+    monkeypatch.setattr(ToFiles, "_write", writing)
     outputs = Outputs(overlay=False)
     again = [task for _ in range(5) for task in tasks(folder, outputs)]
     again = [dataclasses.replace(task, name=f"{i}") for i, task in enumerate(again)]
     with Workers(2, ahead=3) as workers:
-        assert len(list(Bulk(model, outputs, workers).run(again))) == 60
+        assert len(list(ToFiles(model, outputs, workers).run(again))) == 60
     # Three being read or waiting for the network, one in it, three being written.
     assert max(most) <= 7
 
@@ -116,12 +116,12 @@ def test_no_more_pictures_are_held_than_the_workers_allow(model, folder, monkeyp
 def test_stopped_ends_with_what_is_labelled(model, folder):
     outputs = Outputs(overlay=False)
     with Workers(2) as workers:
-        bulk = Bulk(model, outputs, workers)
+        made = ToFiles(model, outputs, workers)
         done = []
-        for task, row in bulk.run(tasks(folder, outputs)):
+        for task, row in made.run(tasks(folder, outputs)):
             done.append((task, row))
             if len(done) == 3:
-                bulk.stopped = True
+                made.stopped = True
     assert 3 <= len(done) < 12
     assert {path.name for path in (folder / "out").iterdir()} == {
         f"{task.source.stem}_labels.png" for task, _ in done
@@ -132,26 +132,26 @@ def test_done_knows_picture_network_and_options(model, auto_model, model64, fold
     outputs = Outputs(format="webp")
     (task, other) = list(tasks(folder, outputs))[:2]
     with Workers(1) as workers:
-        bulk = Bulk(model, outputs, workers)
-        assert not bulk.done(task)
-        list(bulk.run([task]))
-        assert bulk.done(task) and not bulk.done(other)
-        assert not bulk.done(dataclasses.replace(other, targets=task.targets))  # of another picture
-        assert not bulk.done(dataclasses.replace(task, targets={}))
-        assert not Bulk(model64, outputs, workers).done(task)
-        assert not Bulk(model, outputs, workers, scale=1.0).done(task)
-        assert not Bulk(model, Outputs(format="webp", alpha=0.5), workers).done(task)
+        made = ToFiles(model, outputs, workers)
+        assert not made.done(task)
+        list(made.run([task]))
+        assert made.done(task) and not made.done(other)
+        assert not made.done(dataclasses.replace(other, targets=task.targets))  # of another picture
+        assert not made.done(dataclasses.replace(task, targets={}))
+        assert not ToFiles(model64, outputs, workers).done(task)
+        assert not ToFiles(model, outputs, workers, scale=1.0).done(task)
+        assert not ToFiles(model, Outputs(format="webp", alpha=0.5), workers).done(task)
         labels = dataclasses.replace(task, targets={"labels": task.targets["labels"]})
-        assert Bulk(model, Outputs(overlay=False, alpha=0.5), workers).done(labels)
-        assert not Bulk(model, Outputs(overlay=False), workers, size=(64, 128)).done(labels)
+        assert ToFiles(model, Outputs(overlay=False, alpha=0.5), workers).done(labels)
+        assert not ToFiles(model, Outputs(overlay=False), workers, size=(64, 128)).done(labels)
         save(photo(64, 96, 40), task.source)  # the same name, another picture
-        assert not bulk.done(task)
-        list(bulk.run([task]))
-        assert bulk.done(task)
+        assert not made.done(task)
+        list(made.run([task]))
+        assert made.done(task)
         task.targets["labels"].unlink()
-        assert not bulk.done(task)
+        assert not made.done(task)
         save(photo(64, 96), task.targets["labels"])  # the user's own
-        assert not bulk.done(task)
+        assert not made.done(task)
 
 
 @pytest.mark.parametrize(("kind", "pillow"), encode.FORMATS.items())
@@ -181,7 +181,7 @@ def test_too_large_for_a_format(model, photo, tmp_path):
     outputs = Outputs(format="webp", labels=False)
     with Workers(1) as workers:
         task = Task(tmp_path / "wide.png", "wide.png", outputs.targets(tmp_path / "wide"))
-        ((_, error),) = Bulk(model, outputs, workers, scale=1.0).run([task])
+        ((_, error),) = ToFiles(model, outputs, workers, scale=1.0).run([task])
     assert isinstance(error, UserError)
     assert str(error).startswith("wide.png: its overlay can not be written: the picture has 16384x")
     assert str(error).endswith("webp at most 16383 a side; use png")
@@ -203,4 +203,4 @@ def test_wrong_outputs(options, said):
 
 def test_a_batch_is_a_number_from_one_on(model):
     with Workers(1) as workers:
-        assert "from 1 on, not 0" in refusal(Bulk, model, Outputs(), workers, batch=0)
+        assert "from 1 on, not 0" in refusal(ToFiles, model, Outputs(), workers, batch=0)
