@@ -7,12 +7,16 @@ import errno
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import safetensors
 
 from stdc_fast.errors import UserError
+
+#: The umask can only be read by setting it: two threads at once would leave it at 0.
+_ASKING = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -45,36 +49,39 @@ def writable(path: Path) -> bool:
     return not new
 
 
-def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
+def write_atomic(path: str | Path, write: Callable[[Path], object], folder: str | Path | None = None) -> None:
     """Call ``write`` with a temporary path in the same folder, then rename it to ``path``.
+
+    ``folder`` is another one, of the same file system, for the temporary file.
 
     Whatever happens, ``path`` is either the old file or the whole new one. Missing folders are made. The
     target of a link is replaced, not the link. UserError, naming ``path``, if the file system refuses, and
     for a device or a pipe.
     """
-    with write_errors(path), atomic(Path(path)) as temporary:
+    with write_errors(path), atomic(Path(path), folder) as temporary:
         write(temporary)
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
+def write_bytes(path: str | Path, content: bytes, folder: str | Path | None = None) -> None:
     """:func:`write_atomic` of bytes."""
-    write_atomic(path, lambda temporary: temporary.write_bytes(content))
+    write_atomic(path, lambda temporary: temporary.write_bytes(content), folder)
 
 
 @contextlib.contextmanager
-def atomic(path: Path):
+def atomic(path: Path, folder: str | Path | None = None):
     """:func:`write_atomic` as a context that gives the temporary path, with ``path``'s suffix; OSError."""
     path = _target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.tmp", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.tmp", suffix=path.suffix, dir=folder or path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
+        with _ASKING:
+            umask = os.umask(0)
+            os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     finally:
