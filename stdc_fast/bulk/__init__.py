@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from stdc_fast.bulk.job import Job, about, status
+from stdc_fast.bulk.machine import Summary, run
 from stdc_fast.bulk.outputs import OutputError
-from stdc_fast.bulk.run import Summary, run
 
 if TYPE_CHECKING:
     from stdc_fast.segmenter import Segmenter

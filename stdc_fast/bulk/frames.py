@@ -139,7 +139,7 @@ def _count_tar(one: Input, dotless: bool, text_keys: bool) -> Entry:
                     continue
                 if ".." in folder.split("/") or member.issparse():
                     raise UserError(
-                        f"{one.path}: {member.name}: such a member is not taken; pack the tar anew"
+                        f"{one.path}: {member.name}: a member of this kind is refused; pack it anew"
                     )
                 # WebDataset has all up to the first dot of the last part as key; here it is up to the last
                 # one, for a sample may hold several pictures.

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from stdc_fast import checkpoints
 from stdc_fast.bulk import frames, outputs
 from stdc_fast.bulk.frames import Frame, Listing
-from stdc_fast.bulk.outputs import OutputError, output_errors
+from stdc_fast.bulk.outputs import OutputError, put
 from stdc_fast.bulk.sources import PICTURE, Sources
 from stdc_fast.errors import UserError, announce
-from stdc_fast.files import write_bytes, write_errors
+from stdc_fast.files import write_errors
 from stdc_fast.version import __version__
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Job:
             "frames": listing.frames,
             "shards": listing.shards,
         }
-        write_bytes(self.out / "job.json", (json.dumps(manifest) + "\n").encode(), folder / "tmp")
+        put(self.out / "job.json", (json.dumps(manifest) + "\n").encode(), folder / "tmp")
         return listing
 
     def pending(self) -> list[int]:
@@ -191,8 +191,7 @@ class Job:
             ],
             "bytes": self.output.bytes_of(shard),
         }
-        with output_errors(self.out):
-            write_bytes(_record(self.out, shard), (json.dumps(record) + "\n").encode(), self.output.scratch)
+        put(_record(self.out, shard), (json.dumps(record) + "\n").encode(), self.output.scratch)
         self._records[shard] = record
 
     def close(self) -> None:
@@ -299,8 +298,7 @@ def _records(out: Path) -> Iterator[tuple[int, dict]]:
 def write_failures(out: Path, scratch: Path) -> None:
     """failures.jsonl: a line a frame that failed, of all shards that are done."""
     lines = (json.dumps(failure) + "\n" for _, record in _records(out) for failure in record["failures"])
-    with output_errors(out):
-        write_bytes(out / "failures.jsonl", "".join(lines).encode(), scratch)
+    put(out / "failures.jsonl", "".join(lines).encode(), scratch)
 
 
 def status(out: str | os.PathLike) -> dict[str, object]:

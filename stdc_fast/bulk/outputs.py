@@ -15,7 +15,7 @@ from stdc_fast import encode, exchange
 from stdc_fast.bulk import tables
 from stdc_fast.bulk.frames import Frame
 from stdc_fast.errors import UserError
-from stdc_fast.files import atomic, write_bytes
+from stdc_fast.files import atomic
 
 if TYPE_CHECKING:
     from stdc_fast.segmentation import Segmentation
@@ -43,14 +43,16 @@ def output_errors(path: str | Path) -> Iterator[None]:
         wrong = (OSError, tables.pyarrow().ArrowException)
     try:
         yield
-    except OutputError:
-        raise
-    except UserError as error:
-        raise OutputError(str(error)) from None
     except wrong as error:
         raise OutputError(
             f"{path}: can not be written ({getattr(error, 'strerror', None) or error})"
         ) from None
+
+
+def put(path: Path, content: bytes, scratch: Path) -> None:
+    """Write a file, whole or not at all. OutputError if that fails."""
+    with output_errors(path), atomic(path, scratch) as temporary:
+        temporary.write_bytes(content)
 
 
 class Output:
@@ -140,10 +142,9 @@ class Png(Output):
 
     def result(self, frame: Frame, found: Segmentation) -> object:
         result = super().result(frame, found)
-        with output_errors(self._path(frame)):
-            if self.rle:  # first, for the PNG says that both are there
-                write_bytes(self._path(frame, ".json"), _text(result.about), self.scratch)
-            write_bytes(self._path(frame), result.png, self.scratch)
+        if self.rle:  # first, for the PNG says that both are there
+            put(self._path(frame, ".json"), _text(result.about), self.scratch)
+        put(self._path(frame), result.png, self.scratch)
         return None
 
     @contextlib.contextmanager
