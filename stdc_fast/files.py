@@ -5,18 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import sys
-import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import safetensors
 
 from stdc_fast.errors import UserError
-
-#: The umask can only be read by setting it: two threads at once would leave it at 0.
-_ASKING = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -72,17 +68,14 @@ def atomic(path: Path, folder: str | Path | None = None):
     """:func:`write_atomic` as a context that gives the temporary path, with ``path``'s suffix; OSError."""
     path = _target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.tmp", suffix=path.suffix, dir=folder or path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    name = f".{path.stem}.tmp{secrets.token_hex(4)}{path.suffix}"
+    temporary = path.with_name(name) if folder is None else Path(folder, name)
+    # The mode that a new file has: asking for the umask would change it for other threads meanwhile.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        with _ASKING:
-            umask = os.umask(0)
-            os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
