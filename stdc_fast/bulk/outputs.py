@@ -82,12 +82,15 @@ class Output:
 
     def result(self, frame: Frame, found: Segmentation) -> object:
         """For threads: what :meth:`open`'s ``add`` takes of a frame."""
+        return Result(encode.labels(found, self.label_ids), self._about(frame, found))
+
+    def _about(self, frame: Frame, found: Segmentation) -> dict[str, object]:
         height, width = found.labels.shape
         about: dict[str, object] = {"key": frame.key, "source": frame.name, "height": height, "width": width}
         about |= {k: v for k, v in found.to_dict().items() if k in ("input_height", "input_width", "classes")}
         if self.rle:
             about["annotations"] = found.to_coco_rle(frame.key)
-        return Result(encode.labels(found, self.label_ids), about)
+        return about
 
     @contextlib.contextmanager
     def open(self, shard: int) -> Iterator[Callable[[Frame, object], None]]:
@@ -141,10 +144,9 @@ class Png(Output):
         return self._path(frame).is_file()
 
     def result(self, frame: Frame, found: Segmentation) -> object:
-        result = super().result(frame, found)
         if self.rle:  # first, for the PNG says that both are there
-            put(self._path(frame, ".json"), _text(result.about), self.scratch)
-        put(self._path(frame), result.png, self.scratch)
+            put(self._path(frame, ".json"), _text(self._about(frame, found)), self.scratch)
+        put(self._path(frame), encode.labels(found, self.label_ids), self.scratch)
         return None
 
     @contextlib.contextmanager
