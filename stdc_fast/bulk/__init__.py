@@ -23,6 +23,7 @@ def label(
     *,
     retry_failures: bool = False,
     workers: int | None = None,
+    batch: int = 1,
     on_frame: Callable[[], object] = lambda: None,
     **options: object,
 ) -> Summary:
@@ -34,6 +35,7 @@ def label(
         out: an empty folder, or that of the same job.
         retry_failures: label frames anew that failed before.
         workers: threads that read, and threads that write; None takes one a processor, at most 8.
+        batch: frames of one size that go through the network together; more than 1 is for GPUs.
         on_frame: called after each frame.
         options: ``to`` ("png", "webdataset" or "parquet"), ``shard`` (frames of one), ``rle``, ``label_ids``,
             and ``scale``, ``size``, ``range`` and ``matrix`` as for :meth:`Segmenter.predict`.
@@ -42,4 +44,4 @@ def label(
     another job, or a process works on it, and OutputError where results can not be written.
     """
     with Job(out, sources, about(model), options, retry_failures) as job:
-        return run(job, model, workers=workers, on_frame=on_frame)
+        return run(job, model, workers=workers, batch=batch, on_frame=on_frame)

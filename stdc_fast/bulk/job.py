@@ -103,7 +103,7 @@ class Job:
             if begun is not None:
                 _check_same(begun, model, self.options, self.out)
             self._begin(found, begun, model)
-            self._records = dict(_records(self.out))
+            self.refresh()
         except BaseException:
             self._release()
             raise
@@ -148,6 +148,33 @@ class Job:
         }
         put(self.out / "job.json", (json.dumps(manifest) + "\n").encode(), folder / "tmp")
         return listing
+
+    @classmethod
+    def part(cls, out: str | os.PathLike, retry_failures: bool) -> Job:
+        """A job for a helper of the process that holds its lock: to do shards and to record them."""
+        job = cls.__new__(cls)
+        job.out = Path(out)
+        manifest = read_manifest(job.out)
+        if manifest is None:
+            raise UserError(f"{out}: holds no job here; its folder must be the same on all machines")
+        job.options, job.model, job.root = manifest["options"], manifest["model"], manifest["source"]["root"]
+        job.retry_failures = retry_failures
+        kind, rle, label_ids = (job.options[name] for name in ("to", "rle", "label_ids"))
+        job.output = outputs.make(kind, job.out, job.out / "job" / "tmp", rle, label_ids)
+        job.listing = _listing(job.out, manifest)
+        job._records = {}
+        return job
+
+    def refresh(self) -> None:
+        """Read what is recorded of shards, by this process and others."""
+        self._records = dict(_records(self.out))
+
+    def done(self, shard: int) -> bool:
+        """Whether a shard is done by now, by whomever."""
+        path = _record(self.out, shard)
+        if path.exists():
+            self._records[shard] = json.loads(path.read_bytes())
+        return self._done(shard)
 
     def pending(self) -> list[int]:
         """Shards that are not done, or lack results, or, with retry_failures, that have failures."""

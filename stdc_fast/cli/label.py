@@ -55,6 +55,22 @@ def label(
     workers: Annotated[
         Optional[int], typer.Option(min=1, help="Threads that read, and threads that write.")
     ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Frames of one size that go through the network together, for GPUs.")
+    ] = 1,
+    ray: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="ADDRESS", help="Label by actors of a Ray cluster; auto, or local for this machine."
+        ),
+    ] = None,
+    ray_actors: Annotated[
+        Optional[int], typer.Option(help="Actors at most. Default: as many as there is room for.")
+    ] = None,
+    ray_cpus: Annotated[int, typer.Option(help="CPUs of an actor.")] = 2,
+    ray_gpus: Annotated[
+        Optional[float], typer.Option(help="GPUs of an actor. Default: 1 where the cluster has some.")
+    ] = None,
     scale: Scale = None,
     size: Size = None,
     range: Range = None,
@@ -76,6 +92,7 @@ def label(
     Examples: stdc-fast label photos/ --out labels; stdc-fast label --status labels
     """
     from stdc_fast import bulk
+    from stdc_fast.input_size import check_request
 
     if status is not None:
         if sources or out:
@@ -88,8 +105,35 @@ def label(
         "to": to, "shard": shard, "rle": rle, "label_ids": label_ids, "scale": scale,
         "size": parse_size(size), "range": parse_range(range), "matrix": matrix,
     }  # fmt: skip
+    check_request(scale, options["size"])
     loading = {"device": device, "dtype": dtype, "backend": backend, "memory": memory}
-    summary = _here(model, loading, sources, out, options, retry_failures, workers, quiet)
+    how = {"retry_failures": retry_failures, "workers": workers, "batch": batch, "signals": True}
+    with _Bar(quiet) as bar:
+        try:
+            if ray is None:
+                summary = _here(model, loading, sources, out, options, how, bar, quiet)
+            else:
+                from stdc_fast.bulk import cluster
+
+                where = cluster.Cluster(ray, ray_actors, ray_cpus, ray_gpus)
+                summary = cluster.label(
+                    model,
+                    loading,
+                    sources,
+                    out,
+                    where,
+                    options,
+                    on_begin=bar.begin,
+                    on_frames=bar.update,
+                    **how,
+                )
+        except bulk.OutputError as error:
+            bar.close()
+            shards = bulk.status(out)["shards"]
+            done = shards.count("done")
+            print(f"stdc-fast: {error}; {done} of {len(shards)} shards are done and stay; mend that, and the "
+                  "same command goes on", file=sys.stderr)  # fmt: skip
+            raise typer.Exit(1 if done else 2) from None
     state = bulk.status(out)
     if as_json:
         print(json.dumps({"run": vars(summary), **state}))
@@ -98,36 +142,47 @@ def label(
     _end(state, summary.signal, out)
 
 
-def _here(model, loading, sources, out, options, retry_failures, workers, quiet):
-    """The job on this machine."""
-    from tqdm import tqdm
+class _Bar:
+    """A progress bar that begins when it is known how much there is to do."""
 
+    def __init__(self, quiet: bool):
+        self._quiet, self._bar = quiet, None
+
+    def begin(self, frames: int, done: int) -> None:
+        from tqdm import tqdm
+
+        if done:
+            note(f"stdc-fast: {done} shards are done already", self._quiet)
+        self._bar = tqdm(None, "label", frames, unit="frame", disable=self._quiet or None)
+
+    def update(self, frames: int = 1) -> None:
+        self._bar.update(frames)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _here(model, loading, sources, out, options, how, bar, quiet):
+    """The job on this machine."""
     import stdc_fast
     from stdc_fast import bulk
     from stdc_fast.classes import cityscapes_ids
-    from stdc_fast.input_size import check_request
 
-    check_request(options["scale"], options["size"])
     segmenter = stdc_fast.load(model, **loading)
     if options["label_ids"]:
         cityscapes_ids(segmenter.classes)  # known before minutes of work
     remark(segmenter.report, quiet)
-    remark("the frames are listed", quiet)
-    with bulk.Job(out, sources, bulk.about(segmenter), options, retry_failures) as job:
+    with bulk.Job(out, sources, bulk.about(segmenter), options, how.pop("retry_failures")) as job:
         pending = job.pending()
-        total = len(job.listing.shards)
-        if len(pending) < total:
-            note(f"stdc-fast: {total - len(pending)} of {total} shards are done already", quiet)
-        frames = sum(map(job.listing.length, pending))
-        with tqdm(None, "label", frames, unit="frame", disable=quiet or None) as bar:
-            try:
-                return bulk.run(job, segmenter, pending, workers, on_frame=bar.update, signals=True)
-            except bulk.OutputError as error:
-                bar.close()
-                done = total - len(job.pending())
-                print(f"stdc-fast: {error}; {done} of {total} shards are done and stay; mend that, and the "
-                      "same command goes on", file=sys.stderr)  # fmt: skip
-                raise typer.Exit(1 if done else 2) from None
+        bar.begin(sum(map(job.listing.length, pending)), len(job.listing.shards) - len(pending))
+        return bulk.run(job, segmenter, pending, on_frame=bar.update, **how)
 
 
 def _end(state: dict, signal: int | None, out: Path) -> None:
