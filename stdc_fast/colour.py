@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from stdc_fast import containers, samples
+from stdc_fast import containers, jpeg, samples
 from stdc_fast.errors import UserError, announce
 
 if TYPE_CHECKING:
@@ -61,8 +61,13 @@ def to_srgb(image: Image.Image, name: str = "image", range: tuple[float, float] 
     if range is not None and (depth.stretched or image.mode == "CMYK"):
         why = f"has a {image.mode} picture" if image.mode == "CMYK" else "says itself which value is white"
         raise UserError(f"{name}: {why}; leave out range, {range}")
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    if profile is None and range is None and not turned:
+        plain = jpeg.pixels(image)
+        if plain is not None:
+            return plain
     image.load()  # some formats turn it then, and say so no more
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else that is a copy
+    if turned and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else that is a copy
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)

@@ -45,28 +45,31 @@ def writable(path: Path) -> bool:
     return not new
 
 
-def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
+def write_atomic(path: str | Path, write: Callable[[Path], object], folder: str | Path | None = None) -> None:
     """Call ``write`` with a temporary path in the same folder, then rename it to ``path``.
+
+    ``folder`` is another one, of the same file system, for the temporary file.
 
     Whatever happens, ``path`` is either the old file or the whole new one. Missing folders are made. The
     target of a link is replaced, not the link. UserError, naming ``path``, if the file system refuses, and
     for a device or a pipe.
     """
-    with write_errors(path), atomic(Path(path)) as temporary:
+    with write_errors(path), atomic(Path(path), folder) as temporary:
         write(temporary)
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
+def write_bytes(path: str | Path, content: bytes, folder: str | Path | None = None) -> None:
     """:func:`write_atomic` of bytes."""
-    write_atomic(path, lambda temporary: temporary.write_bytes(content))
+    write_atomic(path, lambda temporary: temporary.write_bytes(content), folder)
 
 
 @contextlib.contextmanager
-def atomic(path: Path):
+def atomic(path: Path, folder: str | Path | None = None):
     """:func:`write_atomic` as a context that gives the temporary path, with ``path``'s suffix; OSError."""
     path = _target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{secrets.token_hex(4)}{path.suffix}")
+    name = f".{path.stem}.tmp{secrets.token_hex(4)}{path.suffix}"
+    temporary = path.with_name(name) if folder is None else Path(folder, name)
     # The mode that a new file has: asking for the umask would change it for other threads meanwhile.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:

@@ -25,7 +25,7 @@ ONLY = {
     "datasets": ("datasets", "classes", "errors", "images", "listing", "reference"),
 }
 # Who imports it, and nobody else.
-BY = {"cli": ("cli", "__main__"), "viewer": ("viewer", "cli", "benchmark")}
+BY = {"bulk": ("bulk", "cli"), "cli": ("cli", "__main__"), "viewer": ("viewer", "cli", "benchmark")}
 
 
 def within(module, names):

@@ -1,4 +1,4 @@
-"""The command line: ``stdc-fast predict | val | train | convert | doctor | info | ...``, see ``--help``.
+"""The command line: ``stdc-fast predict | label | val | train | convert | info | ...``, see ``--help``.
 
 Exit codes: 0 done; 1 done in part: some images or videos failed, a benchmark has no speed of ours, or
 doctor's file can not be loaded; 2 nothing was done, for a reason said in one line on stderr; 130
@@ -22,6 +22,7 @@ from stdc_fast.cli import (
     doctor,
     export,
     info,
+    label,
     models,
     predict,
     train,
@@ -40,8 +41,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    predict.predict, val.val, train.train, convert.convert, doctor.doctor, info.info, models.models,
-    models.download, calibrate.calibrate, export.export, tune.tune, benchmark.benchmark,
+    predict.predict, label.label, val.val, train.train, convert.convert, doctor.doctor, info.info,
+    models.models, models.download, calibrate.calibrate, export.export, tune.tune, benchmark.benchmark,
 ):  # fmt: skip
     app.command()(command)
 

@@ -66,6 +66,7 @@ class Reader(Iterator[np.ndarray]):
         self._source, self._numbered = source, sources.sequence(source) is not None
         self._turns = 0  # by 90 degrees, counter-clockwise, to have a frame upright
         self._damage = ""
+        self._dropping = False
         self._anew = True  # the next time stamp is that of a clock that was set anew
         av()
         with contextlib.ExitStack() as stack:
@@ -127,6 +128,21 @@ class Reader(Iterator[np.ndarray]):
             image, self.time = next(self._decoder)
         return image
 
+    def skip(self, frames: int | None = None) -> int:
+        """Leave out the next ``frames``, or all that follow, decoded but not converted; how many there were.
+
+        UserError, as when iterating, where the file is damaged.
+        """
+        count, self._dropping = 0, True
+        try:
+            while frames is None or count < frames:
+                if next(self, self) is self:
+                    break
+                count += 1
+        finally:
+            self._dropping = False
+        return count
+
     def close(self) -> None:
         """Close the file or the camera. Iterating ends."""
         self._first = None
@@ -160,7 +176,7 @@ class Reader(Iterator[np.ndarray]):
                     time = stamp - start
                     reached = max(time, stamp - self._begin)
                 count += 1
-                yield self._upright(frame), float(time)
+                yield None if self._dropping else self._upright(frame), float(time)
         if count and not self._damage and self._seconds and not self.live:
             missing = self._seconds - max(time, reached) - 1 / self.fps
             if missing > max(0.5, 0.05 * self._seconds):

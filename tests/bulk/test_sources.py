@@ -1,0 +1,293 @@
+"""What a job takes: files, folders, globs, videos, tars and Parquet files; how their frames are called."""
+
+import io
+import json
+import os
+import tarfile
+
+import jobs
+import numpy as np
+import pytest
+from PIL import Image
+
+from stdc_fast import bulk, images
+from stdc_fast.bulk import frames
+from stdc_fast.bulk.sources import Sources
+from stdc_fast.errors import UserError
+
+
+def keys(sources, out, dotless=False):
+    return [one.key for one in Sources(sources, out, dotless).inputs()]
+
+
+def failures(out):
+    return [json.loads(line)["reason"] for line in (out / "failures.jsonl").read_text().splitlines()]
+
+
+def labels(out, key):
+    return np.array(Image.open(out / "labels" / f"{key}.png"))
+
+
+def empty(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+# Files, folders and globs.
+
+
+def test_keys_are_paths_below_what_the_sources_have_in_common(tmp_path):
+    data = empty(tmp_path / "data", "a/1.jpg", "a/deep/2.PNG", "b/1.jpg", "b/1.png", "c.jpg", "b/v.mp4")
+    out = tmp_path / "out"
+    assert keys([data], out) == ["c", "a/1", "a/deep/2", "b/1", "b/1_png", "b/v.mp4"]
+    assert keys([data / "a"], out) == ["1", "deep/2"]
+    assert keys([data / "b", data / "a"], out) == ["a/1", "a/deep/2", "b/1", "b/1_png", "b/v.mp4"]
+    assert keys([data / "b" / "1.jpg"], out) == ["1"]
+    assert keys([str(data / "*" / "1.jpg"), data / "c.jpg"], out) == ["c", "a/1", "b/1"]
+    assert keys([str(data / "**" / "*.jpg")], out) == ["c", "a/1", "b/1"]
+    assert keys([str(data / "[ab]")], out) == keys([data / "b", data / "a"], out)
+
+
+def test_the_order_does_not_come_from_the_file_system(tmp_path, monkeypatch):
+    data = empty(tmp_path / "data", *(f"{d}/{i}.jpg" for d in "cab" for i in (2, 10, 1)))
+    walk = os.walk
+
+    def backwards(*arguments, **more):
+        for folder, folders, files in walk(*arguments, **more):
+            folders.sort(reverse=True)
+            yield folder, folders, sorted(files, reverse=True)
+
+    before = keys([data], tmp_path / "out")
+    monkeypatch.setattr(os, "walk", backwards)
+    assert keys([data], tmp_path / "out") == before == [f"{d}/{i}" for d in "abc" for i in (1, 10, 2)]
+
+
+def test_names_that_are_taken_and_dots_in_names(tmp_path):
+    data = empty(tmp_path / "data", "a.b.jpg", "a_b.jpg", "a.b.png")
+    assert keys([data], tmp_path / "out") == ["a.b", "a.b_png", "a_b"]
+    assert keys([data], tmp_path / "out", dotless=True) == ["a_b", "a_b_png", "a_b_jpg"]
+
+
+def test_results_and_hidden_files_are_no_sources(model, photo, tmp_path, caplog):
+    data = jobs.folder_of(photo, tmp_path / "data", 2)
+    empty(data, ".hidden.jpg", ".cache/a.jpg", "notes.txt", "a.tar.gz")
+    bulk.label(model, data, data / "out")
+    assert jobs.results(data / "out") == ["cam0/000", "cam0/001"]
+    assert bulk.label(model, data, data / "out").labelled == 0  # its own results are not new
+    assert "files of it are not taken: a.tar.gz, notes.txt" in caplog.text
+
+
+def test_links_to_folders_are_said(tmp_path, caplog):
+    data = empty(tmp_path / "data", "a/1.jpg")
+    os.symlink(data, data / "a" / "up")
+    assert keys([data], tmp_path / "out") == ["a/1"]
+    assert "links to folders are not followed, as up" in caplog.text
+
+
+def test_sources_that_are_refused(tmp_path, photo):
+    data = empty(tmp_path / "data", "a/1.jpg", "b.tgz", "notes.txt")
+    (tmp_path / "nothing").mkdir()
+    cases = {
+        "": "the source is an empty name",
+        str(data / "gone.jpg"): "gone.jpg: no such file",
+        str(data / "*.png"): "no file matches",
+        "0": "stdc-fast predict takes cameras and stdin",
+        "-": "stdc-fast predict takes cameras and stdin",
+        "http://localhost/a.jpg": "jobs take files only; download it first",
+        str(data / "b.tgz"): "is compressed, so that frames in it can not be reached; unpack it",
+        str(tmp_path / "nothing"): "holds no pictures, videos, tars or Parquet files",
+    }
+    for source, said in cases.items():
+        with pytest.raises(UserError) as raised:
+            keys([source], tmp_path / "out")
+        assert said in str(raised.value), source
+    with pytest.raises(UserError, match="which is a source as well; name one of them"):
+        keys([data, data / "a"], tmp_path / "out")
+    with pytest.raises(UserError, match="which is a source as well"):
+        keys([data, data / "a" / "1.jpg"], tmp_path / "out")
+    with pytest.raises(UserError, match="there are no sources"):
+        keys([], tmp_path / "out")
+    with pytest.raises(UserError, match="the folder of the results; choose another --out"):
+        keys([data / "a" / "1.jpg"], data)
+
+
+# Shards.
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 100])
+def test_shards_have_all_frames_once(tmp_path, size, photo):
+    """Whatever lies across their bounds: pictures, a tar, and one that is no tar."""
+    data = empty(tmp_path / "data", "a/1.jpg", "a/2.jpg", "b/3.jpg")
+    jobs.tar_of(photo, data / "a" / "x.tar", [f"{i}.jpg" for i in range(6)])
+    (data / "b" / "y.tar").write_bytes(b"no tar" * 200)
+    entries = [frames.count(one, False, False) for one in Sources([data], tmp_path / "out").inputs()]
+    listing, _ = frames.write(tmp_path / "listing", entries, size)
+    want = ["a/1", "a/2", *(f"a/x.tar/{i}" for i in range(6)), "b/3", "b/y.tar/rest"]
+    assert listing.frames == len(want) and len(listing.shards) == -(-len(want) // size)
+    shards = [[f.key for f in listing.frames_of(i)] for i in range(len(listing.shards))]
+    assert [key for shard in shards for key in shard] == want
+    assert [len(shard) for shard in shards] == [listing.length(i) for i in range(len(shards))]
+    assert {len(shard) for shard in shards[:-1]} <= {size}
+
+
+# Videos.
+
+
+def test_frames_of_videos_by_number(model, tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    import videos
+
+    from stdc_fast import video
+
+    (tmp_path / "data").mkdir()
+    videos.film(tmp_path / "data" / "a.mp4", 7)
+    videos.film(tmp_path / "data" / "b.avi", 4)
+    out = tmp_path / "out"
+    summary = bulk.label(model, tmp_path / "data", out, shard=3)
+    assert (summary.labelled, summary.failed) == (11, 0)
+    want = [*(f"a.mp4/{i:08d}" for i in range(7)), *(f"b.avi/{i:08d}" for i in range(4))]
+    assert jobs.results(out) == want
+    for name in ("a.mp4", "b.avi"):
+        for i, picture in enumerate(video.read(tmp_path / "data" / name)):
+            assert np.array_equal(labels(out, f"{name}/{i:08d}"), model.predict(picture).labels), (name, i)
+
+
+def test_a_video_goes_on_at_any_frame(model, tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    import videos
+
+    videos.film(tmp_path / "a.mp4", 12)
+    bulk.label(model, tmp_path / "a.mp4", tmp_path / "whole", shard=4)
+    bulk.label(model, tmp_path / "a.mp4", tmp_path / "out", shard=4)
+    for i in (2, 3, 9):
+        (tmp_path / "out" / "labels" / "a.mp4" / f"{i:08d}.png").unlink()
+    assert bulk.label(model, tmp_path / "a.mp4", tmp_path / "out", shard=4).labelled == 3
+    assert jobs.tree(tmp_path / "out") == jobs.tree(tmp_path / "whole")
+
+
+def test_a_damaged_video_has_the_frames_that_can_be_had(model, tmp_path, monkeypatch):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    import videos
+
+    monkeypatch.chdir(tmp_path)
+    videos.cut("a.mkv")
+    (tmp_path / "b.mp4").write_text("no video")
+    summary = bulk.label(model, ["a.mkv", "b.mp4"], "out")
+    assert summary.failed == 2 and 5 < summary.labelled < 40
+    first, second = failures(tmp_path / "out")
+    assert (
+        f"only {summary.labelled} frames could be decoded" in first and "b.mp4: can not be decoded" in second
+    )
+
+
+# Tars in WebDataset's layout.
+
+
+def test_pictures_of_tars(model, photo, tmp_path):
+    for k in range(2):
+        more = ((".json", b"{}"), (".cls", b"3"))
+        jobs.tar_of(photo, tmp_path / f"train-{k}.tar", [f"seq/{k}{i}.jpg" for i in range(3)], more)
+    summary = bulk.label(model, str(tmp_path / "train-*.tar"), tmp_path / "out", shard=4)
+    assert (summary.labelled, summary.failed) == (6, 0)
+    assert jobs.results(tmp_path / "out") == [f"train-{k}.tar/seq/{k}{i}" for k in range(2) for i in range(3)]
+    picture = images.read_image(jobs.jpeg(photo, 2))
+    assert np.array_equal(labels(tmp_path / "out", "train-1.tar/seq/12"), model.predict(picture).labels)
+
+
+def test_tars_as_the_webdataset_package_writes_them(model, photo, tmp_path):
+    webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for i in range(3):
+            writer.write({"__key__": f"s{i}", "jpg": jobs.jpeg(photo, i), "cls": i})
+    assert bulk.label(model, tmp_path / "a.tar", tmp_path / "out").labelled == 3
+    assert jobs.results(tmp_path / "out") == [f"a.tar/s{i}" for i in range(3)]
+
+
+def test_damaged_tars(model, photo, tmp_path):
+    whole = jobs.tar_of(photo, tmp_path / "a.tar", [f"{i}.jpg" for i in range(4)])
+    content = whole.read_bytes()
+    with tarfile.open(whole) as tar:
+        third = tar.getmembers()[2]
+    (tmp_path / "cut.tar").write_bytes(content[: third.offset_data + 100])
+    (tmp_path / "endless.tar").write_bytes(content[: third.offset])
+    (tmp_path / "text.tar").write_text("no tar")
+    out_of_it = io.BytesIO(jobs.jpeg(photo, 0))
+    with tarfile.open(tmp_path / "up.tar", "w") as tar:
+        info = tarfile.TarInfo("../../up.jpg")
+        info.size = len(out_of_it.getvalue())
+        tar.addfile(info, out_of_it)
+    whole.unlink()
+    summary = bulk.label(model, tmp_path, tmp_path / "out")
+    assert jobs.results(tmp_path / "out") == [f"{n}.tar/{i}" for n in ("cut", "endless") for i in range(2)]
+    assert summary.failed == 4
+    said = failures(tmp_path / "out")
+    for reason, words in zip(
+        said, ("ends behind the end", "its end is missing", "read as a tar", "is refused"), strict=True
+    ):
+        assert words in reason
+
+
+# Parquet.
+
+
+@pytest.fixture
+def parquet():
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def write(path, /, **columns):
+        parquet.write_table(arrow.table(columns), path, row_group_size=2)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["bytes", "image", "struct"])
+def test_pictures_in_parquet(model, photo, tmp_path, parquet, kind):
+    pictures = [jobs.jpeg(photo, i) for i in range(5)]
+    cells = [{"bytes": p, "path": "x.jpg"} for p in pictures] if kind == "struct" else pictures
+    name = "bytes" if kind == "bytes" else "image"
+    parquet(tmp_path / "a.parquet", **{name: [*cells[:4], None, *cells[4:]]})
+    summary = bulk.label(model, tmp_path / "a.parquet", tmp_path / "out", shard=4)
+    assert (summary.labelled, summary.failed) == (5, 1)
+    assert jobs.results(tmp_path / "out") == [f"a.parquet/{i:08d}" for i in (0, 1, 2, 3, 5)]
+    assert "a.parquet[4]: the cell is empty" in failures(tmp_path / "out")[0]
+    want = model.predict(images.read_image(pictures[4])).labels
+    assert np.array_equal(labels(tmp_path / "out", "a.parquet/00000005"), want)
+
+
+def test_paths_in_parquet(model, photo, tmp_path, parquet):
+    folder = jobs.folder_of(photo, tmp_path / "photos", 3)
+    table = parquet(
+        tmp_path / "a.parquet", path=["photos/cam0/001.jpg", str(folder / "cam0/000.jpg"), "gone.jpg", None]
+    )
+    summary = bulk.label(model, table, tmp_path / "out")
+    assert (summary.labelled, summary.failed) == (2, 2)
+    gone, none = failures(tmp_path / "out")
+    assert "gone.jpg: no such file" in gone and "the cell of its path is empty" in none
+    want = model.predict(folder / "cam0" / "001.jpg").labels
+    assert np.array_equal(labels(tmp_path / "out", "a.parquet/00000000"), want)
+    (tmp_path / "gone.jpg").write_bytes(jobs.jpeg(photo, 7))
+    assert bulk.label(model, table, tmp_path / "out", retry_failures=True).labelled == 1
+
+
+def test_parquet_without_frames(model, tmp_path, parquet):
+    parquet(tmp_path / "a.parquet", label=[1, 2])
+    (tmp_path / "b.parquet").write_text("no table")
+    bulk.label(model, tmp_path, tmp_path / "out")
+    first, second = failures(tmp_path / "out")
+    assert "has columns label; frames must be in a column path" in first
+    assert "b.parquet: can not be read as Parquet" in second
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, photo, monkeypatch, model):
+    (tmp_path / "a.parquet").write_bytes(b"")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r'pip install "stdc-fast\[bulk\]"'):
+        bulk.label(model, tmp_path / "a.parquet", tmp_path / "out")
+    (tmp_path / "a.parquet").unlink()
+    jobs.folder_of(photo, tmp_path / "photos", 1)
+    with pytest.raises(UserError, match=r'pip install "stdc-fast\[bulk\]"'):
+        bulk.label(model, tmp_path / "photos", tmp_path / "out2", to="parquet")

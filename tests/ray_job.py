@@ -1,0 +1,50 @@
+"""A job on a small Ray cluster of this machine, in which something dies: a program, for Ray is one a process.
+
+    python ray_job.py SCENARIO SOURCES OUT WEIGHTS
+
+Prints a JSON line with what it saw.
+"""
+
+import json
+import os
+import signal
+import sys
+
+
+def main(scenario, sources, out, weights):
+    import psutil
+    import ray
+    from ray.cluster_utils import Cluster as Nodes
+
+    from stdc_fast.bulk import cluster
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    workers = [nodes.add_node(num_cpus=1) for _ in range(2)]
+    environment = {"PYTHONPATH": os.environ["PYTHONPATH"]}
+    ray.init(address=nodes.address, log_to_driver=False, runtime_env={"env_vars": environment})
+    seen = {"killed": [], "frames": 0}
+
+    def on_frames(count):
+        seen["frames"] += count
+        if seen["frames"] < 8 or seen["killed"]:
+            return
+        if scenario == "node":
+            nodes.remove_node(workers[1], allow_graceful=False)
+            seen["killed"].append("node")
+        elif scenario == "actor":
+            below = psutil.Process().children(recursive=True)
+            pids = [process.pid for process in below if "MapWorker" in " ".join(process.cmdline())]
+            os.kill(pids[0], signal.SIGKILL)
+            seen["killed"].append(f"actor of {len(pids)}")
+
+    where = cluster.Cluster(nodes.address, cpus=1, gpus=0)
+    options = {"to": "webdataset", "shard": 2}
+    loading = {"device": "cpu", "dtype": "float32"}
+    summary = cluster.label(weights, loading, [sources], out, where, options, on_frames=on_frames)
+    print(json.dumps(seen | {"labelled": summary.labelled, "failed": summary.failed}), flush=True)
+    ray.shutdown()
+    nodes.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
