@@ -37,7 +37,7 @@ SLOW = (
     "backends/test_process.py", "backends/gpu/test_choice_of_tiles.py", "backends/gpu/test_graphs.py",
     "backends/gpu/test_on_gpu.py", "backends/gpu/test_placed.py", "backends/gpu/test_replay.py",
     "backends/eager/test_eager_on_gpu.py",
-    "benchmark/", "calibration/test_calibrate.py", "calibration/test_ranges.py", "cli/test_calibrate_cli.py",
+    "benchmark/", "calibration/test_calibrate.py", "calibration/test_ranges.py", "cli/test_calibrate_cli.py", "cli/test_bulk_cli.py",
     "checkpoints/test_checkpoints.py::test_logits_are_the_familys",
     "checkpoints/test_convert.py::test_any_weight",
     "checkpoints/test_convert.py::test_the_code_base_computes_the_same",
