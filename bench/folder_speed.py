@@ -5,8 +5,8 @@
 
 Each tree has a process of its own, which runs the command with its model's loading, but without the imports.
 A round gives each way a turn, in an order that changes. A ratio is that of two turns of one round, and the
-median counts, as the machine's speed changes within minutes. Photos are JPEG files of 2048x1024 from those of a
-folder, by default the one that the library has, moved to the side from photo to photo.
+median counts, as the machine changes its speed within minutes. Photos are JPEG files of 2048x1024,
+of those in a folder, by default the one that the library has, moved to the side from photo to photo.
 """
 
 from __future__ import annotations
