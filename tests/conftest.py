@@ -39,6 +39,7 @@ SLOW = (
     "backends/eager/test_eager_on_gpu.py",
     "benchmark/", "bulk/test_job.py", "bulk/test_kill.py", "bulk/test_ray.py",
     "calibration/test_calibrate.py", "calibration/test_ranges.py", "cli/test_calibrate_cli.py",
+    "cli/test_predict_files.py",
     "checkpoints/test_checkpoints.py::test_logits_are_the_familys",
     "checkpoints/test_convert.py::test_any_weight",
     "checkpoints/test_convert.py::test_the_code_base_computes_the_same",
