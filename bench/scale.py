@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import itertools
 import json
 import os
 import tempfile
@@ -86,6 +87,7 @@ def simulate(
     """Seconds until the last of the shards is done."""
     chance = np.random.default_rng(seed)
     speeds = chance.lognormal(0, options.spread, machines)
+    speeds *= (1 / speeds).mean()  # together they do as much as if they were equal
     free = [(options.start, i) for i in range(machines)]
     heapq.heapify(free)
     end = 0.0
@@ -104,32 +106,28 @@ def simulate(
 def plan(stages: dict, options: argparse.Namespace) -> dict[str, object]:
     one = 1 / options.frames_per_second if options.frames_per_second else seconds_a_frame(stages)
     rows = []
-    for frames in JOBS:
+    for frames, together in itertools.product(JOBS, options.frames_per_request):
         shards = -(-frames // options.shard)
+        store = {
+            "the store's bytes": frames * sum(stages["bytes"].values()) / (options.store_gb * 1e9),
+            "the store's requests": frames / together / options.store_requests,
+        }
+        slowest = max(store, key=store.__getitem__)
         for machines in (n for n in options.machines if n <= shards):
-            # All machines together ask the store for so much at full speed.
-            bytes_wanted = machines / one * (stages["bytes"]["in"] + stages["bytes"]["out"])
-            requests = machines / one / options.frames_per_object
-            slower = max(1.0, bytes_wanted / (options.store_gb * 1e9), requests / options.store_requests)
-            seconds = simulate(shards, machines, options.shard * one * slower, options)
-            ideal = frames * one / machines
-            bounds = {
-                "the store's bytes": bytes_wanted / (options.store_gb * 1e9),
-                "the store's requests": requests / options.store_requests,
-            }
-            name, most = max(bounds.items(), key=lambda pair: pair[1])
-            share = ideal / seconds
+            computing = simulate(shards, machines, options.shard * one, options)
+            seconds = max(computing, options.start + store[slowest])
+            share = frames * one / machines / seconds
+            bound = "labelling" if share > 0.8 else "starts and stragglers"
             row = {
-                "frames": frames, "machines": machines, "hours": seconds / 3600,
-                "frames_per_second": frames / seconds, "share_of_ideal": share,
+                "frames": frames, "frames_per_request": together, "machines": machines,
+                "hours": seconds / 3600, "frames_per_second": frames / seconds, "share_of_ideal": share,
                 "machine_hours": machines * seconds / 3600,
-                "bound": name if most > 1 else "starts and stragglers" if share < 0.8 else "labelling",
+                "bound": slowest if seconds > computing else bound,
             }  # fmt: skip
             if options.price is not None:
                 row["cost"] = row["machine_hours"] * options.price
             rows.append(row)
-    names = ("shard", "spread", "loss", "start", "store_gb", "store_requests", "frames_per_object",
-             "frames_per_second", "price")  # fmt: skip
+    names = ("shard", "spread", "loss", "start", "store_gb", "store_requests", "frames_per_second", "price")
     return {
         "stages": str(options.stages), "seconds_a_frame": one, "frames_per_second_of_a_machine": 1 / one,
         "assumed": {name: getattr(options, name) for name in names}, "commit": info.commit(), "rows": rows,
@@ -141,12 +139,16 @@ def draw(found: dict):
 
     page = Figure(figsize=(7, 3.4), layout="constrained")
     axes = page.add_subplot()
+    kinds = sorted({row["frames_per_request"] for row in found["rows"]})
     for frames, colour in zip(JOBS, ("#0072b2", "#c8452b"), strict=True):
-        rows = [row for row in found["rows"] if row["frames"] == frames]
-        x = [row["machines"] for row in rows]
-        axes.plot(x, [row["hours"] for row in rows], "o-", color=colour, ms=3.5, label=f"{frames:.0e} frames")
+        for together in kinds:
+            rows = [r for r in found["rows"] if (r["frames"], r["frames_per_request"]) == (frames, together)]
+            x = [row["machines"] for row in rows]
+            label = f"{frames:,} frames, {together:g} a request"
+            style = "o-" if together == kinds[0] else "s--"
+            axes.plot(x, [row["hours"] for row in rows], style, color=colour, ms=3.5, lw=1.2, label=label)
         ideal = [frames * found["seconds_a_frame"] / n / 3600 for n in x]
-        axes.plot(x, ideal, ":", color=colour, lw=1, label="without any loss")
+        axes.plot(x, ideal, ":", color=colour, lw=1)
     axes.set(xscale="log", yscale="log", xlabel="machines of two cores", ylabel="hours")
     axes.grid(color="#e4e4e4", lw=0.7)
     axes.legend(fontsize=7)
@@ -175,7 +177,7 @@ def main() -> None:
     many.add_argument(
         "--store-requests", type=float, default=5000, help="requests a second of the object store"
     )
-    many.add_argument("--frames-per-object", type=float, default=1, help="1000 for tars of 1000 frames")
+    many.add_argument("--frames-per-request", type=float, nargs="+", default=[1, 100], help="more in tars")
     many.add_argument("--price", type=float, help="of an hour of a machine; without it no costs are given")
     options = parser.parse_args()
     if options.command == "stages":

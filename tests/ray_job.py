@@ -5,6 +5,7 @@
 Prints a JSON line with what it saw.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -26,8 +27,11 @@ def main(scenario, sources, out, weights):
 
     def on_frames(count):
         seen["frames"] += count
-        below = psutil.Process().children(recursive=True)
-        actors = [one.pid for one in below if "MapWorker" in " ".join(one.cmdline())]
+        actors = []
+        for one in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if "MapWorker" in " ".join(one.cmdline()):
+                    actors.append(one.pid)
         if seen["killed"] or len(actors) < 2:  # both are to be at work
             return
         seen["killed"] = seen["frames"]
