@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= logical
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo check test test-all test-exports test-ecosystem test-frameworks test-sanitize sanitize-cpu sanitize-cuda lint format clean
+.PHONY: demo check test test-all test-exports test-ecosystem test-ray test-frameworks test-sanitize sanitize-cpu sanitize-cuda lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stdc-fast predict stdc_fast/assets/street.jpg --out out
@@ -87,5 +87,11 @@ test-ecosystem:
 	STDC_FAST_NATIVE=0 .venv-ecosystem/bin/python -m pip install --quiet -c constraints.txt ".[test,hub]" timm
 	.venv-ecosystem/bin/python -m pytest tests/test_hub.py tests/test_pretrained.py tests/test_features.py
 
+# Jobs by Ray, which is a big package: a cluster of two nodes on this machine, of which one is killed.
+test-ray:
+	$(PYTHON) -m venv .venv-ray
+	STDC_FAST_NATIVE=0 .venv-ray/bin/python -m pip install --quiet -c constraints.txt ".[test,ray]" psutil
+	.venv-ray/bin/python -m pytest tests/bulk
+
 clean:
-	rm -rf $(VENV) .venv-litert .venv-executorch .venv-ecosystem out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json
+	rm -rf $(VENV) .venv-litert .venv-executorch .venv-ecosystem .venv-ray out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json

@@ -5,6 +5,7 @@
 Prints a JSON line with what it saw.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -22,20 +23,22 @@ def main(scenario, sources, out, weights):
     workers = [nodes.add_node(num_cpus=1) for _ in range(2)]
     environment = {"PYTHONPATH": os.environ["PYTHONPATH"]}
     ray.init(address=nodes.address, log_to_driver=False, runtime_env={"env_vars": environment})
-    seen = {"killed": [], "frames": 0}
+    seen = {"killed": 0, "frames": 0}
 
     def on_frames(count):
         seen["frames"] += count
-        if seen["frames"] < 8 or seen["killed"]:
+        actors = []
+        for one in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if "MapWorker" in " ".join(one.cmdline()):
+                    actors.append(one.pid)
+        if seen["killed"] or len(actors) < 2:  # both are to be at work
             return
+        seen["killed"] = seen["frames"]
         if scenario == "node":
             nodes.remove_node(workers[1], allow_graceful=False)
-            seen["killed"].append("node")
         elif scenario == "actor":
-            below = psutil.Process().children(recursive=True)
-            pids = [process.pid for process in below if "MapWorker" in " ".join(process.cmdline())]
-            os.kill(pids[0], signal.SIGKILL)
-            seen["killed"].append(f"actor of {len(pids)}")
+            os.kill(actors[0], signal.SIGKILL)
 
     where = cluster.Cluster(nodes.address, cpus=1, gpus=0)
     options = {"to": "webdataset", "shard": 2}

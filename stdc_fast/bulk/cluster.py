@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -88,6 +89,8 @@ def label(
     ray, start = package(), time.perf_counter()
     data = package("ray.data")
     with contextlib.ExitStack() as stack:
+        # Ray prints there what it starts anew, and a command's output may be JSON.
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         if not ray.is_initialized():
             try:
                 ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
@@ -119,7 +122,7 @@ def label(
                 _Labeller,
                 batch_size=1,
                 fn_constructor_args=arguments,
-                compute=data.ActorPoolStrategy(min_size=1, max_size=actors),
+                compute=data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
                 num_cpus=cluster.cpus,
                 num_gpus=gpus,
             ).iter_rows()  # fmt: skip

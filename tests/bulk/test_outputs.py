@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 
+import jobs
 import numpy as np
 import pytest
 from PIL import Image
@@ -115,3 +116,26 @@ def test_the_command_says_how_fast_it_was_and_fails_by_code(photos, tmp_path, ru
     done = run_cli("label", photos, "--status", tmp_path / "out")
     assert done.code == 2
     assert len(CAMVID) == 11
+
+
+@pytest.mark.parametrize("to", ["png", "webdataset"])
+def test_batches_of_equal_sizes_give_the_same_bytes(model, photos, photo, tmp_path, monkeypatch, to):
+    """Pictures of three sizes in turns, and some that fail: results are in the order of the listing."""
+    for i, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        path.write_bytes(jobs.jpeg(photo, i, *[(64, 96), (96, 64), (64, 128)][i % 3]))
+    (photos / "cam0" / "003.jpg").write_bytes(b"no picture")
+    (photos / "cam1" / "005.jpg").write_bytes(jobs.jpeg(photo, 5, 16, 16))  # too small
+    bulk.label(model, photos, tmp_path / "one", to=to, shard=8)
+    label, batches = model.label, []
+
+    def counting(frames, **how):
+        batches.append(len(frames))
+        return label(frames, **how)
+
+    monkeypatch.setattr(type(model), "label", lambda self, frames, **how: counting(frames, **how))
+    summary = bulk.label(model, photos, tmp_path / "many", to=to, shard=8, batch=3)
+    assert (summary.labelled, summary.failed) == (8, 2)
+    assert max(batches) == 3 and sum(batches) == 8
+    assert jobs.tree(tmp_path / "many") == jobs.tree(tmp_path / "one")
+    with pytest.raises(UserError, match="--batch is a number of frames from 1 on, not 0"):
+        bulk.label(model, photos, tmp_path / "none", to=to, shard=8, batch=0)

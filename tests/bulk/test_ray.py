@@ -18,7 +18,7 @@ OPTIONS = {"to": "webdataset", "shard": 2}
 
 @pytest.fixture
 def sources(photo, tmp_path):
-    folder = jobs.folder_of(photo, tmp_path / "sources", 40, per_folder=20)
+    folder = jobs.folder_of(photo, tmp_path / "sources", 200, per_folder=20)
     (folder / "cam1" / "030.jpg").write_bytes(b"corrupt")
     return folder
 
@@ -42,9 +42,10 @@ def test_results_are_those_of_one_machine(model, program, sources, tiny_weights,
     out = tmp_path / "out"
     done = program(ROOT / "tests" / "ray_job.py", scenario, sources, out, tiny_weights)
     assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert bool(seen["killed"]) == (scenario != "nothing"), seen
-    assert seen["frames"] == 40
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    seen = json.loads(line)
+    assert 0 < seen["killed"] < 180, "it was nearly done before both actors were there"
+    assert seen["frames"] == 200
     bulk.label(model, sources, tmp_path / "whole", **OPTIONS)
     assert jobs.tree(out) == jobs.tree(tmp_path / "whole")
 
@@ -67,11 +68,11 @@ def test_the_command_goes_on_with_a_job_of_one_machine(model, program, sources, 
                "--shard", 2, "--device", "cpu", "--dtype", "float32")  # fmt: skip
     done = program(*command, "--ray", "local", "--ray-cpus", 1)
     assert done.returncode == 1, done.stderr  # of the corrupt picture
-    assert "1 of 40 frames failed" in done.stderr and "Traceback" not in done.stderr
+    assert "1 of 200 frames failed" in done.stderr and "Traceback" not in done.stderr
     bulk.label(model, sources, tmp_path / "whole", **OPTIONS)
     assert jobs.tree(out) == jobs.tree(tmp_path / "whole")
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(str(out))]
-    assert "31 frames labelled" in line
+    assert "191 frames labelled" in line
     done = program(*command, "--ray", "local", "--ray-cpus", 10_000)
     assert done.returncode == 2 and "ask for fewer by --ray-cpus" in done.stderr
 
