@@ -1,10 +1,16 @@
 """The one exception for what a user can mend, and lines about what was taken for granted."""
 
 import collections
+import contextlib
+import contextvars
 import logging
 import os
+from collections.abc import Iterator
 
 _log = logging.getLogger("stdc_fast")
+_listener: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
+    "stdc_fast_remarks", default=None
+)
 # The oldest are forgotten, so that a server's memory does not grow.
 _said: collections.deque[tuple[str, str]] = collections.deque(maxlen=1024)
 
@@ -19,9 +25,22 @@ class UserError(ValueError):
 def announce(name: str, message: str, *values: object) -> None:
     """Log ``name: message % values`` as a warning, a message once for all files of a folder."""
     kind = os.path.dirname(name), message
+    if (heard := _listener.get()) is not None:
+        heard.append(f"{name}: {message % values}")
     if kind not in _said:
         _said.append(kind)
         _log.warning(f"%s: {message}", name, *values)
+
+
+@contextlib.contextmanager
+def remarks() -> Iterator[list[str]]:
+    """All lines of :func:`announce` in this thread, also those that the log has had before, as a list."""
+    heard: list[str] = []
+    token = _listener.set(heard)
+    try:
+        yield heard
+    finally:
+        _listener.reset(token)
 
 
 class BatchError(UserError):

@@ -24,6 +24,7 @@ from stdc_fast.cli import (
     info,
     models,
     predict,
+    serve,
     train,
     tune,
     val,
@@ -41,7 +42,7 @@ app = typer.Typer(
 )
 for command in (
     predict.predict, val.val, train.train, convert.convert, doctor.doctor, info.info, models.models,
-    models.download, calibrate.calibrate, export.export, tune.tune, benchmark.benchmark,
+    models.download, calibrate.calibrate, export.export, serve.serve, tune.tune, benchmark.benchmark,
 ):  # fmt: skip
     app.command()(command)
 
