@@ -51,7 +51,7 @@ SLOW = (
     "backends/eager/test_eager.py::test_rounding_costs_frames_no_more",
     "backends/eager/test_eager.py::test_low_precision_against_its_emulation",
     "exporters/test_converters.py", "exporters/test_export.py",
-    "fuzz/", "media/", "scripts/", "test_download.py::test_processes_at_once",
+    "fuzz/", "media/", "scripts/", "serve/test_faults.py", "test_download.py::test_processes_at_once",
     "test_download.py::test_killed_half_way",
     "test_forks.py", "test_library.py", "test_pretrained.py::test_the_package_is_not",
     "test_train.py", "test_tune.py", "test_video.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import math
 import threading
 import time
@@ -28,6 +29,7 @@ from stdc_fast.serve.settings import Settings
 from stdc_fast.version import __version__
 
 R = TypeVar("R")
+_log = logging.getLogger(__name__)
 
 #: Labelled before the first client's picture: weights are packed then, and the pace is known.
 PHOTO = Path(images.__file__).parent / "assets" / "street.jpg"
@@ -88,6 +90,8 @@ class Service:
             self.metrics.info.info({**about, "version": __version__})
             self.segmenter = segmenter
         except BaseException as error:
+            if not isinstance(error, UserError):
+                _log.exception("the model could not be loaded")
             self.failure = error
 
     def close(self) -> None:
@@ -111,7 +115,9 @@ class Service:
             return "shutting down"
         if self.failure is not None:
             return (
-                str(self.failure).split("\n")[0] if isinstance(self.failure, UserError) else "failed to load"
+                str(self.failure).split("\n")[0]
+                if isinstance(self.failure, UserError)
+                else "the model could not be loaded"
             )
         if self.segmenter is None:
             return "the model is being loaded"
