@@ -1,4 +1,4 @@
-"""A real ``stdc-fast serve``: under load it ends or is killed, and no client gets labels of another picture."""
+"""A real ``stdc-fast serve``: under load it ends or is killed, and nobody gets labels of another picture."""
 
 import io
 import json
