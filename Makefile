@@ -84,8 +84,8 @@ $(VENV)/.check-installed: pyproject.toml constraints.txt
 # Against the packages whose interfaces are offered, which are no dependency of development.
 test-ecosystem:
 	$(PYTHON) -m venv .venv-ecosystem
-	STDC_FAST_NATIVE=0 .venv-ecosystem/bin/python -m pip install --quiet -c constraints.txt ".[test,hub]" timm
-	.venv-ecosystem/bin/python -m pytest tests/test_hub.py tests/test_pretrained.py tests/test_features.py
+	STDC_FAST_NATIVE=0 .venv-ecosystem/bin/python -m pip install --quiet -c constraints.txt ".[test,hub,export]" timm "tritonclient[grpc]"
+	.venv-ecosystem/bin/python -m pytest tests/test_hub.py tests/test_pretrained.py tests/test_features.py tests/exporters/test_triton.py
 
 clean:
 	rm -rf $(VENV) .venv-litert .venv-executorch .venv-ecosystem out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json

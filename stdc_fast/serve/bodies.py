@@ -18,8 +18,6 @@ from stdc_fast.errors import UserError, remarks
 from stdc_fast.listing import has_heif
 from stdc_fast.serve.settings import Settings
 
-#: By Pillow's names. Not what starts other programs (EPS), or holds no samples (WMF, FITS and others).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "QOI")
 #: A multipart body has its boundaries and headers beside the file.
 _AROUND = 64 << 10
 _HOW = 'curl -H "Content-Type: image/jpeg" --data-binary @photo.jpg, or curl -F file=@photo.jpg'
@@ -126,8 +124,7 @@ def decode(content: bytes, name: str, kind: str, settings: Settings) -> tuple[np
         has_heif()
     if not content:
         raise UserError(f"{name}: has 0 bytes; send one image file")
-    Image.init()
-    known = [form for form in FORMATS if form in Image.OPEN]
+    known = images.known_formats(images.FROM_STRANGERS)
     limit = f"more than the limit of {settings.max_pixels / 1e6:g} here; scale it down"
     bomb = False
     with images.decode_errors(name):
@@ -141,4 +138,4 @@ def decode(content: bytes, name: str, kind: str, settings: Settings) -> tuple[np
     if height * width > settings.max_pixels:
         raise Refusal(413, f"{name}: {width}x{height} has {height * width / 1e6:.1f} million pixels, {limit}")
     with remarks() as said:
-        return images.read_image(content, name=name), said
+        return images.read_image(content, name=name, formats=images.FROM_STRANGERS), said
