@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= logical
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo check test test-all test-exports test-ecosystem test-frameworks test-sanitize sanitize-cpu sanitize-cuda lint format clean
+.PHONY: demo check test test-all test-exports test-ecosystem test-ros test-frameworks test-sanitize sanitize-cpu sanitize-cuda lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stdc-fast predict stdc_fast/assets/street.jpg --out out
@@ -87,5 +87,11 @@ test-ecosystem:
 	STDC_FAST_NATIVE=0 .venv-ecosystem/bin/python -m pip install --quiet -c constraints.txt ".[test,hub,export]" timm "tritonclient[grpc]"
 	.venv-ecosystem/bin/python -m pytest tests/test_hub.py tests/test_pretrained.py tests/test_features.py tests/exporters/test_triton.py
 
+# The example for ROS 2, with its wheels; Debian's and ROS's own packages have the same modules.
+test-ros:
+	$(PYTHON) -m venv .venv-ros
+	STDC_FAST_NATIVE=0 .venv-ros/bin/python -m pip install --quiet -c constraints.txt ".[test]" ros-rclpy ros-sensor-msgs ros-rmw-fastrtps-cpp
+	.venv-ros/bin/python -m pytest tests/test_ros_example.py
+
 clean:
-	rm -rf $(VENV) .venv-litert .venv-executorch .venv-ecosystem out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json
+	rm -rf $(VENV) .venv-litert .venv-executorch .venv-ecosystem .venv-ros out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json

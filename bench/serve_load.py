@@ -1,7 +1,7 @@
 """What the service costs beside the engine alone: pictures a second, and how long clients wait.
 
     python -m bench.serve_load --out docs/results/serve.json
-    python -m bench.serve_load --photos FOLDER --rounds 9 --out docs/results/serve.json
+    python -m bench.serve_load --photos FOLDER --out docs/results/serve.json --document docs/serving.md
 
 The engine has a process of its own, which reads a file's bytes and labels it, one after the other. So has the
 service, twice: "open" takes all clients at once, "bounded" takes two pictures at a time. Each has a turn a
@@ -34,6 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.turns import Tree
+from bench.words import between, table
 from stdc_fast import info
 from stdc_fast.benchmark.run import quantiles
 from stdc_fast.files import write_atomic
@@ -49,6 +50,7 @@ SCOPES = (
 )
 SERVICES = {"open": ("--queue", "64"), "bounded": ("--queue", "2")}
 REFUSED_PAUSE = 0.1
+BEGIN, END = "<!-- written by bench.serve_load -->", "<!-- end of what it wrote -->"
 
 # The engine's process: seconds of a turn and files in a line; back pictures a second, with decoding and
 # without, and seconds of processors a picture with it.
@@ -172,12 +174,41 @@ def row(name: str, turns: list[dict], singles: list[float], engines: list[dict])
     }
 
 
+def document(about: dict) -> str:
+    """The table of docs/serving.md."""
+
+    def spread(one: dict, digits: int) -> str:
+        return f"{one['p50']:.{digits}f} ({one['p20']:.{digits}f} to {one['p80']:.{digits}f})"
+
+    head = [
+        "clients", "pictures a second", "over the engine", "processor time over the engine", "p50, ms",
+        "p99, ms", "p99 over one client's p50", "refused",
+    ]  # fmt: skip
+    rows = [
+        [
+            one["scope"], spread(one["rate"], 2), spread(one["over_engine"], 2),
+            spread(one["cpu_over_engine"], 2), f"{1e3 * one['p50_seconds']:.0f}",
+            f"{1e3 * one['p99_seconds']:.0f}", spread(one["p99_over_single"], 1), one["refused"],
+        ]
+        for one in about["rows"]
+    ]  # fmt: skip
+    engine = about["engine"]
+    lines = (
+        f"The engine alone: {spread(engine['file'], 2)} pictures a second from files, "
+        f"{spread(engine['frame'], 2)} from decoded frames, on {about['cpu']['model']}, "
+        f"{about['cpu']['cores']} cores. Brackets hold p20 to p80 of {about['rounds']} rounds. "
+        f"The load average was {about['load_average']}."
+    )
+    return f"\n{table(head, rows, '.rrrrrrr')}\n\n{lines}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.serve_load", description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, help="folder of JPEG files; default: the installed photo")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=6.0, help="of a turn")
     parser.add_argument("--out", type=Path, help="file to write")
+    parser.add_argument("--document", type=Path, help="document to write the table to")
     options = parser.parse_args()
     installed = ROOT / "stdc_fast" / "assets" / "street.jpg"
     files = sorted(options.photos.glob("*.jpg")) if options.photos else [installed]
@@ -212,6 +243,9 @@ def main() -> None:
     print(json.dumps(about, indent=1))
     if options.out:
         write_atomic(options.out, lambda path: path.write_text(json.dumps(about, indent=1) + "\n"))
+    if options.document:
+        page = between(options.document.read_text(), BEGIN, END, document(about))
+        write_atomic(options.document, lambda path: path.write_text(page))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ SLOW = (
     "exporters/test_converters.py", "exporters/test_export.py",
     "fuzz/", "media/", "scripts/", "serve/test_faults.py", "test_download.py::test_processes_at_once",
     "test_download.py::test_killed_half_way",
-    "test_forks.py", "test_library.py", "test_pretrained.py::test_the_package_is_not",
+    "test_forks.py", "test_library.py", "test_ros_example.py::test_in_ros",
+    "test_pretrained.py::test_the_package_is_not",
     "test_train.py", "test_tune.py", "test_video.py",
     "test_video_colours.py", "test_video_sources.py", "viewer/",
 )  # fmt: skip

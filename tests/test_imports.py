@@ -25,7 +25,11 @@ ONLY = {
     "datasets": ("datasets", "classes", "errors", "images", "listing", "reference"),
 }
 # Who imports it, and nobody else.
-BY = {"cli": ("cli", "__main__"), "viewer": ("viewer", "cli", "benchmark")}
+BY = {
+    "cli": ("cli", "__main__"),
+    "viewer": ("viewer", "cli", "benchmark"),
+    "serve": ("serve", "cli"),
+}
 
 
 def within(module, names):
