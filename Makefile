@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= logical
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo check test test-all test-exports test-ecosystem test-ros test-frameworks test-sanitize sanitize-cpu sanitize-cuda lint format clean
+.PHONY: demo check test test-all test-exports test-ecosystem test-ros test-triton test-frameworks test-sanitize sanitize-cpu sanitize-cuda lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stdc-fast predict stdc_fast/assets/street.jpg --out out
@@ -84,8 +84,15 @@ $(VENV)/.check-installed: pyproject.toml constraints.txt
 # Against the packages whose interfaces are offered, which are no dependency of development.
 test-ecosystem:
 	$(PYTHON) -m venv .venv-ecosystem
-	STDC_FAST_NATIVE=0 .venv-ecosystem/bin/python -m pip install --quiet -c constraints.txt ".[test,hub,export]" timm "tritonclient[grpc]"
-	.venv-ecosystem/bin/python -m pytest tests/test_hub.py tests/test_pretrained.py tests/test_features.py tests/exporters/test_triton.py
+	STDC_FAST_NATIVE=0 .venv-ecosystem/bin/python -m pip install --quiet -c constraints.txt ".[test,hub]" timm
+	.venv-ecosystem/bin/python -m pytest tests/test_hub.py tests/test_pretrained.py tests/test_features.py
+
+# Exported folders in a real Triton Inference Server, that of PyTriton's wheel, which reads arrays of NumPy 1 only.
+test-triton:
+	$(PYTHON) -m venv .venv-triton
+	STDC_FAST_NATIVE=0 .venv-triton/bin/python -m pip install --quiet -c constraints.txt ".[test,export]" "tritonclient[grpc]"
+	.venv-triton/bin/python -m pip install --quiet --no-deps --target .venv-triton/server nvidia-pytriton==0.7.0 numpy==1.26.4
+	TRITON_SERVER=.venv-triton/server .venv-triton/bin/python -m pytest tests/exporters/test_triton.py tests/exporters/test_triton_server.py
 
 # The example for ROS 2, with its wheels; Debian's and ROS's own packages have the same modules.
 test-ros:
@@ -94,4 +101,4 @@ test-ros:
 	.venv-ros/bin/python -m pytest tests/test_ros_example.py
 
 clean:
-	rm -rf $(VENV) .venv-litert .venv-executorch .venv-ecosystem .venv-ros out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json
+	rm -rf $(VENV) .venv-litert .venv-executorch .venv-ecosystem .venv-ros .venv-triton out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json

@@ -50,7 +50,7 @@ SLOW = (
     "plan/test_rewrites.py::test_what_others_read_stays_in_any_sequence",
     "backends/eager/test_eager.py::test_rounding_costs_frames_no_more",
     "backends/eager/test_eager.py::test_low_precision_against_its_emulation",
-    "exporters/test_converters.py", "exporters/test_export.py",
+    "exporters/test_triton_server.py", "exporters/test_converters.py", "exporters/test_export.py",
     "fuzz/", "media/", "scripts/", "serve/test_faults.py", "test_download.py::test_processes_at_once",
     "test_download.py::test_killed_half_way",
     "test_forks.py", "test_library.py", "test_ros_example.py::test_in_ros",

@@ -14,6 +14,10 @@ class Tensor:
             raise TypeError("a tensor is made of a NumPy array")
         self._name, self._array = name, array
 
+    @classmethod
+    def from_dlpack(cls, name, given):
+        return cls(name, np.from_dlpack(given))
+
     def name(self):
         return self._name
 

@@ -22,7 +22,7 @@ def config_of():
     text_format = pytest.importorskip("google.protobuf.text_format", reason="protobuf is not installed")
     messages = pytest.importorskip(
         "tritonclient.grpc.model_config_pb2",
-        reason='tritonclient is not installed: pip install "tritonclient[grpc]"',
+        reason="tritonclient is not installed: make test-triton",
     )
 
     def read(folder):
@@ -136,6 +136,20 @@ def test_bad_requests_do_not_harm_the_others(server, model, photo):
         strict=True,
     ):
         assert words in message and "\n" not in message
+
+
+def test_a_server_that_misreads_arrays_is_refused(folder, monkeypatch):
+    """As those before 24.11 do with NumPy 2: all values are the first one."""
+
+    class Misread(pb.Tensor):
+        def as_numpy(self):
+            return np.full_like(self._array, self._array.flat[0])
+
+    broken = pb.module()
+    broken.Tensor = Misread
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", broken)
+    with pytest.raises(RuntimeError, match="install numpy<2"):
+        Server(folder)
 
 
 def test_the_fault_of_one_of_a_batch(server, model, photo):
