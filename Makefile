@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 WORKERS ?= logical
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo check test test-all test-exports test-ecosystem test-ray test-frameworks test-sanitize sanitize-cpu sanitize-cuda lint format clean
+.PHONY: demo check test test-all test-exports test-ecosystem test-ray test-ros test-triton test-frameworks test-sanitize \
+        sanitize-cpu sanitize-cuda lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stdc-fast predict stdc_fast/assets/street.jpg --out out
@@ -93,5 +94,18 @@ test-ray:
 	STDC_FAST_NATIVE=0 .venv-ray/bin/python -m pip install --quiet -c constraints.txt ".[test,ray]" psutil
 	.venv-ray/bin/python -m pytest tests/bulk
 
+# Exported folders in a real Triton Inference Server, that of PyTriton's wheel, which reads arrays of NumPy 1 only.
+test-triton:
+	$(PYTHON) -m venv .venv-triton
+	STDC_FAST_NATIVE=0 .venv-triton/bin/python -m pip install --quiet -c constraints.txt ".[test,export]" "tritonclient[grpc]"
+	.venv-triton/bin/python -m pip install --quiet --no-deps --target .venv-triton/server nvidia-pytriton==0.7.0 numpy==1.26.4
+	TRITON_SERVER=.venv-triton/server .venv-triton/bin/python -m pytest tests/exporters/test_triton.py tests/exporters/test_triton_server.py
+
+# The example for ROS 2, with its wheels; Debian's and ROS's own packages have the same modules.
+test-ros:
+	$(PYTHON) -m venv .venv-ros
+	STDC_FAST_NATIVE=0 .venv-ros/bin/python -m pip install --quiet -c constraints.txt ".[test]" ros-rclpy ros-sensor-msgs ros-rmw-fastrtps-cpp
+	.venv-ros/bin/python -m pytest tests/test_ros_example.py
+
 clean:
-	rm -rf $(VENV) .venv-litert .venv-executorch .venv-ecosystem .venv-ray out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json
+	rm -rf $(VENV) .venv-litert .venv-executorch .venv-ecosystem .venv-ray .venv-ros .venv-triton out build dist *.egg-info .pytest_cache .ruff_cache stdc_fast/_C*.so stdc_fast/_build_info.json

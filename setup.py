@@ -81,7 +81,7 @@ setup(
     version=re.search(r'^__version__ = "(.+)"$', (ROOT / "stdc_fast/version.py").read_text(), re.M)[1],
     packages=[*find_packages(include=["stdc_fast", "stdc_fast.*"]), "stdc_fast.kernels"],
     package_dir={"stdc_fast.kernels": "kernels"},
-    package_data={"stdc_fast": ["weights/*.safetensors", "assets/*.jpg", "tables/*.json"]},
+    package_data={"stdc_fast": ["weights/*.safetensors", "assets/*.jpg", "tables/*.json", "serve/*.html"]},
     ext_modules=[Extension("stdc_fast._C", sources=[])],
     cmdclass={"build_ext": BuildModule, "library": BuildLibrary, "emulator": BuildEmulator},
 )

@@ -1,11 +1,17 @@
 """The one exception for what a user can mend, and lines about what was taken for granted."""
 
 import collections
+import contextlib
+import contextvars
 import logging
 import os
 import threading
+from collections.abc import Iterator
 
 _log = logging.getLogger("stdc_fast")
+_listener: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
+    "stdc_fast_remarks", default=None
+)
 # The oldest are forgotten, so that a server's memory does not grow.
 _said: collections.deque[tuple[str, str]] = collections.deque(maxlen=1024)
 _saying = threading.Lock()
@@ -21,12 +27,25 @@ class UserError(ValueError):
 def announce(name: str, message: str, *values: object) -> None:
     """Log ``name: message % values`` as a warning, a message once for all files of a folder."""
     kind = os.path.dirname(name), message
+    if (heard := _listener.get()) is not None:
+        heard.append(f"{name}: {message % values}")
     with _saying:
         new = kind not in _said
         if new:
             _said.append(kind)
     if new:
         _log.warning(f"%s: {message}", name, *values)
+
+
+@contextlib.contextmanager
+def remarks() -> Iterator[list[str]]:
+    """All lines of :func:`announce` in this thread, also those that the log has had before, as a list."""
+    heard: list[str] = []
+    token = _listener.set(heard)
+    try:
+        yield heard
+    finally:
+        _listener.reset(token)
 
 
 class BatchError(UserError):

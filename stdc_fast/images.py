@@ -37,12 +37,15 @@ LIMITS = (
 )
 #: More is not read from pipes and open files, which may have no end.
 _MAX_BYTES = 512 << 20
+#: By Pillow's names, for pictures of strangers: those that it decodes itself. EPS would start a program.
+FROM_STRANGERS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "QOI")
 
 
 def read_image(
     source: str | os.PathLike | bytes | BinaryIO,
     range: tuple[float, float] | None = None,
     name: str | None = None,
+    formats: Sequence[str] | None = None,
 ) -> np.ndarray:
     """sRGB uint8 ``[H, W, 3]`` of an image file, turned as its EXIF orientation says.
 
@@ -51,6 +54,7 @@ def read_image(
             is open for them. Such a file is read from its start if it can be, and stays open.
         range: values of black and white, see :func:`stdc_fast.samples.to_bytes`.
         name: of the image in messages; None takes the source's.
+        formats: that are read, by Pillow's names, as :data:`FROM_STRANGERS`; None for all that it has.
 
     Raises UserError for a file that is missing, empty, truncated, no image, a camera's raw data, HDR, too
     small or too large, and where its black and white are not certain.
@@ -72,8 +76,17 @@ def read_image(
                 raise _raw(name)
         if os.path.splitext(name)[1].lower() in HEIF_SUFFIXES:
             has_heif()
-        with Image.open(source if _on_disk(source) else io.BytesIO(_content(source, name))) as image:
+        file = source if _on_disk(source) else io.BytesIO(_content(source, name))
+        with Image.open(file, formats=known_formats(formats)) as image:
             return _rgb(image, name, range)
+
+
+def known_formats(formats: Sequence[str] | None) -> list[str] | None:
+    """Those of them that this Pillow has."""
+    if formats is None:
+        return None
+    Image.init()
+    return [one for one in formats if one in Image.OPEN]
 
 
 def name_of(source: object) -> str:

@@ -25,7 +25,12 @@ ONLY = {
     "datasets": ("datasets", "classes", "errors", "images", "listing", "reference"),
 }
 # Who imports it, and nobody else.
-BY = {"bulk": ("bulk", "cli"), "cli": ("cli", "__main__"), "viewer": ("viewer", "cli", "benchmark")}
+BY = {
+    "bulk": ("bulk", "cli"),
+    "cli": ("cli", "__main__"),
+    "viewer": ("viewer", "cli", "benchmark"),
+    "serve": ("serve", "cli"),
+}
 
 
 def within(module, names):

@@ -25,6 +25,7 @@ from stdc_fast.cli import (
     label,
     models,
     predict,
+    serve,
     train,
     tune,
     val,
@@ -42,7 +43,8 @@ app = typer.Typer(
 )
 for command in (
     predict.predict, label.label, val.val, train.train, convert.convert, doctor.doctor, info.info,
-    models.models, models.download, calibrate.calibrate, export.export, tune.tune, benchmark.benchmark,
+    models.models, models.download, calibrate.calibrate, export.export, serve.serve, tune.tune,
+    benchmark.benchmark,
 ):  # fmt: skip
     app.command()(command)
 
