@@ -13,7 +13,7 @@ from paths import ROOT
 
 import stdc_fast
 from stdc_fast import UserError, _native, checkpoints
-from stdc_fast.exporters import FORMATS, Settings, graph, parity, writers
+from stdc_fast.exporters import FORMATS, Settings, graph, parity, runners, writers
 from stdc_fast.exporters.converters import quiet
 from stdc_fast.exporters.source import Source
 from stdc_fast.exporters.torch_graph import GraphModule
@@ -51,6 +51,14 @@ def test_one_size(form, size, tiny_model, tmp_path):
     assert [(row.height, row.width) for row in done.rows] == [size]
     assert done.error < 1e-3 and done.agreement > 0.999 and not done.rows[0].unexplained
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, *(f"a{s}" for s in form.beside)])
+
+
+def test_names_in_capitals_and_a_second_export(tiny_model, tmp_path):
+    there(FORMATS["openvino"])
+    for _ in range(2):
+        assert stdc_fast.export(tiny_model, tmp_path / "A.XML", size=(32, 64)).error < 1e-3
+        assert sorted(os.listdir(tmp_path)) == ["A.XML", "A.bin"]
+    assert runners.run_openvino(tmp_path / "A.XML", Settings())(np.zeros((1, 3, 32, 64), np.float32)).any()
 
 
 @pytest.mark.parametrize("form", [f for f in GRAPHS if f.any_size], ids=lambda f: f.name)
