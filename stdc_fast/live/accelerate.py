@@ -45,7 +45,8 @@ def accelerate(
     The same object comes back. Its class, names of tensors, hooks on it, arguments and outputs stay; only the
     methods that compute are replaced, on this object alone. In training, where a gradient is asked for, with
     hooks inside of it and wherever else a plan would not be what the model does, its own methods run. Changed
-    weights are noticed, but for those written through ``tensor.data``: call ``accelerate`` again after that.
+    weights and settings are noticed, but for values written through ``tensor.data``, tensors that are no
+    buffers, and methods replaced on a class: call ``accelerate`` again after those.
 
     Args:
         model: in eval or in training mode, on a CPU or an NVIDIA GPU. DistributedDataParallel, and

@@ -1,6 +1,7 @@
 """Live models of other code bases: the same outputs by a plan, and untouched wherever that could differ."""
 
 import copy
+import functools
 import io
 import logging
 import pickle
@@ -13,7 +14,7 @@ from plans import error, one_thread
 from torch import nn
 
 import stdc_fast
-from stdc_fast import UserError
+from stdc_fast import UserError, _native
 from stdc_fast.live import probe
 from stdc_fast.live.accelerate import Live
 from stdc_fast.reference import STDCSeg
@@ -222,6 +223,42 @@ def test_changed_weights_are_noticed(fast, ran):
         change(model), change(own)
         assert error(model(IMAGE), own(IMAGE)) < 1e-5
     assert len(ran) == 4
+
+
+class Tuned(families.official.Official):
+    """Does to its logits what attributes of every kind say, which is nothing at first."""
+
+    def settle(self):
+        self.after, self.scale = torch.positive, functools.partial(torch.mul, other=1.0)
+        self.factors, self.table = [1.0], {"by": (0, [1.0])}
+        return self
+
+    def forward(self, x):
+        y = self.scale(self.after(super().forward(x)))
+        return y * self.factors[0] * self.table["by"][1][0]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_changed_settings_are_noticed(native, ran, monkeypatch):
+    if not native:
+        monkeypatch.setattr(_native, "why_not", lambda: "not here")
+    own = build("official").requires_grad_(False)
+    own.__class__ = Tuned
+    model = stdc_fast.accelerate(copy.deepcopy(own.settle()))
+    for change in (
+        lambda m: setattr(m, "after", torch.neg),
+        lambda m: setattr(m, "after", lambda y: y + 1),
+        lambda m: setattr(m, "scale", functools.partial(torch.mul, other=2.0)),
+        lambda m: m.factors.__setitem__(0, 3.0),
+        lambda m: m.table["by"][1].__setitem__(0, 4.0),
+    ):
+        fast, plain, count = copy.deepcopy(model), copy.deepcopy(own), len(ran)
+        assert error(fast(IMAGE), plain(IMAGE)) < 1e-5
+        assert len(ran) == count + 1, "a copy has the settings of its model"
+        before = plain(IMAGE)
+        change(fast), change(plain)
+        assert error(fast(IMAGE), plain(IMAGE)) < 1e-5 < error(before, plain(IMAGE))
+        assert len(ran) == count + 1
 
 
 def test_training_and_gradients_are_its_own(fast, ran, caplog):
