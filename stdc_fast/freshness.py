@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import operator
@@ -134,7 +135,9 @@ class _Snapshot:
         same = [(m.__dict__, k, m.__dict__[k]) for m in modules for k in _settings_of(m, foreign)]
         boxes = [v for _, _, v in same if foreign and _mutable(v)]
         #: Lists and the like, whose contents may change while they stay the same objects.
-        self.boxes, self.contents = boxes, list(map(_kept, boxes))
+        self.boxes, self.copies, self.contents = boxes, copy.deepcopy(boxes), None
+        if self.copies != boxes:  # partial functions, which are equal to nothing else
+            self.contents = list(map(_kept, boxes))
         same += [(d, k, v) for d in members for k, v in d.items()]
         self.places, self.keys, self.values = map(list, zip(*same, strict=True))
         # A new attribute of a foreign module may hide one of its class.
@@ -171,7 +174,10 @@ class _Snapshot:
 
     def holds(self, module: nn.Module) -> bool:
         # At every call, on the way to a GPU that may need 200 us: so no loops in Python.
-        if self.boxes and list(map(_kept, self.boxes)) != self.contents:
+        if self.contents is None:
+            if self.boxes != self.copies:
+                return False
+        elif list(map(_kept, self.boxes)) != self.contents:
             return False
         if self._watch is not None:
             return self.module() is module and self._watch.holds()

@@ -344,6 +344,17 @@ def test_autocast_is_the_plan_s_dtype(fast, ran):
     assert error(model(IMAGE), own(IMAGE)) < 1e-5  # outside of it nothing has changed
 
 
+@pytest.mark.parametrize("kind", ["official", "tuple"])
+def test_outputs_have_the_model_s_memory_format(kind, fast):
+    model, own = fast(kind)
+    wide = torch.randn((2, 3, 64, 160), generator=torch.Generator().manual_seed(2))
+    for x in (wide[..., :96], wide[..., :96].mT, wide[:, :, ::2], wide[:1, :1].expand(2, 3, -1, -1),
+              wide.to(memory_format=torch.channels_last)[..., :96]):  # fmt: skip
+        got, expected = (m(x) if kind == "tuple" else [m(x)] for m in (model, own))
+        assert [y.stride() for y in got[:3]] == [y.stride() for y in expected[:3]]
+        assert all(error(a, b) < 1e-5 for a, b in zip(got, expected, strict=True))
+
+
 def test_inputs_that_no_plan_takes(fast, ran):
     model, own = fast("official")
     model = copy.deepcopy(model)
