@@ -22,7 +22,7 @@ from stdc_fast import card, checkpoints, hub
 from stdc_fast.checkpoints import options
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
-from stdc_fast.freshness import structure
+from stdc_fast.freshness import replaced_methods, structure
 from stdc_fast.transforms import Transforms
 
 if TYPE_CHECKING:
@@ -239,14 +239,23 @@ def said(model: Segmenter, more: Mapping[str, object] | None = None) -> dict[str
         facts = json.loads(json.dumps(facts, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise UserError(f"metadata must be values of JSON ({error})") from None
-    rebuilt = checkpoints.from_state(checkpoints.inference_state(network), facts).network()
-    mine = {name: rest for name, *rest in structure(network)}
-    for name, *rest in structure(rebuilt):
-        if rest != mine.get(name):
-            raise UserError(
-                f"{name or 'the network'} is not what its weights would be loaded into, which no file can say"
-            )
+    _check_sayable(network, checkpoints.from_state(checkpoints.inference_state(network), facts).network())
     return facts
+
+
+def _check_sayable(network: STDCSeg, rebuilt: STDCSeg) -> None:
+    """UserError where a network computes something else than what would be loaded."""
+    mine = {name: rest for name, *rest in structure(network)}
+    modules = dict(network.named_modules())
+    for name, *rest in structure(rebuilt):
+        where = name or "the network"
+        if rest != mine.get(name):
+            raise UserError(f"{where} is not what its weights would be loaded into, which no file can say")
+        old = modules[name]
+        if own := replaced_methods(old):
+            raise UserError(f"{where} has a {own[0]} in the place of its class's, which no file can say")
+        if old._forward_hooks or old._forward_pre_hooks:
+            log.warning("%s has a forward hook, which is not in the file", where)
 
 
 def check_config(weights: Path, model: Segmenter) -> None:

@@ -145,6 +145,23 @@ def test_networks_of_all_forms(options, tmp_path):
     assert found.transforms == model.transforms
 
 
+def test_a_network_that_would_load_as_another(model, tmp_path, caplog):
+    def changed(change):
+        other = copy.deepcopy(model)
+        change(other.network.ffm.convblk)
+        return other
+
+    with torch.inference_mode():
+        other = changed(lambda m: setattr(m, "forward", lambda x: x[:, :256]))
+        assert "ffm.convblk has a forward in the place" in refusal(other.save_pretrained, tmp_path / "none")
+        assert not (tmp_path / "none").exists()
+        hooked = changed(lambda m: m.register_forward_hook(lambda m, x, y: y * 0))
+        hooked.save_pretrained(tmp_path / "hooked")
+    assert [r.getMessage() for r in caplog.records if "hook" in r.getMessage()] == [
+        "ffm.convblk has a forward hook, which is not in the file"
+    ]
+
+
 def test_a_network_that_no_file_says(model, tmp_path):
     other = copy.deepcopy(model)
     other.network.ffm.convblk.conv.padding_mode = "reflect"
