@@ -192,7 +192,9 @@ def _write(
         try:
             WRITERS[form.name](source, settings, made)
             rows = () if unchecked else tuple(parity.check(source, form, settings, made))
-        except (UserError, OSError):
+        except UserError as error:  # which may name the file where it is made
+            raise UserError(str(error).replace(str(made), str(path))) from error
+        except OSError:
             raise
         except Exception as error:
             versions = ", ".join(" ".join(item) for item in form.versions().items())

@@ -1,6 +1,7 @@
 """Exported files in their real runtimes: the reference's logits and labels at every size, or no file."""
 
 import ast
+import copy
 import dataclasses
 import json
 import os
@@ -268,6 +269,27 @@ def test_a_wrong_file_is_not_left(monkeypatch, tiny_model, tmp_path):
     assert path.read_text() == "before" and os.listdir(tmp_path) == [path.name]
     done = stdc_fast.export(tiny_model, path, check=False)
     assert done.unchecked == "not asked for" and done.rows == () and done.error is None
+
+
+def test_norms_of_other_parts_may_have_another_eps(tiny_model, tmp_path):
+    """As mmsegmentation has them: a file can say so."""
+    model = copy.deepcopy(tiny_model)
+    for name, m in model.network.named_modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.eps = 1e-3 if name.startswith("cp.backbone.") else 1e-5
+    for name in ("a.safetensors", "a.onnx"):
+        assert stdc_fast.export(model, tmp_path / name).error < 1e-5
+
+
+def test_errors_name_the_file_that_was_asked_for(tmp_path):
+    network = STDCSeg("stdc1", 300).eval()
+    model = stdc_fast.Segmenter(network, stdc_fast.ClassSet.from_names([f"class {i}" for i in range(300)]))
+    with pytest.raises(UserError) as caught:
+        stdc_fast.export(model, tmp_path / "a.safetensors")
+    assert str(caught.value).startswith(f"{tmp_path / 'a.safetensors'}: has 300 classes")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(UserError, match="300 classes: labels are bytes, so at most 256"):
+        model.predict(np.zeros((32, 32, 3), np.uint8), size="native")
 
 
 def test_the_command_line_fails_loudly(run_cli, monkeypatch, tiny_weights, tmp_path):
