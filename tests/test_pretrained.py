@@ -94,6 +94,18 @@ def test_what_is_told(model, tmp_path):
         assert "must be values of JSON" in refusal(model.save_pretrained, tmp_path, metadata=wrong)
 
 
+def test_what_can_not_be_told_leaves_no_file(model, tmp_path):
+    for wrong, words in (
+        ({"miou": "high"}, "miou must be a share from 0 to 1, such as 0.71, not 'high'"),
+        ({"miou": 72.5}, "miou must be a share from 0 to 1, such as 0.71, not 72.5"),
+        ("mine", "metadata must be a dict"),
+    ):
+        assert words in refusal(model.save_pretrained, tmp_path / "a", metadata=wrong)
+    assert not (tmp_path / "a").exists()
+    for wrong in (5, None):
+        assert f"not {wrong}" in refusal(Segmenter.from_pretrained, wrong)
+
+
 def test_an_own_card_stays(model, tmp_path):
     (tmp_path / "README.md").write_text("my own words")
     model.save_pretrained(tmp_path)
