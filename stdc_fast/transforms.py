@@ -24,8 +24,8 @@ class Transforms:
         x = model.transforms(image)[None]
         labels = model(x).argmax(1)
 
-    Where the network sees the image at its own size, these labels are those of ``predict``. Elsewhere they
-    have the size that the network sees, and those of ``predict`` the image's.
+    Where the network sees the image at its own size, these labels are those of ``predict``, but for rounding
+    in bfloat16. Elsewhere they have the size that the network sees, and those of ``predict`` the image's.
 
     Attributes:
         input_size: to what images are resized where a call does not say.
