@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,8 @@ def class_ids(result: Segmentation, classes: Sequence[str | int] | None) -> list
     present = np.flatnonzero(np.bincount(result.labels.ravel(), minlength=len(result.classes)))
     if classes is None:
         return present.tolist()
+    if isinstance(classes, (str, int)) or not isinstance(classes, Iterable):
+        raise UserError(f"classes must be a list of names or ids, not {classes!r}")
     names, wanted = list(result.classes.names), set()
     for one in classes:
         known = one in names if isinstance(one, str) else one in range(len(names))
@@ -83,8 +86,9 @@ def coco_rle(
 def polygons(
     result: Segmentation, classes: Sequence[str | int] | None, least: int, tolerance: float
 ) -> list[Polygon]:
-    if least < 0 or tolerance < 0:
-        raise UserError(f"least={least} and tolerance={tolerance} must not be negative")
+    for name, value in (("least", least), ("tolerance", tolerance)):
+        if not (isinstance(value, (int, float, np.number)) and value >= 0 and math.isfinite(value)):
+            raise UserError(f"{name} must be a number of pixels, 0 or more, not {value!r}")
     cv2 = package("opencv-python-headless", "cv2")
     found = []
     for i in class_ids(result, classes):

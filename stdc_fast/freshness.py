@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import operator
 import threading
+import types
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
@@ -18,15 +21,18 @@ from torch.utils.hooks import RemovableHandle
 
 from stdc_fast import _native
 
-# What a module's own attributes say of what it computes.
+# What a module's own attributes say of what it computes: those that a plan is built with, and those that make
+# it another network than its constructor's.
+_PLANNED = ("eps", "align_corners", "mean", "std", "uses_conv_last")
 _SETTINGS = (
-    "training", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "eps", "affine",
-    "ceil_mode", "count_include_pad", "divisor_override",
+    "training", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "affine",
+    "ceil_mode", "count_include_pad", "divisor_override", *_PLANNED,
 )  # fmt: skip
 
-
-#: Attributes of these types, and tuples of them, may decide what a module of another code base computes.
-_PLAIN = (bool, int, float, str, type(None))
+#: Attributes of these types, and collections of them, may decide what a module of another code base computes.
+_PLAIN = (bool, int, float, str, type(None), types.FunctionType, types.BuiltinFunctionType)
+# What every module has for torch's own use.
+_COMMON = frozenset(vars(nn.Module()))
 # Modules that do the same in training; code bases make some of them after they called eval().
 _MODELESS = (nn.Upsample, nn.Identity, nn.ReLU, nn.Sigmoid, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
@@ -54,18 +60,46 @@ def modeless(module: nn.Module) -> bool:
 
 
 def _plain(value: object) -> bool:
-    return isinstance(value, _PLAIN) or (type(value) is tuple and all(map(_plain, value)))
+    """Whether an attribute may decide what a foreign module computes, and can be compared."""
+    if type(value) is dict:
+        return all(_plain(k) and _plain(v) for k, v in value.items())
+    if isinstance(value, functools.partial):
+        return all(map(_plain, (value.func, value.args, value.keywords)))
+    if type(value) in (tuple, list, set, frozenset):
+        return all(map(_plain, value))
+    return isinstance(value, (*_PLAIN, types.MethodType))
+
+
+def _kept(value: object) -> object:
+    """What stays of a plain value when it is written to, and is equal to that of its copies."""
+    kind = type(value)
+    if kind is dict:
+        return kind, tuple((k, _kept(v)) for k, v in value.items())
+    if isinstance(value, functools.partial):
+        return kind, *map(_kept, (value.func, value.args, value.keywords))
+    if kind in (tuple, list):
+        return kind, *map(_kept, value)
+    if kind in (set, frozenset):
+        return kind, frozenset(map(_kept, value))
+    return value.__func__ if kind is types.MethodType else value
+
+
+def _mutable(value: object) -> bool:
+    """Whether a plain value may become another one while it stays the same object."""
+    if isinstance(value, functools.partial):
+        return any(map(_mutable, (*value.args, *value.keywords.values())))
+    return type(value) in (list, dict, set) or (type(value) is tuple and any(map(_mutable, value)))
 
 
 def _settings_of(module: nn.Module, foreign: bool) -> list[str]:
     """Names of its attributes that say what it computes."""
     if not foreign:
         return [k for k in _SETTINGS if k in module.__dict__]
-    return [k for k, v in module.__dict__.items() if _plain(v)]
+    return [k for k, v in module.__dict__.items() if k == "training" or (k not in _COMMON and _plain(v))]
 
 
 def structure(module: nn.Module, foreign: bool = False) -> list[tuple]:
-    """What of a module and its children decides what they compute in eval mode, besides weights and eps.
+    """What of a module and its children decides what they compute in eval mode, besides what plans follow.
 
     Of a ``foreign`` module that is every plain attribute, eps too: nobody here knows which of them matter.
     """
@@ -74,9 +108,9 @@ def structure(module: nn.Module, foreign: bool = False) -> list[tuple]:
         # In eval mode both are the same; DDP users convert one to the other.
         kind = nn.BatchNorm2d if type(m) is nn.SyncBatchNorm else type(m)
         if foreign:
-            settings = [(k, m.__dict__[k]) for k in _settings_of(m, True) if k != "training"]
+            settings = [(k, _kept(m.__dict__[k])) for k in _settings_of(m, True) if k != "training"]
         else:
-            settings = [m.__dict__.get(key) for key in _SETTINGS if key not in ("training", "eps")]
+            settings = [m.__dict__.get(key) for key in _SETTINGS if key not in ("training", *_PLANNED)]
         tensors = [k for d in (m._parameters, m._buffers) for k, v in d.items() if v is not None]
         found.append((name, kind, settings, tensors))
     return found
@@ -99,6 +133,11 @@ class _Snapshot:
         dicts = [m.__dict__ for m in modules]
         members = [d for m in modules for d in (m._modules, m._parameters, m._buffers)]
         same = [(m.__dict__, k, m.__dict__[k]) for m in modules for k in _settings_of(m, foreign)]
+        boxes = [v for _, _, v in same if foreign and _mutable(v)]
+        #: Lists and the like, whose contents may change while they stay the same objects.
+        self.boxes, self.copies, self.contents = boxes, copy.deepcopy(boxes), None
+        if self.copies != boxes:  # partial functions, which are equal to nothing else
+            self.contents = list(map(_kept, boxes))
         same += [(d, k, v) for d in members for k, v in d.items()]
         self.places, self.keys, self.values = map(list, zip(*same, strict=True))
         # A new attribute of a foreign module may hide one of its class.
@@ -135,6 +174,11 @@ class _Snapshot:
 
     def holds(self, module: nn.Module) -> bool:
         # At every call, on the way to a GPU that may need 200 us: so no loops in Python.
+        if self.contents is None:
+            if self.boxes != self.copies:
+                return False
+        elif list(map(_kept, self.boxes)) != self.contents:
+            return False
         if self._watch is not None:
             return self.module() is module and self._watch.holds()
         return (
@@ -186,8 +230,8 @@ class Watched:
     through NumPy or another process, escapes torch's version counter: call :meth:`clear` after it.
     Copies and pickles have nothing packed.
 
-    A ``foreign`` module is one of another code base: every plain attribute of it counts, and its norms may
-    differ in eps.
+    A ``foreign`` module is one of another code base: every plain attribute of it counts, also functions and
+    what is in lists and dicts, and its norms may differ in eps.
     """
 
     def __init__(self, module: nn.Module, foreign: bool = False):

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from stdc_fast.errors import UserError
 from stdc_fast.reference.networks import upsample
 
 # Logits at full size that are stored at once; what is larger comes in bands of rows.
@@ -49,8 +50,12 @@ def resize_argmax(
 
     Returns:
         Labels uint8 ``[N, H, W]`` and confidence float32 ``[N, H, W]`` or None.
+
+    UserError for more classes.
     """
     n, c, h, _ = logits.shape
+    if c > 256:
+        raise UserError(f"{c} classes: labels are bytes, so at most 256; take argmax(1) of the logits")
     height, width = size
     labels = torch.empty((n, height, width), dtype=torch.uint8, device=logits.device)
     chosen = torch.empty((n, height, width), device=logits.device) if confidence else None

@@ -22,7 +22,7 @@ from stdc_fast import card, checkpoints, hub
 from stdc_fast.checkpoints import options
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
-from stdc_fast.freshness import structure
+from stdc_fast.freshness import replaced_methods, structure
 from stdc_fast.transforms import Transforms
 
 if TYPE_CHECKING:
@@ -77,11 +77,12 @@ class Pretrained:
         folder = Path(save_directory)
         if push_options and not push_to_hub:
             raise UserError(f"{next(iter(push_options))} is for push_to_hub=True; leave it out")
-        facts = self.save_file(folder / hub.WEIGHTS, metadata=metadata, half=half)
+        facts = said(self, metadata)
         configuration = json.dumps(card.config(facts, self.network), indent=2, ensure_ascii=False) + "\n"
+        text = card.text(facts, self.network, repo_id or "OWNER/NAME")
+        self._save(folder / hub.WEIGHTS, facts, half)
         write_atomic(folder / hub.CONFIG, lambda p: p.write_text(configuration, "utf-8"))
         if not (folder / hub.CARD).exists():
-            text = card.text(facts, self.network, repo_id or "OWNER/NAME")
             write_atomic(folder / hub.CARD, lambda p: p.write_text(text, "utf-8"))
         if not push_to_hub:
             return None
@@ -118,6 +119,8 @@ class Pretrained:
         """
         from stdc_fast import zoo
 
+        if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
+            raise UserError(f"expected a folder or OWNER/NAME, not {pretrained_model_name_or_path!r}")
         text = os.fspath(pretrained_model_name_or_path)
         path, place = Path(text), None
         if os.path.isdir(path):
@@ -181,8 +184,11 @@ class Pretrained:
     ) -> dict[str, object]:
         """Write the weights alone, as :meth:`save_pretrained` does; returns the metadata in the file."""
         facts = said(self, metadata)
-        checkpoints.save(checkpoints.inference_state(self.network), path, facts, half, self._kept_ranges())
+        self._save(path, facts, half)
         return facts
+
+    def _save(self, path: str | os.PathLike, facts: dict[str, object], half: bool) -> None:
+        checkpoints.save(checkpoints.inference_state(self.network), path, facts, half, self._kept_ranges())
 
     def _kept_ranges(self) -> Calibration | None:
         """Those for int8, if they are of the weights as they are now; a line says it if they are not."""
@@ -215,6 +221,8 @@ def said(model: Segmenter, more: Mapping[str, object] | None = None) -> dict[str
 
     UserError for a network that its metadata do not describe, so that another one would be loaded.
     """
+    if not (more is None or isinstance(more, Mapping)):
+        raise UserError(f"metadata must be a dict, such as {{'miou': 0.71}}, not {more!r}")
     facts = {k: v for k, v in model.metadata.items() if k not in ("format", "short_side", "scale")}
     if model._sums is not None and sums(model.network) != model._sums:
         lost = [facts.pop(name) for name in _OF_TRAINING if name in facts]
@@ -239,14 +247,25 @@ def said(model: Segmenter, more: Mapping[str, object] | None = None) -> dict[str
         facts = json.loads(json.dumps(facts, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise UserError(f"metadata must be values of JSON ({error})") from None
-    rebuilt = checkpoints.from_state(checkpoints.inference_state(network), facts).network()
-    mine = {name: rest for name, *rest in structure(network)}
-    for name, *rest in structure(rebuilt):
-        if rest != mine.get(name):
-            raise UserError(
-                f"{name or 'the network'} is not what its weights would be loaded into, which no file can say"
-            )
+    if (miou := facts.get("miou")) is not None and not (type(miou) in (int, float) and 0 <= miou <= 1):
+        raise UserError(f"metadata miou must be a share from 0 to 1, such as 0.71, not {miou!r}")
+    _check_sayable(network, checkpoints.from_state(checkpoints.inference_state(network), facts).network())
     return facts
+
+
+def _check_sayable(network: STDCSeg, rebuilt: STDCSeg) -> None:
+    """UserError where a network computes something else than what would be loaded."""
+    mine = {name: rest for name, *rest in structure(network)}
+    modules = dict(network.named_modules())
+    for name, *rest in structure(rebuilt):
+        where = name or "the network"
+        if rest != mine.get(name):
+            raise UserError(f"{where} is not what its weights would be loaded into, which no file can say")
+        old = modules[name]
+        if own := replaced_methods(old):
+            raise UserError(f"{where} has a {own[0]} in the place of its class's, which no file can say")
+        if old._forward_hooks or old._forward_pre_hooks:
+            log.warning("%s has a forward hook, which is not in the file", where)
 
 
 def check_config(weights: Path, model: Segmenter) -> None:

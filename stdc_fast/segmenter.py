@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 import time
 import weakref
@@ -34,6 +35,8 @@ from stdc_fast.reference.networks import STDCSeg, check_input, upsample
 from stdc_fast.samples import check_normalised, check_range
 from stdc_fast.segmentation import Segmentation
 from stdc_fast.stream import Stream, open_stream
+
+_log = logging.getLogger(__name__)
 
 #: Kinds of frames that :meth:`Segmenter.label` remembers.
 WAYS = 64
@@ -87,6 +90,9 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
         super().__init__()
         if len(classes) != network.num_classes:
             raise UserError(f"{len(classes)} class names for a network of {network.num_classes} classes")
+        if len(classes) == 1:
+            said = "%s: has one output, so every pixel is %s; load its state dict with threshold=VALUE"
+            _log.warning(said, name, classes.names[0])
         forks.guard()
         self.network = network.to(memory_format=torch.channels_last)
         self.classes = classes

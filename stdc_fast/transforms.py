@@ -14,6 +14,7 @@ from stdc_fast.input_size import InputSize
 from stdc_fast.placement import on_cpu
 from stdc_fast.reduction import reduced
 from stdc_fast.reference.networks import MEAN, STD, normalise, upsample
+from stdc_fast.samples import check_normalised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Transforms:
         x = model.transforms(image)[None]
         labels = model(x).argmax(1)
 
-    Where the network sees the image at its own size, these labels are those of ``predict``. Elsewhere they
-    have the size that the network sees, and those of ``predict`` the image's.
+    Where the network sees the image at its own size, these labels are those of ``predict``, but for rounding
+    in bfloat16. Elsewhere they have the size that the network sees, and those of ``predict`` the image's.
 
     Attributes:
         input_size: to what images are resized where a call does not say.
@@ -49,8 +50,9 @@ class Transforms:
         """Normalised float32 ``[3, h, w]``, of a batch ``[N, 3, h, w]``, on the image's device.
 
         Args:
-            image: a path, address, PIL image, array ``[H, W, 3]`` or ``[H, W]``, a tensor of raw uint8 or
-                normalised floats as for ``predict``; or a batch of one size, an array ``[N, H, W, 3]`` or a
+            image: a path, address, an image file's bytes, or one open for them; a PIL image, an array
+                ``[H, W, 3]`` or ``[H, W]``, a tensor of raw uint8 or normalised floats as for ``predict``; or
+                a batch of one size, an array ``[N, H, W, 3]`` or a
                 tensor of 4 dimensions.
             scale, size, bgr, range: as for :meth:`stdc_fast.Segmenter.predict`.
 
@@ -60,9 +62,13 @@ class Transforms:
         items, several = images.iterate(images.opened(image), bgr, range)
         if several and not batch:
             raise UserError("transforms are for one image, or a batch of one size; call them for each")
-        opened = [images.open_item(item, name, bgr, range) for name, item in items]
+        named = list(items)
+        opened = [images.open_item(item, name, bgr, range) for name, item in named]
         if not opened:
             raise UserError("a batch of no images has no size; give at least one")
+        for x, (name, _) in zip(opened, named, strict=True):
+            if isinstance(x, Tensor):
+                check_normalised(x, name, self.mean, self.std)
         if isinstance(opened[0], np.ndarray):
             frames = torch.from_numpy(np.stack(opened))
             height, width = frames.shape[1:3]

@@ -106,7 +106,14 @@ def test_polygons_that_are_asked_for():
     points = sum(len(p.outer) for p in everything)
     assert sum(len(p.outer) for p in given.polygons(tolerance=2)) < points
     assert given.polygons(["tree"]) == []
-    for wrong, text in (({"least": -1}, "must not be negative"), ({"classes": ["bus"]}, "no class 'bus'")):
+    for wrong, text in (
+        ({"least": -1}, "least must be a number of pixels, 0 or more, not -1"),
+        ({"tolerance": float("nan")}, "tolerance must be a number of pixels, 0 or more, not nan"),
+        ({"tolerance": "1"}, "tolerance must be a number of pixels"),
+        ({"classes": ["bus"]}, "no class 'bus'"),
+        ({"classes": "sky"}, "a list of names or ids, not 'sky'"),
+        ({"classes": 1}, "a list of names or ids, not 1"),
+    ):
         with pytest.raises(UserError, match=text):
             given.polygons(**wrong)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stdc_fast import postprocess
+from stdc_fast import UserError, postprocess
 from stdc_fast.postprocess import resize_argmax
 
 
@@ -99,6 +99,10 @@ def test_class_counts_at_the_ends():
     logits = torch.zeros(1, 256, 4, 4)
     logits[:, 255] = 1
     assert (resize_argmax(logits, (9, 9))[0] == 255).all()
+    with pytest.raises(UserError, match="257 classes: labels are bytes"):
+        resize_argmax(random_logits(1, 257, 4, 4), (8, 8))
+    with pytest.raises(UserError, match="257 classes: labels are bytes"):
+        torch.ops.stdc_fast.labels(random_logits(1, 257, 4, 4).float(), (8, 8))
 
 
 def test_layouts_do_not_matter_and_the_input_stays():

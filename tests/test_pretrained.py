@@ -94,6 +94,18 @@ def test_what_is_told(model, tmp_path):
         assert "must be values of JSON" in refusal(model.save_pretrained, tmp_path, metadata=wrong)
 
 
+def test_what_can_not_be_told_leaves_no_file(model, tmp_path):
+    for wrong, words in (
+        ({"miou": "high"}, "miou must be a share from 0 to 1, such as 0.71, not 'high'"),
+        ({"miou": 72.5}, "miou must be a share from 0 to 1, such as 0.71, not 72.5"),
+        ("mine", "metadata must be a dict"),
+    ):
+        assert words in refusal(model.save_pretrained, tmp_path / "a", metadata=wrong)
+    assert not (tmp_path / "a").exists()
+    for wrong in (5, None):
+        assert f"not {wrong}" in refusal(Segmenter.from_pretrained, wrong)
+
+
 def test_an_own_card_stays(model, tmp_path):
     (tmp_path / "README.md").write_text("my own words")
     model.save_pretrained(tmp_path)
@@ -143,6 +155,23 @@ def test_networks_of_all_forms(options, tmp_path):
     assert torch.equal(found.network(x), network(x))
     assert found.input_size == InputSize(None, 0.5) and found.classes == classes
     assert found.transforms == model.transforms
+
+
+def test_a_network_that_would_load_as_another(model, tmp_path, caplog):
+    def changed(change):
+        other = copy.deepcopy(model)
+        change(other.network.ffm.convblk)
+        return other
+
+    with torch.inference_mode():
+        other = changed(lambda m: setattr(m, "forward", lambda x: x[:, :256]))
+        assert "ffm.convblk has a forward in the place" in refusal(other.save_pretrained, tmp_path / "none")
+        assert not (tmp_path / "none").exists()
+        hooked = changed(lambda m: m.register_forward_hook(lambda m, x, y: y * 0))
+        hooked.save_pretrained(tmp_path / "hooked")
+    assert [r.getMessage() for r in caplog.records if "hook" in r.getMessage()] == [
+        "ffm.convblk has a forward hook, which is not in the file"
+    ]
 
 
 def test_a_network_that_no_file_says(model, tmp_path):

@@ -460,6 +460,14 @@ def test_small_dtypes(dtype, limit, tiny_weights, model, photo):
     assert torch.equal(small.label(photo(80, 120)[None]), torch.from_numpy(result.labels)[None])
 
 
+def test_one_output_is_announced(photo, caplog):
+    """Its labels can only be 0, though it may have been trained for a threshold."""
+    network = stdc_fast.create_model("stdc1", num_classes=1).eval()
+    model = stdc_fast.Segmenter(network, stdc_fast.ClassSet.from_names(["road"]), name="own")
+    assert "own: has one output, so every pixel is road; load its state dict with threshold=" in caplog.text
+    assert not model.predict(photo(64, 96)).labels.any()
+
+
 def test_gradients_and_inference_mode(model, photo):
     x = torch.randn(1, 3, 64, 96)
     assert not model(x).requires_grad  # frozen: for inference without no_grad()

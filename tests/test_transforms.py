@@ -72,6 +72,9 @@ def test_batches(model, photo):
         (np.zeros((0, 64, 64, 3), np.uint8), "a batch of no images"),
         ("none.png", "no such file"),
         (5, "expected a path, address"),
+        (torch.rand(3, 64, 64), r"tensor: a float tensor must be normalised, .*give range=\(0, 1\)"),
+        (torch.rand(2, 3, 64, 64) * 255, r"tensor\[0\]: a float tensor must be normalised"),
+        (torch.full((3, 64, 64), float("nan")), "holds NaN or infinity"),
     ],
 )
 def test_refusals(model, image, said):

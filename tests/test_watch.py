@@ -5,8 +5,10 @@ import gc
 import weakref
 
 import pytest
+import torch
 from torch import nn
 
+import stdc_fast
 from stdc_fast.freshness import Watched
 
 
@@ -23,6 +25,23 @@ def test_a_part_in_the_same_place_is_noticed(tiny_model):
     assert not watched.holds(state, model.network)
     weight.data = whole
     assert watched.holds(state, model.network)
+
+
+def test_settings_that_a_plan_follows_are_noticed(tiny_model):
+    """Labels before any was changed are in a kept way, which must not be gone again."""
+    frames = torch.randint(
+        0, 256, (1, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    for name, value in (("align_corners", False), ("mean", (0.1, 0.9, 0.5)), ("std", (0.5, 0.1, 0.9))):
+        model = copy.deepcopy(tiny_model)
+        for _ in range(2):
+            before = model.label(frames, size=(33, 49))
+        setattr(model.network, name, value)
+        after = model.label(frames, size=(33, 49))
+        assert (after != before).any(), name
+        fresh = stdc_fast.Segmenter(copy.deepcopy(model.network), model.classes)
+        assert torch.equal(after, fresh.label(frames, size=(33, 49))), name
+        assert model._watched.current is not None, "a plan runs it"
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -105,8 +105,8 @@ def export(
         options: of the network, for a file that does not say them, as for :func:`stdc_fast.load`.
 
     The file is there only if it passed the check; ``docs/export.md`` has the limits. Raises UserError for
-    what a format does not have, packages that are not installed, weights that are not finite, and a file that
-    does not compute what the reference does.
+    what a format does not have, packages that are not installed, weights that are not finite, a .bin beside
+    the file that is of something else, and a file that does not compute what the reference does.
     """
     # torch's and our own modules that only an export needs.
     from stdc_fast.exporters.source import Source
@@ -116,8 +116,7 @@ def export(
     settings = Settings(dtype, _pair(size), batch, input, output, _pair(frame), opset, compiled)
     settings.check(form, 0)
     form.check_installed()
-    for place in (path, *([] if report is None else [Path(report)])):
-        writable(place)
+    _check_places(path, form, model, report)
     source = Source.of(model, **options)
     settings.check(form, len(source.classes))
     if dtype == "float16":
@@ -142,6 +141,25 @@ def _pair(size: object) -> object:
 def _files(path: Path, form: Format) -> list[Path]:
     """All files of an export, the one that names it last."""
     return [*(path.with_suffix(suffix) for suffix in form.beside), path]
+
+
+def _check_places(path: Path, form: Format, model: object, report: str | Path | None) -> None:
+    """UserError for places that can not be written, and where a file of something else would be replaced."""
+    there = writable(path)
+    places = [Path(os.path.realpath(file)) for file in _files(path, form)]
+    if report is not None:
+        if Path(os.path.realpath(report)) in places:
+            raise UserError(f"{report}: the export itself is written there; give another place")
+        writable(Path(report))
+    for file in places[:-1]:
+        others = (path.with_suffix(f.suffix) for f in FORMATS.values() if f is not form and f.beside)
+        other = next((other.name for other in others if other.exists()), None)
+        source = isinstance(model, (str, Path)) and Path(os.path.realpath(model)) == file
+        if file.exists() and (other or source or not there):
+            whose = other or ("the model" if source else "something else")
+            raise UserError(
+                f"{path}: its weights would replace {file.name} of {whose}; choose another name or folder"
+            )
 
 
 def _check_range(source: Source) -> None:
@@ -169,18 +187,21 @@ def _write(
         write_errors(path),
         tempfile.TemporaryDirectory(dir=real.parent, prefix=f".{path.stem}.tmp") as folder,
     ):
-        made = Path(folder) / real.name
+        # Some writers take their suffix in small letters only.
+        made = Path(folder) / f"{real.stem}{form.suffix}"
         try:
             WRITERS[form.name](source, settings, made)
             rows = () if unchecked else tuple(parity.check(source, form, settings, made))
-        except (UserError, OSError):
+        except UserError as error:  # which may name the file where it is made
+            raise UserError(str(error).replace(str(made), str(path))) from error
+        except OSError:
             raise
         except Exception as error:
             versions = ", ".join(" ".join(item) for item in form.versions().items())
             reason = " ".join(str(error).split())[:600] or type(error).__name__
             raise UserError(f"{path}: not written, as {versions}: {reason}") from error
-        for file in _files(made, form):
+        for file, place in zip(_files(made, form), _files(real, form), strict=True):
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
-            os.replace(file, real.with_name(file.name))
+            os.replace(file, place)
     return rows, unchecked

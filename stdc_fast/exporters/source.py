@@ -65,21 +65,6 @@ class Source:
                 raise UserError(f"{source.name}: {name} holds NaN or infinite values; load other weights")
         return source
 
-    @property
-    def options(self) -> dict[str, object]:
-        """What decides how the network computes, besides its weights."""
-        network = self.network
-        modules = list(network.modules())
-        pads = {m.count_include_pad for m in modules if hasattr(m, "count_include_pad")}
-        return {
-            "align_corners": network.align_corners,
-            "conv_last": network.cp.backbone.uses_conv_last,
-            "count_include_pad": pads.pop() if len(pads) == 1 else True,
-            "eps": next(m.eps for m in modules if hasattr(m, "eps")),
-            "mean": list(network.mean),
-            "std": list(network.std),
-        }
-
     def metadata(self, settings: Settings) -> dict[str, object]:
         """What a graph's file says of itself; texts, and JSON values."""
         return {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stdc_fast import checkpoints
-from stdc_fast.checkpoints.options import differing
+from stdc_fast.checkpoints.options import differing, of_network
 from stdc_fast.errors import UserError
 from stdc_fast.exporters import graph
 from stdc_fast.exporters.converters import convert, hushed, quiet
@@ -131,7 +131,7 @@ def write_safetensors(source: Source, settings: Settings, path: Path) -> None:
         "variant": source.network.variant,
         "classes": list(source.classes.names),
         "palette": [list(colour) for colour in source.classes.palette],
-        **differing(source.options),
+        **differing(of_network(source.network)),
         **source.said,
     }
     state = checkpoints.inference_state(source.network)

@@ -15,7 +15,7 @@ from stdc_fast.errors import UserError
 from stdc_fast.freshness import Replacement, Watched, modeless, replaced_methods, structure, trains
 from stdc_fast.live import blocks, match
 from stdc_fast.live import probe as probes
-from stdc_fast.live.entries import Entry, entry_of, own
+from stdc_fast.live.entries import Entry, entry_of, layout_of, own
 from stdc_fast.live.report import AccelerateReport, Part
 from stdc_fast.placement import on_cpu
 from stdc_fast.precision import Like, Precision, precision_of
@@ -45,7 +45,8 @@ def accelerate(
     The same object comes back. Its class, names of tensors, hooks on it, arguments and outputs stay; only the
     methods that compute are replaced, on this object alone. In training, where a gradient is asked for, with
     hooks inside of it and wherever else a plan would not be what the model does, its own methods run. Changed
-    weights are noticed, but for those written through ``tensor.data``: call ``accelerate`` again after that.
+    weights and settings are noticed, but for values written through ``tensor.data``, tensors that are no
+    buffers, and methods replaced on a class: call ``accelerate`` again after those.
 
     Args:
         model: in eval or in training mode, on a CPU or an NVIDIA GPU. DistributedDataParallel, and
@@ -149,7 +150,7 @@ class Live:
         try:
             self._adopt(twin, images)
         except UserError as error:
-            why = str(error)
+            why = str(error).removeprefix("state dict: ")
         else:
             return {}
         try:
@@ -166,7 +167,7 @@ class Live:
         family = match.recognise(twin.state_dict()).name
         text = str(precision_of(dtype))
         self.report = AccelerateReport(name, family, "blocks", ran, text, error, plain, (row, *parts))
-        _log.warning("%s: %d blocks are fast, the whole is not: it %s", name, len(found), why)
+        _log.warning("%s: %d blocks are fast, the whole is not: %s", name, len(found), why)
         return found
 
     def _adopt(self, twin: nn.Module, images: list[Tensor], fixed_sizes: bool = False) -> None:
@@ -315,7 +316,8 @@ class Live:
         except UserError as error:
             self._rejected = structure(self.model, True)
             self.match, self.watched = None, Watched(self.model, foreign=True)
-            _log.warning("%s has changed, and runs as it is: it %s", type(self.model).__name__, error)
+            name = type(self.model).__name__
+            _log.warning("%s has changed, and runs as it is: %s", name, str(error).removeprefix(f"{name}: "))
         return output
 
 
@@ -323,8 +325,10 @@ def _formatted(output: Any, image: Any) -> Any:
     """Outputs of a model with fast blocks, whose maps are channels_last, in its image's memory format."""
     if type(output) in (tuple, list):
         return type(output)(_formatted(one, image) for one in output)
-    plain = isinstance(image, Tensor) and image.is_contiguous() and not torch.is_grad_enabled()
-    return output.contiguous() if plain and isinstance(output, Tensor) else output
+    known = isinstance(image, Tensor) and image.ndim == 4 and isinstance(output, Tensor) and output.ndim == 4
+    if not known or output.requires_grad:
+        return output
+    return output.contiguous(memory_format=layout_of(image))
 
 
 # What is refused before anything is compared.

@@ -125,12 +125,21 @@ def entry_of(model: nn.Module) -> Entry:
     return EncodeDecode() if all(hasattr(model, part) for part in parts) else Entry()
 
 
+def layout_of(image: Tensor) -> torch.memory_format:
+    """The memory format of the maps that torch's convolutions make of an image: by its strides, as there."""
+    least, strides = 0, image.stride()
+    for dim in (1, 3, 2, 0):
+        apart = strides[dim] >= least and strides[1] > 0 and not (dim == 0 and least == strides[1])
+        if image.is_contiguous() or not apart:
+            return torch.contiguous_format
+        least = strides[dim] * image.shape[dim]
+    return torch.channels_last
+
+
 def main_output(logits: Tensor, image: Tensor, shown: Shown) -> Tensor:
     """Logits at 1/8 as the model shows them: dtype and memory format of its input."""
     logits = logits[:, 1:] if shown.lone else logits
-    nhwc = image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
-    layout = torch.channels_last if nhwc else torch.contiguous_format
-    logits = logits.contiguous(memory_format=layout)
+    logits = logits.contiguous(memory_format=layout_of(image))
     y = upsample(logits, image.shape[2:], shown.align_corners) if shown.full else logits
     return y.to(image.dtype)
 

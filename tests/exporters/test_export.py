@@ -1,6 +1,7 @@
 """Exported files in their real runtimes: the reference's logits and labels at every size, or no file."""
 
 import ast
+import copy
 import dataclasses
 import json
 import os
@@ -13,7 +14,7 @@ from paths import ROOT
 
 import stdc_fast
 from stdc_fast import UserError, _native, checkpoints
-from stdc_fast.exporters import FORMATS, Settings, graph, parity, writers
+from stdc_fast.exporters import FORMATS, Settings, graph, parity, runners, writers
 from stdc_fast.exporters.converters import quiet
 from stdc_fast.exporters.source import Source
 from stdc_fast.exporters.torch_graph import GraphModule
@@ -51,6 +52,14 @@ def test_one_size(form, size, tiny_model, tmp_path):
     assert [(row.height, row.width) for row in done.rows] == [size]
     assert done.error < 1e-3 and done.agreement > 0.999 and not done.rows[0].unexplained
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, *(f"a{s}" for s in form.beside)])
+
+
+def test_names_in_capitals_and_a_second_export(tiny_model, tmp_path):
+    there(FORMATS["openvino"])
+    for _ in range(2):
+        assert stdc_fast.export(tiny_model, tmp_path / "A.XML", size=(32, 64)).error < 1e-3
+        assert sorted(os.listdir(tmp_path)) == ["A.XML", "A.bin"]
+    assert runners.run_openvino(tmp_path / "A.XML", Settings())(np.zeros((1, 3, 32, 64), np.float32)).any()
 
 
 @pytest.mark.parametrize("form", [f for f in GRAPHS if f.any_size], ids=lambda f: f.name)
@@ -260,6 +269,27 @@ def test_a_wrong_file_is_not_left(monkeypatch, tiny_model, tmp_path):
     assert path.read_text() == "before" and os.listdir(tmp_path) == [path.name]
     done = stdc_fast.export(tiny_model, path, check=False)
     assert done.unchecked == "not asked for" and done.rows == () and done.error is None
+
+
+def test_norms_of_other_parts_may_have_another_eps(tiny_model, tmp_path):
+    """As mmsegmentation has them: a file can say so."""
+    model = copy.deepcopy(tiny_model)
+    for name, m in model.network.named_modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.eps = 1e-3 if name.startswith("cp.backbone.") else 1e-5
+    for name in ("a.safetensors", "a.onnx"):
+        assert stdc_fast.export(model, tmp_path / name).error < 1e-5
+
+
+def test_errors_name_the_file_that_was_asked_for(tmp_path):
+    network = STDCSeg("stdc1", 300).eval()
+    model = stdc_fast.Segmenter(network, stdc_fast.ClassSet.from_names([f"class {i}" for i in range(300)]))
+    with pytest.raises(UserError) as caught:
+        stdc_fast.export(model, tmp_path / "a.safetensors")
+    assert str(caught.value).startswith(f"{tmp_path / 'a.safetensors'}: has 300 classes")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(UserError, match="300 classes: labels are bytes, so at most 256"):
+        model.predict(np.zeros((32, 32, 3), np.uint8), size="native")
 
 
 def test_the_command_line_fails_loudly(run_cli, monkeypatch, tiny_weights, tmp_path):

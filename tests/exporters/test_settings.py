@@ -104,6 +104,30 @@ def test_other_models(tmp_path, tiny_model):
     assert "are for a file" in refusal(tiny_model, tmp_path / "o" / "a.safetensors", eps=1e-3)
 
 
+def test_files_of_something_else_stay(tmp_path, tiny_weights, installed):
+    """OpenVINO and ncnn have their weights beside, both in a .bin."""
+    weights, param = tmp_path / "s1.bin", tmp_path / "s1.param"
+    weights.write_bytes(b"somebody's checkpoint")
+
+    def said(name, model=tiny_weights, **how):
+        with pytest.raises(UserError) as caught:
+            stdc_fast.export(model, tmp_path / name, size=(64, 96), **how)
+        assert weights.read_bytes() == b"somebody's checkpoint"
+        return str(caught.value)
+
+    assert "s1.xml: its weights would replace s1.bin of something else" in said("s1.xml")
+    param.write_text("a network")
+    assert "would replace s1.bin of s1.param" in said("s1.xml")
+    (tmp_path / "s1.xml").write_text("a network that was there before")
+    assert "would replace s1.bin of s1.param" in said("s1.xml")
+    assert "would replace s1.bin of s1.xml" in said("s1.param")
+    param.unlink()
+    assert "would replace s1.bin of the model" in said("s1.xml", weights)
+    for report in ("s1.xml", "s1.bin"):
+        assert "the export itself is written there" in said("s1.xml", report=tmp_path / report)
+    assert sorted(os.listdir(tmp_path)) == ["s1.bin", "s1.xml"]
+
+
 def test_the_command_line(run_cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arguments, said in (

@@ -1,6 +1,7 @@
 """Live models of other code bases: the same outputs by a plan, and untouched wherever that could differ."""
 
 import copy
+import functools
 import io
 import logging
 import pickle
@@ -13,7 +14,7 @@ from plans import error, one_thread
 from torch import nn
 
 import stdc_fast
-from stdc_fast import UserError
+from stdc_fast import UserError, _native
 from stdc_fast.live import probe
 from stdc_fast.live.accelerate import Live
 from stdc_fast.reference import STDCSeg
@@ -224,6 +225,42 @@ def test_changed_weights_are_noticed(fast, ran):
     assert len(ran) == 4
 
 
+class Tuned(families.official.Official):
+    """Does to its logits what attributes of every kind say, which is nothing at first."""
+
+    def settle(self):
+        self.after, self.scale = torch.positive, functools.partial(torch.mul, other=1.0)
+        self.factors, self.table = [1.0], {"by": (0, [1.0])}
+        return self
+
+    def forward(self, x):
+        y = self.scale(self.after(super().forward(x)))
+        return y * self.factors[0] * self.table["by"][1][0]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_changed_settings_are_noticed(native, ran, monkeypatch):
+    if not native:
+        monkeypatch.setattr(_native, "why_not", lambda: "not here")
+    own = build("official").requires_grad_(False)
+    own.__class__ = Tuned
+    model = stdc_fast.accelerate(copy.deepcopy(own.settle()))
+    for change in (
+        lambda m: setattr(m, "after", torch.neg),
+        lambda m: setattr(m, "after", lambda y: y + 1),
+        lambda m: setattr(m, "scale", functools.partial(torch.mul, other=2.0)),
+        lambda m: m.factors.__setitem__(0, 3.0),
+        lambda m: m.table["by"][1].__setitem__(0, 4.0),
+    ):
+        fast, plain, count = copy.deepcopy(model), copy.deepcopy(own), len(ran)
+        assert error(fast(IMAGE), plain(IMAGE)) < 1e-5
+        assert len(ran) == count + 1, "a copy has the settings of its model"
+        before = plain(IMAGE)
+        change(fast), change(plain)
+        assert error(fast(IMAGE), plain(IMAGE)) < 1e-5 < error(before, plain(IMAGE))
+        assert len(ran) == count + 1
+
+
 def test_training_and_gradients_are_its_own(fast, ran, caplog):
     model, own = map(copy.deepcopy, fast("official-plain"))
     for m in (model, own):
@@ -305,6 +342,17 @@ def test_autocast_is_the_plan_s_dtype(fast, ran):
         assert error(got.float(), own(IMAGE)) < 0.1
     assert len(ran) == 1
     assert error(model(IMAGE), own(IMAGE)) < 1e-5  # outside of it nothing has changed
+
+
+@pytest.mark.parametrize("kind", ["official", "tuple"])
+def test_outputs_have_the_model_s_memory_format(kind, fast):
+    model, own = fast(kind)
+    wide = torch.randn((2, 3, 64, 160), generator=torch.Generator().manual_seed(2))
+    for x in (wide[..., :96], wide[..., :96].mT, wide[:, :, ::2], wide[:1, :1].expand(2, 3, -1, -1),
+              wide.to(memory_format=torch.channels_last)[..., :96]):  # fmt: skip
+        got, expected = (m(x) if kind == "tuple" else [m(x)] for m in (model, own))
+        assert [y.stride() for y in got[:3]] == [y.stride() for y in expected[:3]]
+        assert all(error(a, b) < 1e-5 for a, b in zip(got, expected, strict=True))
 
 
 def test_inputs_that_no_plan_takes(fast, ran):
