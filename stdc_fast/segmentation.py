@@ -26,6 +26,7 @@ class Segmentation:
         classes: names and colours.
         name: the image's path, or "array", "item 3", ...
         seconds: time from the decoded image to the labels.
+        read_seconds: time to read and decode it, or to copy an array; next to none where another thread did.
         input_size: (H, W) that the network saw.
         time: of a video's frame, seconds from the first one; else None.
     """
@@ -44,10 +45,19 @@ class Segmentation:
         self.time = time
         self.labels, self.image, self.classes, self.name = labels, image, classes, name
         self.seconds, self.input_size, self.confidence = seconds, input_size, confidence
+        self.read_seconds = 0.0
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
         return f"Segmentation({self.name!r}, {width}x{height}, {len(self.counts())} classes)"
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """Milliseconds by stage: "read", from a file to pixels, and "label", from pixels to labels.
+
+        The second one is the network with all around it: one plan resizes, normalises, computes and compares.
+        """
+        return {"read": 1e3 * self.read_seconds, "label": 1e3 * self.seconds}
 
     def counts(self) -> dict[str, int]:
         """Pixels by class name, most first; classes that do not occur are left out."""

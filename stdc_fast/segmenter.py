@@ -350,8 +350,7 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
         if stream:
             return results
         if not several:
-            name, item = next(items)
-            return self._one(name, item, scale, size, bgr, range, confidence)
+            return self._item(None, next(items), bgr, range, scale, size, confidence)()
         done = []
         try:
             done.extend(results)
@@ -391,7 +390,6 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
         """
         check_request(scale, size)
         range = None if range is None else check_range(range)
-
         ring = self._ring()
 
         def begin(name, image, time):
@@ -407,9 +405,7 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
         failures, total, ring = [], 0, self._ring()
 
         def begin(named):
-            name, item = named
-            opened = functools.partial(images.open_item, item, name, bgr, range)
-            return self._begin(ring, name, opened, scale, size, confidence)
+            return self._item(ring, named, bgr, range, scale, size, confidence)
 
         for (name, _), result in in_turn(items, begin, ring.depth if ring else 1):
             total += 1
@@ -420,19 +416,23 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
         if failures:
             raise BatchError([], failures, total)
 
-    def _one(self, name, item, *how) -> Segmentation:
-        scale, size, bgr, range, confidence = how
-        opened = functools.partial(images.open_item, item, name, bgr, range)
-        return self._begin(None, name, opened, scale, size, confidence)()
+    def _item(self, ring, named, bgr, range, *how) -> Callable[[], Segmentation]:
+        name, item = named
+        return self._begin(ring, name, functools.partial(images.open_item, item, name, bgr, range), *how)
 
     def _begin(self, ring, name, opened, *how) -> Callable[[], Segmentation]:
         """What waits for one image's labels, and gives them; with a ring those of frames are on their way."""
         with images.memory_errors(name):
-            finish = self._segment(ring, name, opened(), *how)
+            start = time.perf_counter()
+            image = opened()
+            read = time.perf_counter() - start
+            finish = self._segment(ring, name, image, *how)
 
         def finished() -> Segmentation:
             with images.memory_errors(name):
-                return finish()[0]
+                (result,) = finish()
+            result.read_seconds = read
+            return result
 
         return finished
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import time
 import warnings
 
 import numpy as np
@@ -12,7 +13,7 @@ from paths import ROOT
 from PIL import Image, ImageCms
 
 import stdc_fast
-from stdc_fast import UserError, checkpoints
+from stdc_fast import UserError, checkpoints, images
 from stdc_fast.classes import CAMVID, CITYSCAPES
 from stdc_fast.reference import STDCSeg
 
@@ -67,6 +68,15 @@ def test_json(result):
     for entry in found["classes"]:
         assert CAMVID.names[entry["id"]] == entry["name"]
         assert abs(entry["share"] - entry["pixels"] / 7000) < 1e-6
+
+
+def test_speed_tells_reading_from_labelling(model, tmp_path, monkeypatch, photo):
+    Image.fromarray(photo(40, 50)).save(tmp_path / "a.png")
+    read = images.read_image
+    monkeypatch.setattr(images, "read_image", lambda *a: time.sleep(0.05) or read(*a))
+    result = model.predict(tmp_path / "a.png")
+    assert result.speed["read"] >= 50
+    assert result.speed["label"] == 1e3 * result.seconds > 0
 
 
 def test_confidence(model, result, photo):
