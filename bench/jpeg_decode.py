@@ -75,7 +75,8 @@ def main() -> None:
         print(json.dumps(row))
     if options.out:
         about = {
-            "cpu": cpu(), "frame": [SIZE[1], SIZE[0]], "input": list(INPUT), "commit": info.commit(), "rows": rows
+            "cpu": cpu(), "frame": [SIZE[1], SIZE[0]], "input": list(INPUT), "commit": info.commit(),
+            "rows": rows,
         }  # fmt: skip
         write_atomic(options.out, lambda path: path.write_text(json.dumps(about, indent=1) + "\n"))
 
