@@ -5,8 +5,8 @@
 PICTURES are photos, which become JPEGs of 2048x1024. A turn of "engine" labels frames that are decoded
 already. A turn of a job reads, decodes, labels, encodes and writes them. "loop" does the same one after
 another, by `predict` and `save`. A ratio is that of two turns of one round, and the median counts, as the
-machine's speed
-changes within minutes.
+machine's speed changes within minutes. "core_ms" is what all cores together spend on a frame, which counts
+where others use them as well: a machine whose cores are all busy can do no more.
 """
 
 from __future__ import annotations
@@ -87,22 +87,26 @@ def main() -> None:
 
         ways = {"engine": engine, "loop": loop} | {kind: job(kind) for kind in options.kinds}
         rates: dict[str, list[float]] = {way: [] for way in ways}
+        spent: dict[str, list[float]] = {way: [] for way in ways}
         for way in ways.values():  # packs weights, and warms caches
             way()
         busy.clear()
         for i in range(options.rounds):
             for way in ways if i % 2 else reversed(ways):
-                start = time.perf_counter()
+                start, cores = time.perf_counter(), time.process_time()
                 ways[way]()
                 rates[way].append(options.frames / (time.perf_counter() - start))
+                spent[way].append(1000 * (time.process_time() - cores) / options.frames)
     rows = []
     for way in ways:
         shares = [rate / own for rate, own in zip(rates[way], rates["engine"], strict=True)]
         row = {"way": way, "frames_per_second": quantiles(rates[way]), "share_of_engine": quantiles(shares)}
+        row["core_ms"] = quantiles(spent[way])
         if way in busy:
             for stage in ("reading", "labelling", "writing"):
-                spent = [1000 * getattr(one, stage) / one.labelled for one in busy[way]]
-                row[f"{stage}_ms"] = quantiles(spent)
+                row[f"{stage}_ms"] = quantiles(
+                    [1e3 * getattr(one, stage) / one.labelled for one in busy[way]]
+                )
         rows.append(row)
         print(json.dumps(row), flush=True)
     if options.out:

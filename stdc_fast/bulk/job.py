@@ -16,9 +16,13 @@ from stdc_fast.bulk import frames, outputs
 from stdc_fast.bulk.frames import Frame, Listing
 from stdc_fast.bulk.outputs import OutputError, put
 from stdc_fast.bulk.sources import PICTURE, Sources
+from stdc_fast.classes import ClassSet, cityscapes_ids
 from stdc_fast.errors import UserError, announce
 from stdc_fast.files import write_errors
+from stdc_fast.input_size import check_request
+from stdc_fast.samples import check_range
 from stdc_fast.version import __version__
+from stdc_fast.video.colour import MATRICES
 
 if TYPE_CHECKING:
     from stdc_fast.segmenter import Segmenter
@@ -81,7 +85,7 @@ class Job:
         self.out = Path(os.path.abspath(out))
         self.options = OPTIONS | json.loads(json.dumps(dict(options or {})))  # tuples become lists
         self.retry_failures = retry_failures
-        _check_options(self.options)
+        _check_options(self.options, model)
         if read_manifest(self.out) is None:
             if retry_failures:
                 raise UserError(f"{out}: holds no job to retry failures of; leave out --retry-failures")
@@ -129,8 +133,6 @@ class Job:
             pairs = zip(self.listing.entries(), found.inputs(), strict=True)
             entries = (e if e.input == now else frames.count(now, dotless, text_keys) for e, now in pairs)
             self.listing = self._write(entries, begun["model"], found.root)
-            if self.listing.path.name != begun["listing"]:
-                (self.out / "job" / begun["listing"]).unlink(missing_ok=True)
 
     def _write(self, entries: Iterable[frames.Entry], model: Mapping[str, object], root: str) -> Listing:
         folder = self.out / "job"
@@ -147,6 +149,9 @@ class Job:
             "shards": listing.shards,
         }
         put(self.out / "job.json", (json.dumps(manifest) + "\n").encode(), folder / "tmp")
+        for other in folder.glob("listing-*.jsonl"):  # before a retry, or of a start that was killed
+            if other.name != listing.path.name:
+                other.unlink()
         return listing
 
     @classmethod
@@ -238,12 +243,20 @@ class Job:
         self.close()
 
 
-def _check_options(options: Mapping[str, object]) -> None:
+def _check_options(options: Mapping[str, object], model: Mapping[str, object]) -> None:
+    """UserError for what would make each frame fail."""
     if unknown := sorted(set(options) - set(OPTIONS)):
         raise UserError(f"unknown option {unknown[0]!r} of a job; there are {', '.join(OPTIONS)}")
-    shard = options["shard"]
+    shard, matrix = options["shard"], options["matrix"]
     if isinstance(shard, bool) or not isinstance(shard, int) or shard < 1:
         raise UserError(f"--shard is a number of frames from 1 on, not {shard!r}")
+    if options["label_ids"]:
+        cityscapes_ids(ClassSet(tuple(model["classes"]), tuple(map(tuple, model["palette"]))))
+    check_request(options["scale"], options["size"])
+    if options["range"] is not None:
+        check_range(options["range"])
+    if matrix is not None and matrix not in MATRICES:
+        raise UserError(f"--matrix must be one of {', '.join(MATRICES)}, not {matrix!r}")
 
 
 def _check_same(

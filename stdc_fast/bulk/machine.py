@@ -245,7 +245,7 @@ def _check_there(job: Job, frame: Frame) -> None:
     """UserError where not a frame is lost but all of them, as with a disk that is gone."""
     root = Path(job.root)
     if not Path(frame.path).exists() and not root.exists():
-        raise OutputError(f"{root}: is gone since the job began; mount it again, and run the same command")
+        raise OutputError(f"{root}: is gone since the job began")
 
 
 @contextlib.contextmanager

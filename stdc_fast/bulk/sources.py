@@ -108,6 +108,8 @@ class Sources:
         prefix = os.path.relpath(folder, self.root).replace(os.sep, "/")
         for path in listing.without_results([path for path in paths if kinds[path] is not None]):
             kind, status = kinds[path], path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{path}: is no file; jobs take files only")
             name = path.name if kind in (VIDEO, TAR, PARQUET) else free_stem(path.name, taken, self._dotless)
             one = Input(kind, str(path), status.st_size, status.st_mtime_ns, join(prefix, name))
             yield one
@@ -179,13 +181,11 @@ def _named(source: str | os.PathLike) -> list[str]:
 def _kind(path: Path, chosen: bool) -> str | None:
     """The kind of a file by its name; None for what a folder does not give. UserError if it was named."""
     suffix = path.suffix.lower()
+    if suffix != ".gif" and listing.is_image(path):  # by far most; a GIF may be a video
+        return PICTURE
     if path.name.lower().endswith(_PACKED):
         if chosen:
             raise UserError(f"{path}: is compressed, so that frames in it can not be reached; unpack it")
-        return None
-    if not stat.S_ISREG(path.stat().st_mode if path.exists() else stat.S_IFREG):
-        if chosen:
-            raise UserError(f"{path}: is no file; jobs take files only")
         return None
     if suffix == ".tar":
         return TAR

@@ -173,11 +173,8 @@ def _here(model, loading, sources, out, options, how, bar, quiet):
     """The job on this machine."""
     import stdc_fast
     from stdc_fast import bulk
-    from stdc_fast.classes import cityscapes_ids
 
     segmenter = stdc_fast.load(model, **loading)
-    if options["label_ids"]:
-        cityscapes_ids(segmenter.classes)  # known before minutes of work
     remark(segmenter.report, quiet)
     with bulk.Job(out, sources, bulk.about(segmenter), options, how.pop("retry_failures")) as job:
         pending = job.pending()

@@ -247,6 +247,15 @@ def test_a_folder_with_other_files_is_refused(model, photos, tmp_path):
         bulk.label(model, photos, tmp_path / "out", retry_failures=True)
     with pytest.raises(UserError, match="--shard is a number of frames from 1 on, not 0"):
         bulk.label(model, photos, tmp_path / "out", shard=0)
+    for options, said in (
+        ({"matrix": "bt600"}, "--matrix must be one of bt601"),
+        ({"scale": 0.5, "size": (64, 96)}, "not both"),
+        ({"range": (5, 1)}, "black below white"),
+        ({"label_ids": True}, "Cityscapes"),
+        ({"colour": 1}, "unknown option 'colour' of a job"),
+    ):
+        with pytest.raises(UserError, match=said):
+            bulk.label(model, photos, tmp_path / "out", **options)
     with pytest.raises(UserError, match="--to must be one of png, webdataset, parquet, not 'tiff'"):
         bulk.label(model, photos, tmp_path / "out", to="tiff")
 
