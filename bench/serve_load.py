@@ -27,6 +27,7 @@ import re
 import statistics
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -200,7 +201,7 @@ def document(about: dict) -> str:
         f"{about['cpu']['cores']} cores. Brackets hold p20 to p80 of {about['rounds']} rounds. "
         f"The load average was {about['load_average']}."
     )
-    return f"\n{table(head, rows, '.rrrrrrr')}\n\n{lines}\n"
+    return f"\n{table(head, rows, '.rrrrrrr')}\n\n{textwrap.fill(lines, 120)}\n"
 
 
 def main() -> None:
