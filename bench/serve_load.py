@@ -27,6 +27,7 @@ import re
 import statistics
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -121,7 +122,7 @@ def load(place: tuple[str, int], clients: int, output: str, contents: list[bytes
                     taken.append(time.perf_counter() - begun)
 
     threads = [threading.Thread(target=client, args=(i,)) for i in range(clients)]
-    cpu_before, start = cpu_seconds(place), time.perf_counter()
+    before, start = spent(place), time.perf_counter()
     for thread in threads:
         thread.start()
     time.sleep(seconds)
@@ -129,21 +130,22 @@ def load(place: tuple[str, int], clients: int, output: str, contents: list[bytes
     count, seconds = len(taken), time.perf_counter() - start
     for thread in threads:
         thread.join()
-    pictures = count + clients  # each had one on its way when the time was up
+    took, pictures = (after - then for after, then in zip(spent(place), before, strict=True))
     return {
         "rate": count / seconds,
         "seconds": taken[:count],
         "refused": next(refused),
-        "cpu_seconds": (cpu_seconds(place) - cpu_before) / pictures,
+        "cpu_seconds": took / pictures,
     }
 
 
-def cpu_seconds(place: tuple[str, int]) -> float:
-    """Of the service's process, until now."""
+def spent(place: tuple[str, int]) -> tuple[float, float]:
+    """Processor seconds of the service until now, and pictures that it answered."""
     connection = http.client.HTTPConnection(*place, timeout=60)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
-    return float(re.search(r"^process_cpu_seconds_total (\S+)", text, re.M)[1])
+    names = ("process_cpu_seconds_total", re.escape('stdc_fast_stage_seconds_count{stage="write"}'))
+    return tuple(float(re.search(rf"^{name} (\S+)", text, re.M)[1]) for name in names)
 
 
 def summary(values: list[float], digits: int = 4) -> dict[str, float]:
@@ -199,7 +201,7 @@ def document(about: dict) -> str:
         f"{about['cpu']['cores']} cores. Brackets hold p20 to p80 of {about['rounds']} rounds. "
         f"The load average was {about['load_average']}."
     )
-    return f"\n{table(head, rows, '.rrrrrrr')}\n\n{lines}\n"
+    return f"\n{table(head, rows, '.rrrrrrr')}\n\n{textwrap.fill(lines, 120)}\n"
 
 
 def main() -> None:

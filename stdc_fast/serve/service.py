@@ -241,4 +241,5 @@ class Service:
         return self.arriving + self._reading
 
     def _labelled(self, pictures: int, seconds: float) -> None:
-        self.metrics.batches.observe(pictures)
+        if self.segmenter is not None:  # not those that warm up
+            self.metrics.batches.observe(pictures)

@@ -1,5 +1,6 @@
 """A real ``stdc-fast serve``: under load it ends or is killed, and nobody gets labels of another picture."""
 
+import contextlib
 import io
 import json
 import signal
@@ -7,6 +8,7 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -147,9 +149,9 @@ def connect(server):
     return socket.create_connection(("127.0.0.1", server.port), timeout=LONG)
 
 
-def head(length):
+def head(length, query="output=labels"):
     lines = (
-        "POST /predict?output=labels HTTP/1.1", "Host: x", "Content-Type: image/png",
+        f"POST /predict?{query} HTTP/1.1", "Host: x", "Content-Type: image/png",
         f"Content-Length: {length}", "", "",
     )  # fmt: skip
     return "\r\n".join(lines).encode()
@@ -168,7 +170,7 @@ def answer_of(connection):
 
 
 def test_bad_clients(tiny_weights, pictures):
-    """Slow ones, ones that leave half-way, and ones that never read: the next client is served as before."""
+    """Slow ones, ones that leave half-way, ones that send too much: the next client is served as before."""
     file, want = pictures[0]
     with start(tiny_weights, "--read-timeout", "0.7", "--max-bytes", "100000") as server:
         ready(server)
@@ -202,15 +204,37 @@ def test_bad_clients(tiny_weights, pictures):
     assert code == 0 and "Traceback" not in err
 
 
+def metric(server, line):
+    text = httpx.get(f"{server.address}metrics", timeout=LONG).text
+    return next((float(one.split()[-1]) for one in text.splitlines() if one.startswith(line)), 0.0)
+
+
+def test_clients_that_never_read(tiny_weights):
+    """Their places are free again, though their answers are larger than what a system keeps for them."""
+    noise = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG", quality=50)
+    file = file.getvalue()
+    with contextlib.ExitStack() as stack:
+        server = ready(stack.enter_context(start(tiny_weights, "--read-timeout", "1.5", "--queue", "2")))
+        for _ in range(2):
+            deaf = stack.enter_context(socket.socket())
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", server.port))
+            deaf.sendall(head(len(file), "format=png&side_by_side=true").replace(b"png\r", b"jpeg\r") + file)
+        end = time.monotonic() + LONG
+        while metric(server, 'stdc_fast_requests_total{path="/predict",status="499"}') < 2:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        assert metric(server, "stdc_fast_accepted_pictures") == 0
+        answer = httpx.post(f"{server.address}predict", files={"file": ("a.jpg", file)}, timeout=LONG)
+        assert answer.status_code == 200
+
+
 def test_large_pictures_do_not_stay(tiny_weights):
     """Memory after many pictures of 24 million pixels is that after some."""
     file = io.BytesIO()
     Image.new("RGB", (6000, 4000), (90, 120, 60)).save(file, "JPEG")
-
-    def resident(server):
-        text = httpx.get(f"{server.address}metrics").text
-        (line,) = (line for line in text.splitlines() if line.startswith("process_resident_memory_bytes"))
-        return float(line.split()[1])
 
     with start(tiny_weights, "--queue", "2", "--workers", "1") as server:
         ready(server)
@@ -220,7 +244,7 @@ def test_large_pictures_do_not_stay(tiny_weights):
                 url = f"{server.address}predict?output=labels"
                 answer = httpx.post(url, files={"file": ("a.jpg", file.getvalue())}, timeout=LONG)
                 assert answer.status_code == 200
-            seen.append(resident(server))
+            seen.append(metric(server, "process_resident_memory_bytes"))
     assert seen[2] < seen[0] + 150e6  # one such picture is 72 MB, with its labels 96
 
 
