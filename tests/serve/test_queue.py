@@ -81,6 +81,28 @@ def test_a_full_queue(model, photo):
     assert [one[0] for one in accepted] == [200] * 3 and after[0] == 200
 
 
+def test_a_queue_that_fills_while_bodies_arrive(model, photo):
+    """Two are let in while one place is free. Of them the first to be complete takes it."""
+    gated, content = Gated(model), png(photo())
+
+    async def story():
+        async with running(gated.model, queue=2) as app:
+            service = app.state.service
+            gated.gate.clear()
+            first = asyncio.create_task(Client(app).post(whole(content)))
+            await until(lambda: service.held == 1)
+            halves = [content[:100], content[100:], b""]
+            others = [asyncio.create_task(Client(app).post(halves, pause=0.1)) for _ in range(2)]
+            await until(lambda: service.arriving == 2)
+            await until(lambda: service.arriving == 0)
+            held = service.held
+            gated.gate.set()
+            return held, [one[0] for one in await asyncio.gather(first, *others)]
+
+    held, (first, *others) = asyncio.run(story())
+    assert held == 2 and first == 200 and sorted(others) == [200, 429]
+
+
 def test_memory_is_bounded(model, photo, monkeypatch):
     """Of a crowd, few are read at once, few are kept, and fewer are decoded."""
     gated, decoded, most = Gated(model), [], {"arriving": 0, "held": 0}
