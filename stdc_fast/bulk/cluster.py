@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -115,6 +116,7 @@ def label(
             actors = min(most, len(pending))
             arguments = model, dict(loading), str(job.out), retry_failures, workers, batch, cluster.cpus
             data.DataContext.get_current().enable_progress_bars = False
+            logging.getLogger("ray.data").setLevel(logging.WARNING)
             rows = data.from_items(
                 [{"shard": shard} for shard in pending], override_num_blocks=min(len(pending), TASKS)
             ).map_batches(
