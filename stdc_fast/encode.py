@@ -44,7 +44,10 @@ def check_format(kind: str, quality: int | None = None) -> None:
 
 
 def picture(image: Image.Image, kind: str = "jpg", quality: int | None = None) -> bytes:
-    """An RGB picture as a file's bytes; ``kind`` one of :data:`FORMATS`. UserError as :func:`check_format`."""
+    """An RGB picture as a file's bytes; ``kind`` one of :data:`FORMATS`.
+
+    UserError as :func:`check_format`.
+    """
     check_format(kind, quality)
     if kind == "png":
         return _bytes(image, "PNG", pnginfo=software(), compress_level=COMPRESS_LEVEL)
