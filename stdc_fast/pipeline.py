@@ -101,7 +101,7 @@ class Clock:
 
 
 @contextlib.contextmanager
-def until_interrupted(stop: Callable[[], None]) -> Iterator[list[int]]:
+def until_interrupted(stop: Callable[[], object] = lambda: None) -> Iterator[list[int]]:
     """The first Ctrl-C or SIGTERM calls ``stop``, in the main thread; the next one acts as always.
 
     Gives a list that then holds the signal's number.

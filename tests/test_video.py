@@ -310,3 +310,22 @@ def test_predict_a_video(model, workplace):
         assert len(list(model.stream(reader, bgr=True))) == 5  # a video is RGB in any case
     with pytest.raises(BatchError, match=r"a\.mp4: is a video; label it by itself"):
         model.predict(["a.mp4"])
+
+
+def test_frames_that_are_left_out(tmp_path):
+    film(tmp_path / "a.mp4", 9)
+    every = list(video.read(tmp_path / "a.mp4"))
+    with video.read(tmp_path / "a.mp4") as reader:
+        assert reader.skip(1) == 1  # the one that opening has decoded
+        assert np.array_equal(next(reader), every[1])
+        assert reader.skip(4) == 4
+        assert np.array_equal(next(reader), every[6])
+        assert reader.skip() == 2
+        assert reader.skip(3) == 0 and next(reader, None) is None
+
+
+def test_a_damaged_video_says_so_when_frames_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut("a.mkv")
+    with video.read("a.mkv") as reader, pytest.raises(UserError, match="could be decoded"):
+        reader.skip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,10 @@ import torch
 
 from stdc_fast import zoo
 from stdc_fast.bulk.job import Job, about
-from stdc_fast.bulk.machine import Summary, run, until_interrupted
+from stdc_fast.bulk.machine import Summary, run
 from stdc_fast.bulk.outputs import OutputError
 from stdc_fast.errors import UserError
+from stdc_fast.pipeline import until_interrupted
 
 #: Parts that Ray cuts the list of shards into, at most; each is a task.
 TASKS = 4096
@@ -115,6 +117,7 @@ def label(
             actors = min(most, len(pending))
             arguments = model, dict(loading), str(job.out), retry_failures, workers, batch, cluster.cpus
             data.DataContext.get_current().enable_progress_bars = False
+            logging.getLogger("ray.data").setLevel(logging.WARNING)
             rows = data.from_items(
                 [{"shard": shard} for shard in pending], override_num_blocks=min(len(pending), TASKS)
             ).map_batches(

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from stdc_fast.bulk.sources import PICTURE
 from stdc_fast.errors import UserError
 from stdc_fast.flight import in_turn
 from stdc_fast.images import memory_errors
-from stdc_fast.pipeline import Clock, Workers
+from stdc_fast.pipeline import Clock, Workers, until_interrupted
 from stdc_fast.segmentation import Segmentation
 
 if TYPE_CHECKING:
@@ -246,25 +245,3 @@ def _check_there(job: Job, frame: Frame) -> None:
     root = Path(job.root)
     if not Path(frame.path).exists() and not root.exists():
         raise OutputError(f"{root}: is gone since the job began")
-
-
-@contextlib.contextmanager
-def until_interrupted() -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM is noted in the list that is given; the next one acts as always."""
-    previous, interrupted = {}, []
-
-    def restore() -> None:
-        while previous:
-            signal.signal(*previous.popitem())
-
-    def stop(number: int, _) -> None:
-        restore()
-        interrupted.append(int(number))
-
-    with contextlib.suppress(ValueError):  # not in the main thread, where no signals arrive
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, stop)
-    try:
-        yield interrupted
-    finally:
-        restore()

@@ -176,6 +176,7 @@ def _here(model, loading, sources, out, options, how, bar, quiet):
 
     segmenter = stdc_fast.load(model, **loading)
     remark(segmenter.report, quiet)
+    remark("listing the frames; those of videos are counted by decoding them", quiet)
     with bulk.Job(out, sources, bulk.about(segmenter), options, how.pop("retry_failures")) as job:
         pending = job.pending()
         bar.begin(sum(map(job.listing.length, pending)), len(job.listing.shards) - len(pending))

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import threading
 
 import jobs
@@ -354,6 +355,41 @@ def test_a_disk_that_fills_up_half_way(run_cli, photos, tmp_path, tiny_weights, 
     monkeypatch.setattr(os, "fsync", fsync)
     assert run_cli(*command).code == 0
     assert bulk.status(tmp_path / "out")["labelled"] == 10
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", place], check=True, capture_output=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a file system can not be mounted here ({error})")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("to", TO[:2])
+def test_a_full_disk(model, run_cli, photo, tmp_path, tiny_weights, small_disk, to):
+    photos = jobs.folder_of(photo, tmp_path / "photos", 80, per_folder=20)
+    bulk.label(model, photos, tmp_path / "whole", to=to, shard=8)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(200_000))
+    command = ("label", photos, "--out", small_disk / "out", "-m", tiny_weights, "--shard", 8, "--to", to)
+    command += ("--dtype", "float32")
+    done = run_cli(*command)
+    assert done.code == 1 and len(done.messages) == 1
+    assert (
+        "can not be written (No space left on device)" in done.err and "shards are done and stay" in done.err
+    )
+    assert 0 < bulk.status(small_disk / "out")["shards"].count("done") < 10
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    assert run_cli(*command).code == 0
+    assert jobs.tree(small_disk / "out") == jobs.tree(tmp_path / "whole")
 
 
 # Memory.
