@@ -136,6 +136,7 @@ def plan(stages: dict, options: argparse.Namespace) -> dict[str, object]:
 
 def draw(found: dict):
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     page = Figure(figsize=(7, 3.4), layout="constrained")
     axes = page.add_subplot()
@@ -150,6 +151,8 @@ def draw(found: dict):
         ideal = [frames * found["seconds_a_frame"] / n / 3600 for n in x]
         axes.plot(x, ideal, ":", color=colour, lw=1)
     axes.set(xscale="log", yscale="log", xlabel="machines of two cores", ylabel="hours")
+    for axis in (axes.xaxis, axes.yaxis):  # the usual labels of powers would be mathematics, which is off
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.grid(color="#e4e4e4", lw=0.7)
     axes.legend(fontsize=7)
     axes.set_title("Simulated, from stages measured on one machine", fontsize=9, loc="left")
