@@ -68,7 +68,8 @@ def atomic(path: Path, folder: str | Path | None = None):
     """:func:`write_atomic` as a context that gives the temporary path, with ``path``'s suffix; OSError."""
     path = _target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = f".{path.stem}.tmp{secrets.token_hex(4)}{path.suffix}"
+    # Of the stem a part: a name that just fits its folder must not be too long with what is added.
+    name = f".{path.stem[:32]}.tmp{secrets.token_hex(4)}{path.suffix}"
     temporary = path.with_name(name) if folder is None else Path(folder, name)
     # The mode that a new file has: asking for the umask would change it for other threads meanwhile.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

@@ -130,7 +130,8 @@ def _count_video(one: Input) -> Entry:
 
 
 def _count_tar(one: Input, dotless: bool, text_keys: bool) -> Entry:
-    members, taken, error = [], {}, None
+    # "rest" is what the frames are called that a damaged tar does not give.
+    members, taken, error = [], {"": {"rest"}}, None
     try:
         with tarfile.open(one.path, "r:") as tar:
             for member in tar:
@@ -141,10 +142,11 @@ def _count_tar(one: Input, dotless: bool, text_keys: bool) -> Entry:
                     raise UserError(
                         f"{one.path}: {member.name}: a member of this kind is refused; pack it anew"
                     )
+                folder = folder.strip("/")  # "/a" and "a" are one folder below the key
                 # WebDataset has all up to the first dot of the last part as key; here it is up to the last
                 # one, for a sample may hold several pictures.
                 stem = sources.free_stem(name, taken.setdefault(folder, set()), dotless)
-                key = sources.join(one.key, sources.join(folder.strip("/"), stem))
+                key = sources.join(one.key, sources.join(folder, stem))
                 if text_keys:
                     _check_text(key, one.path)
                 if member.offset_data + member.size > one.size:

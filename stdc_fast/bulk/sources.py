@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +25,7 @@ class Input(NamedTuple):
         kind: :data:`PICTURE`, :data:`VIDEO`, :data:`TAR` or :data:`PARQUET`.
         path: absolute.
         size, mtime_ns: as the file system says, in bytes and nanoseconds; -1 for a file that is not there,
-            which a Parquet file named.
+            to which a link leads, or which a Parquet file named.
         key: what results are called, a path with "/" and without a suffix; of frames in a container, their
             folder.
     """
@@ -107,11 +106,11 @@ class Sources:
         taken: set[str] = set()
         prefix = os.path.relpath(folder, self.root).replace(os.sep, "/")
         for path in listing.without_results([path for path in paths if kinds[path] is not None]):
-            kind, status = kinds[path], path.stat()
-            if not stat.S_ISREG(status.st_mode):
+            kind, (size, mtime_ns) = kinds[path], stat_of(path)  # a link to nowhere is a failure of its own
+            if size >= 0 and not path.is_file():
                 raise UserError(f"{path}: is no file; jobs take files only")
             name = path.name if kind in (VIDEO, TAR, PARQUET) else free_stem(path.name, taken, self._dotless)
-            one = Input(kind, str(path), status.st_size, status.st_mtime_ns, join(prefix, name))
+            one = Input(kind, str(path), size, mtime_ns, join(prefix, name))
             yield one
             if kind == PARQUET:
                 yield from _pictures_of(one)
@@ -138,11 +137,11 @@ def number_key(folder: str, number: int) -> str:
     return join(folder, f"{number:08d}")
 
 
-def stat_of(path: str) -> tuple[int, int]:
+def stat_of(path: str | Path) -> tuple[int, int]:
     """(size, mtime_ns), -1 for what is not there."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # names that no file can have
         return -1, -1
     return status.st_size, status.st_mtime_ns
 

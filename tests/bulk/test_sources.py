@@ -86,6 +86,25 @@ def test_links_to_folders_are_said(tmp_path, caplog):
     assert "links to folders are not followed, as up" in caplog.text
 
 
+def test_a_link_to_nowhere_is_one_failure(model, photo, tmp_path):
+    data = jobs.folder_of(photo, tmp_path / "data", 1)
+    (data / "gone.jpg").symlink_to("nowhere")
+    (data / "loop.tar").symlink_to("loop.tar")
+    summary = bulk.label(model, data, tmp_path / "out")
+    assert (summary.labelled, summary.failed) == (1, 2)
+    assert "gone.jpg: no such file" in failures(tmp_path / "out")[0]
+    (data / "nowhere").write_bytes(jobs.jpeg(photo, 1))
+    assert bulk.label(model, data, tmp_path / "out", retry_failures=True).labelled == 1
+
+
+def test_names_as_long_as_file_systems_take(model, photo, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / f"{'n' * 251}.jpg").write_bytes(jobs.jpeg(photo, 0))
+    assert bulk.label(model, data, tmp_path / "out").labelled == 1
+    assert jobs.results(tmp_path / "out") == ["n" * 251]
+
+
 def test_sources_that_are_refused(tmp_path, photo):
     data = empty(tmp_path / "data", "a/1.jpg", "b.tgz", "notes.txt")
     (tmp_path / "nothing").mkdir()
@@ -196,6 +215,29 @@ def test_pictures_of_tars(model, photo, tmp_path):
     assert np.array_equal(labels(tmp_path / "out", "train-1.tar/seq/12"), model.predict(picture).labels)
 
 
+def test_members_that_differ_in_slashes_have_results_of_their_own(model, photo, tmp_path):
+    names = ["x/a.jpg", "/x/a.jpg", "//x/a.jpg", "./x/a.jpg"]
+    tar = jobs.tar_of(photo, tmp_path / "a.tar", names)
+    assert bulk.label(model, tar, tmp_path / "out").labelled == 4
+    expected = ["a.tar/x/a", "a.tar/x/a_jpg", "a.tar/x/a_2", "a.tar/x/a_3"]
+    assert jobs.results(tmp_path / "out") == sorted(expected)
+    for i, key in enumerate(expected):
+        picture = images.read_image(jobs.jpeg(photo, i))
+        assert np.array_equal(labels(tmp_path / "out", key), model.predict(picture).labels)
+
+
+def test_a_picture_called_as_the_rest_of_a_damaged_tar(model, photo, tmp_path):
+    tar = jobs.tar_of(photo, tmp_path / "a.tar", ["rest.jpg", "z.jpg"])
+    with tarfile.open(tar) as file:
+        last = file.getmembers()[1]
+    tar.write_bytes(tar.read_bytes()[: last.offset])
+    for _ in range(2):  # it does not take the picture's labels for those of the rest
+        bulk.label(model, tar, tmp_path / "out", retry_failures=(tmp_path / "out").exists())
+        found = bulk.status(tmp_path / "out")
+        assert (found["labelled"], found["failed"]) == (1, 1)
+    assert jobs.results(tmp_path / "out") == ["a.tar/rest_jpg"]
+
+
 def test_tars_as_the_webdataset_package_writes_them(model, photo, tmp_path):
     webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
@@ -271,6 +313,13 @@ def test_paths_in_parquet(model, photo, tmp_path, parquet):
     assert np.array_equal(labels(tmp_path / "out", "a.parquet/00000000"), want)
     (tmp_path / "gone.jpg").write_bytes(jobs.jpeg(photo, 7))
     assert bulk.label(model, table, tmp_path / "out", retry_failures=True).labelled == 1
+
+
+def test_a_path_in_parquet_that_no_file_can_have(model, photo, tmp_path, parquet):
+    (tmp_path / "a.jpg").write_bytes(jobs.jpeg(photo, 0))
+    rows = parquet(tmp_path / "rows.parquet", path=["a.jpg", "a\0.jpg"])
+    summary = bulk.label(model, rows, tmp_path / "out")
+    assert (summary.labelled, summary.failed) == (1, 1)
 
 
 def test_parquet_without_frames(model, tmp_path, parquet):
