@@ -121,8 +121,22 @@ def _folders(top: Path, recursive: bool) -> Iterator[Path]:
             names.clear()
             continue
         seen.add(real)
-        names[:] = sorted(name for name in names if not name.startswith("."))
+        names[:] = without_jobs(folder, sorted(name for name in names if not name.startswith(".")))
         yield Path(folder)
+
+
+def without_jobs(folder: str, names: list[str]) -> list[str]:
+    """Names of sub-folders, but those with the results of a job of ``stdc-fast label``; a line says so."""
+
+    def is_job(name: str) -> bool:
+        path = os.path.join(folder, name)
+        marked = any(os.path.isfile(os.path.join(path, mark)) for mark in ("job.json", "job/lock"))
+        return marked and os.path.isdir(os.path.join(path, "job", "shards"))
+
+    jobs = [name for name in names if is_job(name)]
+    for name in jobs:
+        announce(f"{os.path.join(folder, name)}/", "holds the results of a job and is left out")
+    return [name for name in names if name not in jobs]
 
 
 #: Why a folder's file is not taken, by :func:`_rank`.

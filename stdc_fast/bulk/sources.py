@@ -89,9 +89,9 @@ class Sources:
             yield folder, [os.path.basename(path) for path in paths], True
         for top in self._folders:
             for folder, inner, names in os.walk(top, onerror=_unreadable):
-                inner[:] = sorted(
-                    n for n in inner if not n.startswith(".") and not self._is_result(os.path.join(folder, n))
-                )
+                seen = (n for n in inner if not n.startswith("."))
+                own = (n for n in seen if not self._is_result(os.path.join(folder, n)))
+                inner[:] = listing.without_jobs(folder, sorted(own))
                 for name in inner:
                     if os.path.islink(os.path.join(folder, name)):
                         announce(f"{folder}/", "links to folders are not followed, as %s", name)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stdc_fast import bulk, images
+from stdc_fast import bulk, images, listing
 from stdc_fast.bulk import frames
 from stdc_fast.bulk.sources import Sources
 from stdc_fast.errors import UserError
@@ -77,6 +77,16 @@ def test_results_and_hidden_files_are_no_sources(model, photo, tmp_path, caplog)
     assert jobs.results(data / "out") == ["cam0/000", "cam0/001"]
     assert bulk.label(model, data, data / "out").labelled == 0  # its own results are not new
     assert "files of it are not taken: a.tar.gz, notes.txt" in caplog.text
+
+
+def test_results_of_another_job_are_no_sources(model, photo, tmp_path, caplog):
+    data = jobs.folder_of(photo, tmp_path / "data", 2)
+    assert bulk.label(model, data, data / "one").labelled == 2
+    assert bulk.label(model, data, data / "two", to="webdataset").labelled == 2
+    assert "one/: holds the results of a job and is left out" in caplog.text
+    assert bulk.label(model, data, data / "one").labelled == 0  # its sources are the same as before
+    assert len(listing.expand(data, recursive=True)[0]) == 2
+    assert bulk.label(model, data / "one" / "labels", tmp_path / "named").labelled == 2
 
 
 def test_links_to_folders_are_said(tmp_path, caplog):
