@@ -31,7 +31,8 @@ def found(sources: list[str], recursive: bool) -> tuple[list[str | Path], list[P
             continue
         if recursive and os.path.isdir(source):
             trees += 1
-            folders |= {file: file.parent.relative_to(source) for file in own}
+            for file in own:  # of a folder in another one those of the other
+                folders.setdefault(file, file.parent.relative_to(source))
         files += own
     if recursive and not trees and not failures:
         raise UserError("--recursive is about folders, and there is none; leave it out")

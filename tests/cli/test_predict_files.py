@@ -129,6 +129,14 @@ def test_equal_names_of_two_trees(workplace, run_cli, tiny_weights, photo):
     }
 
 
+def test_a_folder_within_another_source_leaves_the_mirror_as_it_is(workplace, run_cli, tiny_weights, photo):
+    for i, name in enumerate(("in/a.png", "in/x/a.png")):
+        save(photo(seed=i), workplace / name)
+    run = run_cli("predict", "in", "in/x", "-r", "-m", tiny_weights, "--no-labels", "--json")
+    written = [(row["name"], row["overlay"]) for row in json.loads(run.out)["results"]]
+    assert written[:2] == [("in/a.png", "out/a_overlay.jpg"), ("in/x/a.png", "out/x/a_overlay.jpg")]
+
+
 def test_recursive_is_about_folders(pictures, run_cli, tiny_weights):
     refused_quietly(run_cli("predict", "in/0.png", "-r", "-m", tiny_weights, "-q"), "--recursive is about")
 
@@ -287,6 +295,14 @@ def test_json_lines_hold_results_and_failures(pictures, command, run_cli):
     assert [row for row in rows if "error" not in row] == json.loads(run.out)["results"]
     run_cli(*command, "--jsonl", "lines/rows.jsonl")
     assert len(Path("lines/rows.jsonl").read_text().splitlines()) == 8
+
+
+def test_a_line_that_was_cut_spoils_no_other(pictures, command, run_cli):
+    Path("rows.jsonl").write_text('{"name": "in/0.p')
+    assert run_cli(*command, "-q", "--jsonl", "rows.jsonl", "--skip-existing").code == 0
+    cut, *rows = Path("rows.jsonl").read_text().splitlines()
+    assert cut == '{"name": "in/0.p'
+    assert [json.loads(row)["name"] for row in rows] == [f"in/{i}.png" for i in range(8)]
 
 
 def test_json_lines_on_stdout_stand_alone(pictures, command, run_cli):
