@@ -61,6 +61,8 @@ class Wanted:
             raise UserError(f"embed is for output json, not {self.output}; leave it out")
         if self.output == "overlay":
             encode.check_format(self.format, self.quality)
+        if self.quality is not None and self.output != "overlay":
+            raise UserError(f"quality is for output overlay, not {self.output}; leave it out")
         if not 0 <= self.alpha <= 1:
             raise UserError(f"alpha must lie between 0 and 1, not {self.alpha}")
 
@@ -72,10 +74,13 @@ class Wanted:
 def negotiate(output: str | None, format: str | None, accept: str | None) -> tuple[str, str]:
     """(output, format) of a request: what is named goes first, then what its Accept header prefers.
 
-    NotAcceptable where Accept excludes what is named, or all that there is.
+    NotAcceptable where Accept excludes what is named, or all that there is. UserError for a format of what
+    has none.
     """
     if output is None and format is not None:
         output = "overlay"
+    if output in OUTPUTS and output != "overlay" and format is not None:
+        raise UserError(f"format is for output overlay, not {output}; leave it out")
     if output is not None:
         kinds = OUTPUTS.get(output, (JSON,))  # an unknown one is refused by Wanted
         if output == "overlay" and format is not None:

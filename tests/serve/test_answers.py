@@ -130,6 +130,8 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpa
         ("?alpha=2", lambda c, a: raw(c), 422, "alpha must lie between 0 and 1, not 2.0"),
         ("?alpha=much", lambda c, a: raw(c), 422, "parameter alpha"),
         ("?format=tiff", lambda c, a: raw(c), 422, "not 'tiff'"),
+        ("?output=labels&format=jpg", lambda c, a: raw(c), 422, "format is for output overlay, not labels"),
+        ("?output=labels&quality=500", lambda c, a: raw(c), 422, "quality is for output overlay, not labels"),
         ("?format=png&quality=3", lambda c, a: raw(c), 422, "no quality"),
         ("?embed=labels&output=labels", lambda c, a: raw(c), 422, "embed is for output json"),
         ("?outptu=labels", lambda c, a: raw(c), 422, "no parameter 'outptu'"),
