@@ -157,6 +157,11 @@ def _count_tar(one: Input, dotless: bool, text_keys: bool) -> Entry:
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("its end is missing")
+                while piece := file.read(1 << 20):
+                    if piece.count(0) != len(piece):
+                        raise UserError(
+                            f"{one.path}: has more behind its end; unpack both, and pack them as one"
+                        )
     except UserError as problem:
         error = str(problem)
     except (tarfile.TarError, OSError, EOFError) as problem:

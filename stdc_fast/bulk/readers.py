@@ -84,9 +84,10 @@ class Images:
             if isinstance(content, bytes):
                 return images.read_image(content, self._range, frame.name)
             check_unchanged(frame)
-            if frame.kind == TAR:
-                return images.read_image(_member(frame), self._range, frame.name)
-            return images.read_image(frame.path, self._range)
+            source = _member(frame) if frame.kind == TAR else frame.path
+            image = images.read_image(source, self._range, frame.name)
+            check_unchanged(frame)  # nor while it was read
+            return image
 
     def _close(self) -> None:
         if self._container is not None:

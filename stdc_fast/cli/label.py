@@ -67,7 +67,7 @@ def label(
     ray_actors: Annotated[
         Optional[int], typer.Option(help="Actors at most. Default: as many as there is room for.")
     ] = None,
-    ray_cpus: Annotated[int, typer.Option(help="CPUs of an actor.")] = 2,
+    ray_cpus: Annotated[Optional[int], typer.Option(help="CPUs of an actor. Default: 2.")] = None,
     ray_gpus: Annotated[
         Optional[float], typer.Option(help="GPUs of an actor. Default: 1 where the cluster has some.")
     ] = None,
@@ -99,6 +99,8 @@ def label(
             raise UserError("--status is about a job that is there; leave out the sources and --out")
         _print_status(bulk.status(status), as_json)
         return
+    if ray is None and not (ray_actors is ray_cpus is ray_gpus is None):
+        raise UserError("--ray-actors, --ray-cpus and --ray-gpus are about actors of --ray; leave them out")
     if not sources or out is None:
         raise UserError("name the sources and a folder: stdc-fast label SRC... --out DST")
     options = {
@@ -115,7 +117,7 @@ def label(
             else:
                 from stdc_fast.bulk import cluster
 
-                where = cluster.Cluster(ray, ray_actors, ray_cpus, ray_gpus)
+                where = cluster.Cluster(ray, ray_actors, 2 if ray_cpus is None else ray_cpus, ray_gpus)
                 summary = cluster.label(
                     model,
                     loading,

@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import threading
+from pathlib import Path
 
 import jobs
 import numpy as np
 import pytest
 from PIL import Image
 
-from stdc_fast import bulk
+from stdc_fast import bulk, images
 from stdc_fast.bulk import outputs, readers
 from stdc_fast.bulk.job import Job
 from stdc_fast.errors import UserError
@@ -96,6 +97,13 @@ def test_status_says_where_a_job_stands(model, photos, tmp_path, run_cli):
     assert done.code == 2 and "holds no job" in done.err
 
 
+@pytest.mark.parametrize("more", [("--ray-actors", 4), ("--ray-cpus", 1), ("--ray-gpus", 1)])
+def test_options_of_actors_need_ray(photos, tmp_path, run_cli, more):
+    done = run_cli("label", photos, "--out", tmp_path / "out", *more)
+    assert done.code == 2 and "are about actors of --ray" in done.err
+    assert not (tmp_path / "out").exists()
+
+
 # Failures.
 
 
@@ -159,6 +167,21 @@ def test_a_picture_that_changes_while_the_job_runs_is_a_failure(model, photos, t
         bulk.run(job, model, workers=1, ahead=1, on_frame=lambda: next(changed, lambda: None)())
     (line,) = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
     assert "changed since the job began" in json.loads(line)["reason"]
+
+
+def test_a_picture_that_changes_while_it_is_read_is_a_failure(model, photos, tmp_path, monkeypatch):
+    read = images.read_image
+
+    def and_then_changed(source, *arguments):
+        found = read(source, *arguments)
+        if str(source).endswith("009.jpg"):
+            Path(source).write_bytes((photos / "cam0" / "000.jpg").read_bytes() + b" ")
+        return found
+
+    monkeypatch.setattr(images, "read_image", and_then_changed)
+    summary = bulk.label(model, photos, tmp_path / "out")
+    assert (summary.labelled, summary.failed) == (9, 1)
+    assert "cam2/009" not in jobs.results(tmp_path / "out")
 
 
 def test_sources_that_vanish_end_the_job(model, photos, tmp_path):

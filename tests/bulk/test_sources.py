@@ -236,6 +236,14 @@ def test_members_that_differ_in_slashes_have_results_of_their_own(model, photo, 
         assert np.array_equal(labels(tmp_path / "out", key), model.predict(picture).labels)
 
 
+def test_a_tar_behind_the_end_of_another_is_said(model, photo, tmp_path):
+    first, second = (jobs.tar_of(photo, tmp_path / f"{n}.tar", [f"{n}.jpg"]) for n in "ab")
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    summary = bulk.label(model, first, tmp_path / "out")
+    assert (summary.labelled, summary.failed) == (1, 1)
+    assert "a.tar: has more behind its end" in failures(tmp_path / "out")[0]
+
+
 def test_a_picture_called_as_the_rest_of_a_damaged_tar(model, photo, tmp_path):
     tar = jobs.tar_of(photo, tmp_path / "a.tar", ["rest.jpg", "z.jpg"])
     with tarfile.open(tar) as file:
