@@ -89,6 +89,8 @@ class Job:
         if read_manifest(self.out) is None:
             if retry_failures:
                 raise UserError(f"{out}: holds no job to retry failures of; leave out --retry-failures")
+            if self.out.exists() and not self.out.is_dir():
+                raise UserError(f"{out}: is a file; choose a folder for the results")
             if self.out.exists() and {p.name for p in self.out.iterdir()} - {"job"}:
                 raise UserError(f"{out}: holds other files and no job; choose an empty folder")
         found = Sources(sources, self.out, self.options["to"] == "webdataset")

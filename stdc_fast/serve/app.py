@@ -273,7 +273,9 @@ class _Around:
                 await sending(message)
 
         try:
-            await self._app({**scope, _HELD: hold}, receive, within)
+            # HEAD is GET to the application; the server leaves the body out.
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            await self._app({**scope, "method": method, _HELD: hold}, receive, within)
         except ClientDisconnect:
             status = 499
         except TimeoutError:  # of a client that does not take its answer; the server closes the connection

@@ -97,6 +97,13 @@ def test_status_says_where_a_job_stands(model, photos, tmp_path, run_cli):
     assert done.code == 2 and "holds no job" in done.err
 
 
+def test_a_file_is_no_folder_for_results(photos, tmp_path, run_cli):
+    (tmp_path / "out").write_text("notes")
+    done = run_cli("label", photos, "--out", tmp_path / "out")
+    assert done.code == 2 and "out: is a file; choose a folder" in done.err
+    assert (tmp_path / "out").read_text() == "notes"
+
+
 @pytest.mark.parametrize("more", [("--ray-actors", 4), ("--ray-cpus", 1), ("--ray-gpus", 1)])
 def test_options_of_actors_need_ray(photos, tmp_path, run_cli, more):
     done = run_cli("label", photos, "--out", tmp_path / "out", *more)

@@ -165,6 +165,15 @@ def test_other_methods_and_paths(client):
         assert (answer.status_code, list(answer.json())) == (status, ["error"])
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [("/", 200), ("/healthz", 200), ("/metrics", 200), ("/predict", 405)]
+)
+def test_head_has_the_headers_alone(client, path, status):
+    answer = client.head(path)
+    assert (answer.status_code, answer.content) == (status, b"")
+    assert answer.headers["Content-Length"] != "0"
+
+
 @pytest.mark.parametrize(("side", "words"), [(10_000, "10000x10000"), (40_000, "hundreds of millions")])
 def test_a_header_that_says_huge_sizes_is_not_decoded(client, huge_png, tmp_path, monkeypatch, side, words):
     content = huge_png(tmp_path / "bomb.png", side, side).read_bytes()
