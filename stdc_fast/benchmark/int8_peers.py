@@ -20,47 +20,21 @@ from stdc_fast.benchmark import ncnn_int8
 from stdc_fast.benchmark.phone_peers import MNN, Ncnn
 from stdc_fast.benchmark.runtime_peers import OnnxRuntime
 from stdc_fast.benchmark.torch_peers import Deployed, Folded
-from stdc_fast.exporters import Settings
+from stdc_fast.exporters import Settings, qdq
 from stdc_fast.exporters.converters import convert, hushed, quiet
-from stdc_fast.hardware import cpu
 from stdc_fast.images import MEAN, STD, normalise
 
 #: The quantiser of MNN's wheel. Its command passes it other arguments than it takes, and ends.
 _MNN_QUANTISER = "import sys, _tools; _tools.mnnquant(sys.argv)"
 
 
-def _sums_overflow() -> bool:
-    """Whether the processor adds two products of 8 bits in 16, so that weights must have 7."""
-    return cpu()["machine"] in ("x86_64", "AMD64") and "avx512_vnni" not in cpu()["features"]
-
-
 class OnnxRuntimeInt8(OnnxRuntime):
     """ONNX Runtime with a graph in QDQ form by its static quantisation, as its documents advise for a CPU."""
 
     def onnx(self, scope: str, path: Path, dtype: torch.dtype = torch.float32) -> Path:
-        from onnxruntime import quantization
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
-        plain, ready = path.with_name("plain.onnx"), path.with_name("ready.onnx")
+        plain = path.with_name("plain.onnx")
         super().onnx(scope, plain)
-        samples = [{"image": sample.numpy()} for sample in self.workload.samples(scope)]
-
-        class Reader(quantization.CalibrationDataReader):
-            def get_next(self):
-                return samples.pop() if samples else None
-
-        with quiet():
-            quant_pre_process(str(plain), str(ready))
-            quantization.quantize_static(
-                str(ready),
-                str(path),
-                Reader(),
-                quant_format=quantization.QuantFormat.QDQ,
-                per_channel=True,
-                reduce_range=_sums_overflow(),
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-            )
+        qdq.quantise(plain, path, (sample.numpy() for sample in self.workload.samples(scope)))
         return path
 
 
@@ -155,7 +129,7 @@ class Torchao(Folded):
         with quiet(), torch.no_grad():
             quantiser = x86.X86InductorQuantizer()
             quantiser.set_global(
-                x86.get_default_x86_inductor_quantization_config(reduce_range=_sums_overflow())
+                x86.get_default_x86_inductor_quantization_config(reduce_range=qdq.sums_overflow())
             )
             observed = prepare_pt2e(torch.export.export(module, (example,)).module(), quantiser)
             for sample in self.workload.samples(module.scope):

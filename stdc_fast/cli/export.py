@@ -30,7 +30,7 @@ def export(
     ] = None,
     dtype: Annotated[
         Optional[str],
-        typer.Option(help="float32, the default; float16, or bfloat16 for plans. Of triton as of load."),
+        typer.Option(help="float32, the default; float16; bfloat16 for plans; int8. Of triton as of load."),
     ] = None,
     size: Annotated[
         Optional[str], typer.Option(help="HEIGHTxWIDTH that the network sees. Default: every size.")
@@ -62,6 +62,9 @@ def export(
     report: Annotated[
         Optional[Path], typer.Option(metavar="FILE", help="Write what was compared as JSON, too.")
     ] = None,
+    calibrate: Annotated[
+        Optional[str], typer.Option(metavar="FOLDER", help="Pictures for onnx in int8, which needs --size.")
+    ] = None,
     option: Option = None,
     as_json: Json = False,
 ) -> None:
@@ -82,8 +85,8 @@ def export(
             raise UserError("give --out REPOSITORY, the folder of the server's models")
         if batch is not None and not re.fullmatch("[0-9]{1,9}", batch):
             raise UserError(f"--batch must be a number of images here, not {batch!r}")
-        if compiled or report is not None:
-            raise UserError(f"format {format} has no --compiled and no --report; leave them out")
+        if compiled or report is not None or calibrate is not None:
+            raise UserError(f"format {format} has no --compiled, --report and --calibrate; leave them out")
         most = {} if batch is None else {"max_batch": int(batch)}
         done = triton.repository(
             model, out, kind=format, check=not no_check, **most, **given, **pairs(option, "--option")
@@ -98,7 +101,7 @@ def export(
         raise UserError(f'--batch must be a number or "any", not {batch!r}')
     done = exporters.export(
         model, out, format=format, batch=None if batch == "any" else int(batch or 1), compiled=compiled,
-        check=not no_check, report=report, **given, **pairs(option, "--option"),
+        check=not no_check, report=report, calibrate=calibrate, **given, **pairs(option, "--option"),
     )  # fmt: skip
     _say(done, as_json)
 

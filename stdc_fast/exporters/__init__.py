@@ -81,6 +81,7 @@ def export(
     compiled: bool = False,
     check: bool = True,
     report: str | Path | None = None,
+    calibrate: object = None,
     **options: object,
 ) -> Report:
     """Write a network as a file of another runtime, and check it there against the reference network.
@@ -91,7 +92,8 @@ def export(
             .safetensors, .param (ncnn), .mnn, .tflite (LiteRT), .pte (ExecuTorch).
         format: its name, as in :data:`FORMATS`; it must not contradict the suffix.
         dtype: of weights and, in ONNX, maps: "float32"; "float16" where the format has it; "bfloat16" for
-            plans. What the file reads and gives does not change with it.
+            plans; "int8" for plans, with the model's own ranges, and for ONNX in QDQ form, by ``calibrate``.
+            What the file reads and gives does not change with it.
         size: (H, W) that the network sees; None for every size, where the format has that.
         batch: images at once; None for any number.
         input: "normalised" float32 ``[N, 3, H, W]``, or raw uint8 RGB frames, "nhwc" or "nchw".
@@ -102,6 +104,8 @@ def export(
         compiled: of torch: machine code for this processor, by AOTInductor and a C++ compiler.
         check: run the file on a photo and compare. Without it nothing says that the file is right.
         report: JSON file to write, too.
+        calibrate: pictures that ONNX in int8 takes its ranges from, as ``load(calibrate=...)`` takes them; at
+            most 32 of them, drawn by a seed.
         options: of the network, for a file that does not say them, as for :func:`stdc_fast.load`.
 
     The file is there only if it passed the check; ``docs/export.md`` has the limits. Raises UserError for
@@ -115,10 +119,21 @@ def export(
     form = format_of(path, format)
     settings = Settings(dtype, _pair(size), batch, input, output, _pair(frame), opset, compiled)
     settings.check(form, 0)
+    quantised = form.name == "onnx" and dtype == "int8"
+    if quantised and calibrate is None:
+        raise UserError(
+            "int8 in onnx takes its ranges from pictures; give --calibrate FOLDER, or calibrate=..."
+        )
+    if calibrate is not None and not quantised:
+        raise UserError(f"calibrate is for onnx in int8, not for {form.name} in {dtype}; leave it out")
     form.check_installed()
     _check_places(path, form, model, report)
     source = Source.of(model, **options)
     settings.check(form, len(source.classes))
+    if quantised:
+        from stdc_fast.exporters import qdq
+
+        source = dataclasses.replace(source, frames=qdq.frames_of(calibrate))
     if dtype == "float16":
         _check_range(source)
     rows, unchecked = _write(source, form, settings, path, check)

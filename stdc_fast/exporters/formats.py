@@ -66,8 +66,8 @@ FORMATS: dict[str, Format] = {
     known.name: known
     for known in (
         Format(
-            "onnx", ".onnx", "ONNX Runtime, TensorRT and others", _HALF, ("onnx", "onnxruntime"), "export",
-            any_size=True, packages=("onnx", "onnxruntime"),
+            "onnx", ".onnx", "ONNX Runtime, TensorRT and others", (*_HALF, "int8"), ("onnx", "onnxruntime"),
+            "export", any_size=True, packages=("onnx", "onnxruntime"),
         ),
         Format(
             "openvino", ".xml", "OpenVINO", _HALF, ("onnx", "openvino"), "openvino",

@@ -66,7 +66,7 @@ class Settings:
         """UserError unless a format can hold a network of so many classes like this."""
         if self.dtype == "int8" and self.dtype not in form.dtypes:
             raise UserError(
-                f"format {form.name} has no int8, only plans have; use {' or '.join(form.dtypes)}"
+                f"format {form.name} has no int8, only onnx and plans have; use {' or '.join(form.dtypes)}"
             )
         if self.dtype not in form.dtypes:
             raise UserError(f"format {form.name} has dtype {' or '.join(form.dtypes)}, not {self.dtype!r}")
@@ -100,6 +100,10 @@ class Settings:
                     "leave size, input, output, frame and opset out"
                 )
             return
+        if self.dtype == "int8" and (self.size is None or self.batch is None):
+            raise UserError(
+                "int8 in onnx serves one size and one batch; give both, for example 512x1024 and 1"
+            )
         if self.opset != Settings.opset and form.name != "onnx":
             raise UserError(f"opset {self.opset} is for format onnx; leave it out")
         if self.size is None and not form.any_size:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from stdc_fast import checkpoints, registry, zoo
+from stdc_fast.calibration.frames import Frames
 from stdc_fast.calibration.record import Calibration
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
@@ -27,6 +28,7 @@ class Source:
     """A network in float32 on the CPU, in eval mode, its class names, and what its checkpoint says of it.
 
     ``calibration`` has ranges for int8: our own safetensors keep them, and plans in int8 are made with them.
+    ``frames`` are pictures that ONNX in int8 takes its own from.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Source:
     classes: ClassSet
     said: dict[str, object] = dataclasses.field(default_factory=dict)
     calibration: Calibration | None = None
+    frames: Frames | None = None
 
     @staticmethod
     def of(model: Segmenter | str | Path, **options: object) -> Source:

@@ -40,7 +40,17 @@ def onnx_model(source: Source, settings: Settings) -> onnx.ModelProto:
 
 
 def write_onnx(source: Source, settings: Settings, path: Path) -> None:
-    path.write_bytes(onnx_model(source, settings).SerializeToString())
+    if settings.dtype != "int8":
+        path.write_bytes(onnx_model(source, settings).SerializeToString())
+        return
+    from stdc_fast.exporters import parity, qdq
+
+    plain = path.with_name("plain.onnx")
+    write_onnx(source, _in_float32(settings), plain)
+    shown = (frame.expand(settings.batch, -1, -1, -1) for frame in qdq.shown(source.frames, settings.image))
+    samples = (parity.image_of(source, FORMATS["onnx"], settings, frame) for frame in shown)
+    qdq.quantise(plain, path, samples)
+    plain.unlink()
 
 
 def _in_float32(settings: Settings) -> Settings:

@@ -54,6 +54,41 @@ def test_one_size(form, size, tiny_model, tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, *(f"a{s}" for s in form.beside)])
 
 
+@pytest.mark.parametrize(
+    "how", [{}, {"input": "nhwc", "output": "labels", "batch": 2}], ids=["plain", "raw frames"]
+)
+def test_int8_by_onnx_runtime(how, embedded, photo, tmp_path):
+    import onnx
+    import onnxruntime
+
+    path, size = tmp_path / "a.onnx", (97, 131)
+    pictures = [photo(90, 130), photo(64, 200)]
+    done = stdc_fast.export(embedded, path, dtype="int8", size=size, calibrate=pictures, **how)
+    assert done.agreement > 0.9 and not done.rows[0].unexplained and os.listdir(tmp_path) == ["a.onnx"]
+    graph = onnx.load(path).graph
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(convolutions) > 30
+    assert {made[node.input[i]] for node in convolutions for i in (0, 1)} == {"DequantizeLinear"}
+    session = onnxruntime.InferenceSession(path)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"])[0] == "Sky"
+    assert session.get_inputs()[0].shape == ([2, *size, 3] if how else [1, 3, *size])
+
+
+@pytest.mark.parametrize(
+    ("pictures", "said"),
+    [
+        ([np.zeros((40, 50, 3), np.uint8)], "is of one colour, which gives no ranges"),
+        ([torch.zeros(3, 40, 50)], "is normalised; exports in 8 bits are calibrated on pictures"),
+        (["none.jpg"], "none.jpg: no such file"),
+    ],
+)
+def test_pictures_that_give_no_ranges(pictures, said, tiny_model, tmp_path):
+    with pytest.raises(UserError, match=said):
+        stdc_fast.export(tiny_model, tmp_path / "a.onnx", dtype="int8", size=(32, 64), calibrate=pictures)
+    assert os.listdir(tmp_path) == []
+
+
 def test_names_in_capitals_and_a_second_export(tiny_model, tmp_path):
     there(FORMATS["openvino"])
     for _ in range(2):
