@@ -198,15 +198,24 @@ def _in_batches(model: Segmenter, opened: Iterator, options: dict, clock: Clock,
             if same is None:
                 yield from some
                 continue
-            try:
-                with clock.running(), memory_errors(some[0][0].frame.name):
-                    seen = model.input_size.resolve(*same[:2], **how)
-                    labels = model.label(np.stack([image for _, image in some]), **how).cpu().numpy()
-            except UserError as error:
-                yield from ((item, error) for item, _ in some)
-                continue
-            for (item, image), own in zip(some, labels, strict=True):
-                yield item, Segmentation(own, image, model.classes, item.frame.name, 0.0, seen)
+            yield from _together(model, some, same[:2], how, clock)
+
+
+def _together(model: Segmenter, some: list, size: tuple[int, int], how: dict, clock: Clock) -> Iterator:
+    """A batch; one by one where it fails, as for want of memory, since others of it may be good."""
+    try:
+        with clock.running(), memory_errors(some[0][0].frame.name):
+            seen = model.input_size.resolve(*size, **how)
+            labels = model.label(np.stack([image for _, image in some]), **how).cpu().numpy()
+    except UserError as error:
+        if len(some) == 1:
+            yield some[0][0], error
+        else:
+            for one in some:
+                yield from _together(model, [one], size, how, clock)
+        return
+    for (item, image), own in zip(some, labels, strict=True):
+        yield item, Segmentation(own, image, model.classes, item.frame.name, 0.0, seen)
 
 
 def _in_shards(job: Job, results: Iterator, interrupted: list[int]) -> Iterator[tuple[Item, object]]:

@@ -139,3 +139,17 @@ def test_batches_of_equal_sizes_give_the_same_bytes(model, photos, photo, tmp_pa
     assert jobs.tree(tmp_path / "many") == jobs.tree(tmp_path / "one")
     with pytest.raises(UserError, match="--batch is a number of frames from 1 on, not 0"):
         bulk.label(model, photos, tmp_path / "none", to=to, shard=8, batch=0)
+
+
+def test_a_batch_that_fails_is_tried_one_by_one(model, photos, tmp_path, monkeypatch):
+    bulk.label(model, photos, tmp_path / "one")
+    label = type(model).label
+
+    def scarce(self, frames, **how):
+        if len(frames) > 1:
+            raise RuntimeError("not enough memory")
+        return label(self, frames, **how)
+
+    monkeypatch.setattr(type(model), "label", scarce)
+    summary = bulk.label(model, photos, tmp_path / "many", batch=3)
+    assert summary.failed == 0 and jobs.tree(tmp_path / "many") == jobs.tree(tmp_path / "one")
