@@ -95,8 +95,8 @@ def label(
     from stdc_fast.input_size import check_request
 
     if status is not None:
-        if sources or out:
-            raise UserError("--status is about a job that is there; leave out the sources and --out")
+        if sources or out or retry_failures:
+            raise UserError("--status only says where a job stands; leave out all but --json")
         _print_status(bulk.status(status), as_json)
         return
     if ray is None and not (ray_actors is ray_cpus is ray_gpus is None):

@@ -120,6 +120,10 @@ def predict(
     samples = parse_range(range)
     outputs = Outputs(overlay, labels is not False, format, quality, alpha, legend is not False, side_by_side,
                       label_ids)  # fmt: skip
+    if quality is not None and not overlay:
+        raise UserError("--quality is about overlays; leave it out, or --no-overlay")
+    if skip_existing and not overlay and labels is False:
+        raise UserError("--skip-existing is about results, of which none are written; leave it out")
     if label_ids and labels is False:
         raise UserError("--label-ids is about label PNGs; leave out --no-labels")
     if jsonl == "-" and as_json:

@@ -113,6 +113,9 @@ def _add_paths(app: FastAPI, service: Service) -> None:
     ) -> Response:
         _known_parameters(request)
         output, form = outputs.negotiate(output, format, request.headers.get("accept"))
+        for name in ("alpha", "legend", "side_by_side"):
+            if output != "overlay" and name in request.query_params:
+                raise Refusal(422, f"{name} is for output overlay, not {output}; leave it out")
         if output == "coco" and importlib.util.find_spec("pycocotools") is None:
             raise Refusal(501, 'coco needs pycocotools on the server; pip install "stdc-fast[results]" there')
         wanted = outputs.Wanted(output, form, quality, alpha, legend, side_by_side, embed)
@@ -183,6 +186,8 @@ def _known_parameters(request: Request) -> None:
     for name in request.query_params:
         if name not in known:
             raise Refusal(422, f"there is no parameter {name[:40]!r}; there are {', '.join(known)}")
+        if len(request.query_params.getlist(name)) > 1:
+            raise Refusal(422, f"{name} is given more than once; give it once")
 
 
 def _header(text: str) -> str:

@@ -257,6 +257,8 @@ def test_a_range_is_passed_on(run_cli, tiny_weights, auto_model, photo, workplac
         (("--scale", "1e308"), "scale"),
         (("--scale", "1", "--size", "native"), "not both"),
         (("--alpha", "2"), "--alpha"),
+        (("--quality", "80", "--no-overlay"), "--quality is about overlays"),
+        (("--skip-existing", "--no-overlay", "--no-labels"), "--skip-existing is about results"),
         (("--alpha", "nan"), "--alpha"),
         (("--device", "gpu"), "gpu"),
         (("--device", "cuda:99"), "cuda:99"),
