@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from stdc_fast import zoo
-from stdc_fast.benchmark import int8_peers, ncnn_int8, parity, runners, workloads
+from stdc_fast.benchmark import ncnn_int8, parity, runners, workloads
 from stdc_fast.benchmark.workloads import SAMPLES, Workload
+from stdc_fast.exporters import qdq
 
 SMALL = Workload("stdc1_camvid", zoo.find("stdc1_camvid"), 128, 256)
 SPECS = {s.name: s for s in runners.peers("cpu", ["float32"], int8=True) if s.dtype == "int8"}
@@ -89,10 +90,10 @@ def test_odd_sizes_and_batches(name):
 def test_processors_without_long_sums_have_weights_of_7_bits(monkeypatch):
     for features, short in ([["avx2"], True], [["avx2", "avx512_vnni"], False]):
         machine = {"machine": "x86_64", "features": features}
-        monkeypatch.setattr(int8_peers, "cpu", lambda machine=machine: machine)
-        assert int8_peers._sums_overflow() is short
-    monkeypatch.setattr(int8_peers, "cpu", lambda: {"machine": "aarch64", "features": []})
-    assert not int8_peers._sums_overflow()
+        monkeypatch.setattr(qdq, "cpu", lambda machine=machine: machine)
+        assert qdq.sums_overflow() is short
+    monkeypatch.setattr(qdq, "cpu", lambda: {"machine": "aarch64", "features": []})
+    assert not qdq.sums_overflow()
 
 
 # Files of ncnn.
