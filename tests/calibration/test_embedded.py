@@ -71,9 +71,9 @@ def test_a_saved_plan_in_8_bits_labels_as_the_model_does(tmp_path):
     assert torch.equal(labels[..., 0], model.label(frames, size="native"))
 
 
-def test_only_plans_hold_8_bits(tmp_path):
-    for name in ("a.onnx", "a.pt2", "a.safetensors"):
-        with pytest.raises(UserError, match="has no int8, only plans have"):
+def test_only_plans_and_onnx_hold_8_bits(tmp_path):
+    for name in ("a.xml", "a.pt2", "a.safetensors"):
+        with pytest.raises(UserError, match="has no int8, only onnx and plans have"):
             stdc_fast.export("stdc1_camvid", tmp_path / name, dtype="int8", size=(64, 64))
     checkpoints.save(
         checkpoints.inference_state(stdc_fast.load(device="cpu").network), tmp_path / "w.safetensors", {}
