@@ -36,13 +36,13 @@ class Polygon:
     area: int
 
 
-def package(name: str, import_name: str | None = None) -> ModuleType:
-    """A package of the extra ``results``; UserError with the remedy where it is not installed."""
+def package(name: str, import_name: str | None = None, extra: str = "results") -> ModuleType:
+    """A package of an extra; UserError with the remedy where it is not installed."""
     try:
         return importlib.import_module(import_name or name)
     except ImportError as error:
         raise UserError(
-            f'needs {name}, which can not be imported ({error}); pip install "stdc-fast[results]"'
+            f'needs {name}, which can not be imported ({error}); pip install "stdc-fast[{extra}]"'
         ) from None
 
 

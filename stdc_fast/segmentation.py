@@ -13,7 +13,7 @@ from PIL import Image
 from stdc_fast import draw, encode, exchange
 from stdc_fast.classes import ClassSet
 from stdc_fast.errors import UserError
-from stdc_fast.files import write_atomic, write_bytes
+from stdc_fast.files import write_bytes
 
 
 class Segmentation:
@@ -185,11 +185,3 @@ class Segmentation:
         file = io.BytesIO()
         picture.save(file, "PNG")
         return file.getvalue()
-
-
-def save_image(image: Image.Image, path: str | Path, kind: str | None = None) -> None:
-    """Write a PIL image atomically; the format comes from the path's suffix unless ``kind`` says it."""
-    if kind is None and Path(path).suffix.lower() not in Image.registered_extensions():
-        raise UserError(f"{path}: unknown kind of image; use .png or .jpg")
-    # Of no concern to formats other than PNG.
-    write_atomic(path, lambda p: image.save(p, format=kind, pnginfo=encode.software()))

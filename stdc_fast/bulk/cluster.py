@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import logging
 import sys
 import time
@@ -13,7 +12,7 @@ from types import ModuleType
 
 import torch
 
-from stdc_fast import zoo
+from stdc_fast import exchange, zoo
 from stdc_fast.bulk.job import Job, about
 from stdc_fast.bulk.machine import Summary, run
 from stdc_fast.bulk.outputs import OutputError
@@ -51,12 +50,7 @@ class Cluster:
 
 def package(module: str = "ray") -> ModuleType:
     """Ray, or a module of it; UserError with the remedy where it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f'needs Ray, which can not be imported ({error}); pip install "stdc-fast[ray]"'
-        ) from None
+    return exchange.package("Ray", module, "ray")
 
 
 def label(

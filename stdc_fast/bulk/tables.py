@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Iterator
 from types import ModuleType
 
+from stdc_fast import exchange
 from stdc_fast.errors import UserError, announce
 
 #: Columns that frames are looked for in, the preferred first. The first two hold encoded pictures.
@@ -15,12 +15,7 @@ COLUMNS = ("image", "bytes", "path")
 
 def pyarrow(module: str = "pyarrow") -> ModuleType:
     """A module of pyarrow; UserError with the remedy where it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f'Parquet needs pyarrow, which can not be imported ({error}); pip install "stdc-fast[bulk]"'
-        ) from None
+    return exchange.package("pyarrow", module, "bulk")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from paths import ROOT
 import stdc_fast
 from stdc_fast import bulk
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes that fork")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can not fork")
 KILLS = {"png": 7, "webdataset": 7, "parquet": 6}
 
 
