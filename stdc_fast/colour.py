@@ -61,13 +61,12 @@ def to_srgb(image: Image.Image, name: str = "image", range: tuple[float, float] 
     if range is not None and (depth.stretched or image.mode == "CMYK"):
         why = f"has a {image.mode} picture" if image.mode == "CMYK" else "says itself which value is white"
         raise UserError(f"{name}: {why}; leave out range, {range}")
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    if profile is None and range is None and not turned:
+    if profile is None and range is None and not _turned(image):
         plain = jpeg.pixels(image)
         if plain is not None:
             return plain
     image.load()  # some formats turn it then, and say so no more
-    if turned and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else that is a copy
+    if _turned(image):  # else that is a copy
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
@@ -89,6 +88,10 @@ def to_srgb(image: Image.Image, name: str = "image", range: tuple[float, float] 
             "a very dark picture; convert it to 8 bits, or give a uint16 array and range"
         )
     return array
+
+
+def _turned(image: Image.Image) -> bool:
+    return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 @dataclasses.dataclass(frozen=True)
