@@ -1,10 +1,10 @@
 """Exports weights in every format that can be written here, checks each file in its runtime, and records it.
 
-    python -m bench.export_parity --out docs/results/export.jsonl
+    python -m bench.export_parity --out docs/results/export.jsonl --calibrate photos/
 
 One line an export: what was asked for, the errors at each size, or why there is no file. Formats whose
-packages are not installed are left as the file has them, so that several environments can add theirs. The
-table of docs/export.md is written from the file, by ``--document docs/export.md`` too.
+packages are not installed are left as the file has them, so that several environments can add theirs. Ranges of
+ONNX in int8 are taken from the photos. The table of docs/export.md is written from the file, by ``--document docs/export.md`` too.
 """
 
 from __future__ import annotations
@@ -34,13 +34,23 @@ def requests(form: Format) -> list[dict]:
         found.append({"size": (64, 96), "frame": (97, 131), "input": "nhwc", "output": "labels"})
     if form.name == "torch":
         found += [{**how, "compiled": True} for how in ({}, sized[2])]
-    low = {"size": (97, 131)} if form.graph else {}
-    return found + [{**low, "dtype": dtype} for dtype in form.dtypes[1:]]
+    low = [{"size": (97, 131)}] if form.graph else [{}]
+    found += [{**how, "dtype": dtype} for dtype in form.dtypes[1:] if dtype != "int8" for how in low]
+    if "int8" in form.dtypes:
+        found += [{**how, "dtype": "int8"} for how in (sized[2:] if calibrated(form) else low)]
+    return found
 
 
-def attempt(model: str, form: Format, how: dict, folder: Path) -> dict:
+def calibrated(form: Format) -> bool:
+    """Whether its int8 takes ranges from photos, and not from the weights."""
+    return "int8" in form.dtypes and form.graph
+
+
+def attempt(model: str, form: Format, how: dict, folder: Path, photos: Path | None) -> dict:
     """A line of the file."""
     asked = {"format": form.name, "model": model, **how, "commit": info.commit()}
+    if how.get("dtype") == "int8" and calibrated(form):
+        how = {**how, "calibrate": photos}
     try:
         done = stdc_fast.export(model, folder / f"{model}{form.suffix}", **how).to_dict()
     except UserError as error:
@@ -78,17 +88,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="stdc1_camvid")
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--calibrate", type=Path, help="folder of photos, for ONNX in int8")
     parser.add_argument("--document", type=Path)
     arguments = parser.parse_args()
+    chosen = [FORMATS[name] for name in arguments.formats]
+    if not arguments.calibrate and any(calibrated(form) and not form.missing for form in chosen):
+        parser.error("ONNX in int8 takes its ranges from photos; give --calibrate FOLDER")
     text = arguments.out.read_text() if arguments.out.exists() else ""
     lines = [json.loads(line) for line in text.splitlines()]
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.formats:
-            form = FORMATS[name]
+        for form in chosen:
+            name = form.name
             if form.missing:
                 print(f"{name}: {listed(form.missing)} not installed; left as it is")
                 continue
-            made = [attempt(arguments.model, form, how, Path(folder)) for how in requests(form)]
+            photos = arguments.calibrate
+            made = [attempt(arguments.model, form, how, Path(folder), photos) for how in requests(form)]
             lines = [line for line in lines if line["format"] != name] + made
             order = list(FORMATS)
             lines.sort(key=lambda line: order.index(line["format"]))
