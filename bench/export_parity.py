@@ -3,8 +3,9 @@
     python -m bench.export_parity --out docs/results/export.jsonl --calibrate photos/
 
 One line an export: what was asked for, the errors at each size, or why there is no file. Formats whose
-packages are not installed are left as the file has them, so that several environments can add theirs. Ranges of
-ONNX in int8 are taken from the photos. The table of docs/export.md is written from the file, by ``--document docs/export.md`` too.
+packages are not installed are left as the file has them, so that several environments can add theirs.
+Ranges of ONNX in int8 are taken from the photos. The table of docs/export.md is written from the file, by
+``--document docs/export.md`` too.
 """
 
 from __future__ import annotations
