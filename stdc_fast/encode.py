@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import zlib
 from typing import TYPE_CHECKING
 
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
-from stdc_fast import draw
+from stdc_fast import draw, png
 from stdc_fast.classes import cityscapes_ids
 from stdc_fast.errors import UserError
 
@@ -57,7 +56,10 @@ def picture(
     """
     check_format(kind, quality)
     if kind == "png":
-        return _bytes(image, "PNG", pnginfo=software(key), compress_level=COMPRESS_LEVEL)
+        info = PngInfo()
+        for name, text in _texts(key).items():
+            info.add_text(name, text)
+        return _bytes(image, "PNG", pnginfo=info, compress_level=COMPRESS_LEVEL)
     if max(image.size) > LIMITS[kind]:
         raise UserError(
             f"the picture has {image.width}x{image.height} pixels, {kind} at most {LIMITS[kind]} a side; "
@@ -78,21 +80,13 @@ def labels(result: Segmentation, label_ids: bool = False, key: str | None = None
     :func:`picture`. UserError for ``label_ids`` of other classes than Cityscapes'.
     """
     if label_ids:
-        image = Image.fromarray(cityscapes_ids(result.classes)[result.labels])
-    else:
-        image = draw.label_image(result.labels, result.classes.palette)
-    # Labels are runs of one value: half the bytes of zlib's usual way at this level, and no slower.
-    how = {"compress_level": COMPRESS_LEVEL, "compress_type": zlib.Z_RLE}
-    return _bytes(image, "PNG", pnginfo=software(key), **how)
+        return png.encode(cityscapes_ids(result.classes)[result.labels], None, _texts(key))
+    return png.encode(result.labels, draw.lookup(result.classes.palette), _texts(key))
 
 
-def software(key: str | None = None) -> PngInfo:
+def _texts(key: str | None) -> dict[str, str]:
     """What says in a PNG that it was made here, and with which key."""
-    info = PngInfo()
-    info.add_text("Software", SOFTWARE)
-    if key is not None:
-        info.add_text(_KEY_TEXT, key)
-    return info
+    return {"Software": SOFTWARE} | ({} if key is None else {_KEY_TEXT: key})
 
 
 def made_here(path: str | os.PathLike) -> bool:
