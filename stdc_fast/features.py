@@ -193,7 +193,10 @@ def create_model(
     count = num_classes or (whole.num_classes if whole else 19)
     network = STDCSeg(model_name, count, training_heads=training_heads)
     if whole is not None:
-        copy_whole(network, whole, pretrained, whole.num_classes == count)
+        remedy = f"load({str(pretrained)!r}).network.train().requires_grad_() is that network"
+        if whole.variant != model_name:
+            remedy = f"call create_model({whole.variant!r}, ...)"
+        copy_whole(network, whole, pretrained, whole.num_classes == count, remedy)
         if whole.num_classes != count:
             log.warning("%s: has %d classes, not %d, so the last layer starts anew",
                         pretrained, whole.num_classes, count)  # fmt: skip
