@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from stdc_fast.errors import UserError
 from stdc_fast.exporters.formats import FORMATS, Format, format_of
 from stdc_fast.exporters.settings import INPUTS, OUTPUTS, Settings
 from stdc_fast.files import writable, write_atomic, write_errors
+from stdc_fast.placement import on_cpu
 
 if TYPE_CHECKING:
     from stdc_fast.exporters.parity import Row
@@ -62,10 +65,12 @@ class Report:
     def to_dict(self) -> dict[str, object]:
         """As JSON values."""
         found = dataclasses.asdict(self)
-        bytes_ = sum(file.stat().st_size for file in _files(self.path, FORMATS[self.format]) if file.exists())
+        files = _files(Path(os.path.realpath(self.path)), FORMATS[self.format])
+        bytes_ = sum(file.stat().st_size for file in files if file.exists())
         return {**found, "path": str(self.path), "bytes": bytes_}
 
 
+@on_cpu
 def export(
     model: Segmenter | str | Path,
     path: str | Path,
@@ -134,9 +139,10 @@ def export(
         from stdc_fast.exporters import qdq
 
         source = dataclasses.replace(source, frames=qdq.frames_of(calibrate))
-    if dtype == "float16":
-        _check_range(source)
-    rows, unchecked = _write(source, form, settings, path, check)
+    with torch.autocast("cpu", enabled=False):  # a caller's would be in the reference, and in graphs by torch
+        if dtype == "float16":
+            _check_range(source)
+        rows, unchecked = _write(source, form, settings, path, check)
     from stdc_fast.exporters.parity import LIMITS
 
     seconds = round(time.perf_counter() - start, 3)

@@ -346,6 +346,29 @@ def test_a_network_that_was_changed_is_no_file_of_it(name, spoil, said, tiny_mod
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "around",
+    [torch.autocast("cpu", torch.bfloat16), torch.device("meta")],
+    ids=["autocast", "default device"],
+)
+@pytest.mark.parametrize("name", ["a.onnx", "a.pt2", "a.plan"])
+def test_what_the_caller_computes_in_is_no_part_of_a_file(name, around, tiny_model, tmp_path):
+    size = {} if name == "a.plan" else {"size": (64, 96)}
+    with around:
+        done = stdc_fast.export(tiny_model, tmp_path / name, **size)
+        dtype = (torch.ones(1, 1, device="cpu") @ torch.ones(1, 1, device="cpu")).dtype
+    assert done.agreement == 1 and (done.error or 0) < 1e-5
+    assert dtype == (torch.float32 if isinstance(around, torch.device) else torch.bfloat16)
+
+
+def test_the_size_of_files_behind_a_link(tiny_model, tmp_path):
+    there(FORMATS["openvino"])
+    os.symlink(tmp_path / "there.xml", tmp_path / "a.xml")
+    done = stdc_fast.export(tiny_model, tmp_path / "a.xml", size=(32, 64))
+    sizes = [(tmp_path / name).stat().st_size for name in ("there.xml", "there.bin")]
+    assert done.to_dict()["bytes"] == sum(sizes)
+
+
 def test_hooks_are_no_part_of_a_file(tiny_model, tmp_path, caplog):
     model = copy.deepcopy(tiny_model)
     model.network.ffm.register_forward_hook(lambda *_: None)
