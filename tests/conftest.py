@@ -53,7 +53,7 @@ SLOW = (
     "backends/eager/test_eager.py::test_rounding_costs_frames_no_more",
     "backends/eager/test_eager.py::test_low_precision_against_its_emulation",
     "exporters/test_triton_server.py", "exporters/test_converters.py", "exporters/test_export.py",
-    "fuzz/", "media/", "scripts/", "serve/test_faults.py", "serve/test_page.py",
+    "fuzz/", "live/test_seen_by_others.py", "media/", "scripts/", "serve/test_faults.py", "serve/test_page.py",
     "test_download.py::test_processes_at_once",
     "test_download.py::test_killed_half_way",
     "test_forks.py", "test_library.py", "test_ros_example.py::test_in_ros",
