@@ -206,7 +206,7 @@ def create_model(
 
 
 def _check(name, features_only, in_chans, num_classes, out_indices, training_heads) -> None:
-    if name not in STAGES:
+    if not isinstance(name, str) or name not in STAGES:
         if isinstance(name, str) and (name in registry.RECORDS or name in zoo.list_models()):
             raise UserError(f"{name!r} is a name of weights; create_model({name[:5]!r}, pretrained={name!r})")
         raise UserError(f"unknown network {name!r}; choose one of {', '.join(STAGES)}")

@@ -125,6 +125,8 @@ class Pretrained:
             raise UserError(f"expected a folder or OWNER/NAME, not {pretrained_model_name_or_path!r}")
         text = os.fspath(pretrained_model_name_or_path)
         path, place = Path(text), None
+        if not (filename is None or isinstance(filename, str)):
+            raise UserError(f"filename must be the name of a file, not {filename!r}")
         if os.path.isdir(path):
             found = path / filename if filename else zoo.find(path)
         elif hub.is_address(text) or (hub.is_repository(text) and not os.path.exists(path)):
@@ -139,6 +141,8 @@ class Pretrained:
             found = zoo.find(text, fetch=not local_files_only)
         if place is None and (revision or token or cache_dir or force_download):
             raise UserError(f"{text}: is no repository of the Hub; leave revision, token and the like out")
+        if filename and place is None and not path.is_dir():
+            raise UserError(f"{text}: is the weights themselves; leave filename {filename} out")
         model = zoo.load(text if place is None and not path.is_dir() else found, **load_options)
         check_config(found, model)
         if place is not None:

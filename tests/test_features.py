@@ -258,6 +258,7 @@ def test_imagenet_is_not_fetched_silently(monkeypatch, tmp_path):
     ("name", "given", "said"),
     [
         ("stdc3", {}, "unknown network 'stdc3'; choose one of stdc1, stdc2"),
+        (["stdc1"], {}, r"unknown network \['stdc1'\]; choose one of stdc1, stdc2"),
         ("stdc1_camvid", {}, r"is a name of weights; create_model\('stdc1', pretrained='stdc1_camvid'\)"),
         ("stdc1", {"num_classes": 0}, "num_classes must be a whole number from 1 on, not 0"),
         ("stdc1", {"in_chans": 1}, "add features_only=True"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import os
 import tempfile
 import time
@@ -76,7 +77,7 @@ def export(
     path: str | Path,
     *,
     format: str | None = None,
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     size: tuple[int, int] | None = None,
     batch: int | None = 1,
     input: str = "normalised",
@@ -120,7 +121,7 @@ def export(
     # torch's and our own modules that only an export needs.
     from stdc_fast.exporters.source import Source
 
-    start, path = time.perf_counter(), Path(path)
+    start, path, dtype = time.perf_counter(), Path(path), str(dtype).removeprefix("torch.")
     form = format_of(path, format)
     settings = Settings(dtype, _pair(size), batch, input, output, _pair(frame), opset, compiled)
     settings.check(form, 0)
@@ -155,8 +156,11 @@ def export(
 
 
 def _pair(size: object) -> object:
-    """Lists as tuples; anything else is refused later."""
-    return tuple(size) if isinstance(size, list) else size
+    """Lists, arrays and torch's sizes as tuples of Python's numbers; anything else is refused later."""
+    try:
+        return size if isinstance(size, (str, bytes)) else tuple(map(operator.index, size))
+    except TypeError:
+        return size
 
 
 def _files(path: Path, form: Format) -> list[Path]:
