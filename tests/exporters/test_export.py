@@ -391,6 +391,7 @@ def test_files_of_a_loaded_model_say_what_its_own_says(embedded, tmp_path, caplo
     found = checkpoints.read(tmp_path / "a.safetensors").metadata
     assert found["terms"] == expected["terms"] and not {"miou", "miou_split"} & found.keys()
     assert found["source"].startswith("changed after loading") and "were changed after loading" in caplog.text
+    assert "of other weights, and are left out" in caplog.messages[-1]  # its ranges for int8
 
 
 def test_errors_name_the_file_that_was_asked_for(tmp_path):
