@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stdc_fast import library
 from stdc_fast.errors import UserError
-from stdc_fast.freshness import replaced_methods, weights_of
+from stdc_fast.freshness import replaced_methods, transformed, weights_of
 from stdc_fast.module_ops import Live, constant, takes_part
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,11 @@ def _exported_settings(model: CompiledCalls) -> tuple | None:
 
 
 def check_frames(frames: object) -> Tensor:
-    """The frames; UserError for what is no uint8 tensor ``[N, H, W, 3]``."""
+    """The frames; UserError for what is no uint8 tensor ``[N, H, W, 3]``, and under a transform of torch."""
+    if not torch.compiler.is_compiling() and transformed():
+        raise UserError(
+            "label() takes a batch as it is; call it without torch.vmap, or vmap the model itself"
+        )
     if not isinstance(frames, Tensor) or frames.dtype != torch.uint8 or frames.shape[3:] != (3,):
         got = f"{frames.dtype} {list(frames.shape)}" if hasattr(frames, "dtype") else type(frames).__name__
         raise UserError(f"expected uint8 frames [N, H, W, 3], got {got}")

@@ -66,6 +66,8 @@ def coco_rle(
     result: Segmentation, image_id: int | str | None, classes: Sequence[str | int] | None
 ) -> list[dict[str, object]]:
     mask = package("pycocotools", "pycocotools.mask")
+    if isinstance(image_id, np.generic):  # which JSON does not take
+        image_id = image_id.item()
     found = []
     for i in class_ids(result, classes):
         rle = mask.encode(np.asfortranarray(result.labels == i, dtype=np.uint8))

@@ -193,7 +193,10 @@ def create_model(
     count = num_classes or (whole.num_classes if whole else 19)
     network = STDCSeg(model_name, count, training_heads=training_heads)
     if whole is not None:
-        copy_whole(network, whole, pretrained, whole.num_classes == count)
+        remedy = f"load({str(pretrained)!r}).network.train().requires_grad_() is that network"
+        if whole.variant != model_name:
+            remedy = f"call create_model({whole.variant!r}, ...)"
+        copy_whole(network, whole, pretrained, whole.num_classes == count, remedy)
         if whole.num_classes != count:
             log.warning("%s: has %d classes, not %d, so the last layer starts anew",
                         pretrained, whole.num_classes, count)  # fmt: skip
@@ -203,7 +206,7 @@ def create_model(
 
 
 def _check(name, features_only, in_chans, num_classes, out_indices, training_heads) -> None:
-    if name not in STAGES:
+    if not isinstance(name, str) or name not in STAGES:
         if isinstance(name, str) and (name in registry.RECORDS or name in zoo.list_models()):
             raise UserError(f"{name!r} is a name of weights; create_model({name[:5]!r}, pretrained={name!r})")
         raise UserError(f"unknown network {name!r}; choose one of {', '.join(STAGES)}")

@@ -9,6 +9,7 @@ import re
 import stat
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from stdc_fast import addresses, web
 from stdc_fast.colour import to_srgb
 from stdc_fast.errors import UserError, announce
 from stdc_fast.listing import HEIF_SUFFIXES, RAW_SUFFIXES, STDIN, VIDEO_SUFFIXES, expand, has_heif
+from stdc_fast.pipeline import Workers
 from stdc_fast.reference.networks import MEAN, MIN_SIZE, STD
 from stdc_fast.reference.networks import normalise as normalise
 from stdc_fast.samples import to_bytes
@@ -416,10 +418,38 @@ def _chain(sources, bgr: bool, range) -> Iterator[tuple[str, object]]:
 
 
 class _Ready:
-    """A checked RGB array."""
+    """A checked RGB array; of a file that was read ahead it is nobody else's, and took ``seconds``."""
 
-    def __init__(self, array: np.ndarray):
-        self.array = array
+    def __init__(self, array: np.ndarray, seconds: float | None = None):
+        self.array, self.seconds = array, seconds
+
+
+def ahead(
+    source: object, items: Iterator[tuple[str, object]], range: tuple[float, float] | None
+) -> Iterator[tuple[str, object]]:
+    """The pairs of :func:`iterate`; where all are paths, threads read the files before they are asked for.
+
+    Nothing else is looked at early: an iterator may depend on what came of its last item, and arrays may be
+    written to until then.
+    """
+    listed = source if isinstance(source, (list, tuple)) else [source]
+    if not all(isinstance(one, (str, os.PathLike)) for one in listed):
+        yield from items
+        return
+
+    def opened(named: tuple[str, object]) -> object:
+        start = time.perf_counter()
+        with memory_errors(named[0]):
+            return _Ready(open_item(named[1], named[0], range=range), time.perf_counter() - start)
+
+    with Workers() as workers:
+        for (name, _), item in workers.map(opened, items):
+            yield name, item
+
+
+def seconds_of(item: object) -> float:
+    """That reading it ahead took."""
+    return (item.seconds or 0.0) if isinstance(item, _Ready) else 0.0
 
 
 def open_item(
@@ -435,7 +465,7 @@ def open_item(
             return _rgb(item, name, range)
     # Copies, for callers use their buffers again while they hold results.
     if isinstance(item, _Ready):
-        return item.array.copy()
+        return item.array.copy() if item.seconds is None else item.array
     if isinstance(item, np.ndarray):
         return check_array(item, name, bgr, range).copy()
     return item

@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from stdc_fast import card, checkpoints, hub
 from stdc_fast.checkpoints import options
 from stdc_fast.errors import UserError
 from stdc_fast.files import write_atomic
 from stdc_fast.freshness import replaced_methods, structure
+from stdc_fast.reference.layers import STDCAddModule
+from stdc_fast.reference.networks import STDCSeg
 from stdc_fast.transforms import Transforms
 
 if TYPE_CHECKING:
     from stdc_fast.calibration.record import Calibration
-    from stdc_fast.reference import STDCSeg
     from stdc_fast.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
@@ -123,6 +125,8 @@ class Pretrained:
             raise UserError(f"expected a folder or OWNER/NAME, not {pretrained_model_name_or_path!r}")
         text = os.fspath(pretrained_model_name_or_path)
         path, place = Path(text), None
+        if not (filename is None or isinstance(filename, str)):
+            raise UserError(f"filename must be the name of a file, not {filename!r}")
         if os.path.isdir(path):
             found = path / filename if filename else zoo.find(path)
         elif hub.is_address(text) or (hub.is_repository(text) and not os.path.exists(path)):
@@ -137,6 +141,8 @@ class Pretrained:
             found = zoo.find(text, fetch=not local_files_only)
         if place is None and (revision or token or cache_dir or force_download):
             raise UserError(f"{text}: is no repository of the Hub; leave revision, token and the like out")
+        if filename and place is None and not path.is_dir():
+            raise UserError(f"{text}: is the weights themselves; leave filename {filename} out")
         model = zoo.load(text if place is None and not path.is_dir() else found, **load_options)
         check_config(found, model)
         if place is not None:
@@ -216,13 +222,8 @@ def sums(network: STDCSeg) -> tuple[int, ...]:
     return tuple(int(np.add.reduce(a.view(np.uint32), axis=None, dtype=np.uint32)) for a in arrays)
 
 
-def said(model: Segmenter, more: Mapping[str, object] | None = None) -> dict[str, object]:
-    """The metadata that go with a model's weights now; ``more`` adds to them.
-
-    UserError for a network that its metadata do not describe, so that another one would be loaded.
-    """
-    if not (more is None or isinstance(more, Mapping)):
-        raise UserError(f"metadata must be a dict, such as {{'miou': 0.71}}, not {more!r}")
+def of_weights(model: Segmenter) -> dict[str, object]:
+    """What the file of a model said of its weights, as far as it holds; a line says what does not."""
     facts = {k: v for k, v in model.metadata.items() if k not in ("format", "short_side", "scale")}
     if model._sums is not None and sums(model.network) != model._sums:
         lost = [facts.pop(name) for name in _OF_TRAINING if name in facts]
@@ -230,8 +231,19 @@ def said(model: Segmenter, more: Mapping[str, object] | None = None) -> dict[str
         if lost:
             log.warning(
                 "%s: its weights were changed after loading; mIoU and training of the file are left out, "
-                "give those of the new ones as metadata={...}", model.name,
+                "save_pretrained(metadata={...}) says those of the new ones", model.name,
             )  # fmt: skip
+    return facts
+
+
+def said(model: Segmenter, more: Mapping[str, object] | None = None) -> dict[str, object]:
+    """The metadata that go with a model's weights now; ``more`` adds to them.
+
+    UserError for a network that its metadata do not describe, so that another one would be loaded.
+    """
+    if not (more is None or isinstance(more, Mapping)):
+        raise UserError(f"metadata must be a dict, such as {{'miou': 0.71}}, not {more!r}")
+    facts = of_weights(model)
     network, size = model.network, model.input_size
     facts |= {"variant": network.variant, "classes": list(model.classes.names)}
     facts["palette"] = [list(colour) for colour in model.classes.palette]
@@ -249,18 +261,36 @@ def said(model: Segmenter, more: Mapping[str, object] | None = None) -> dict[str
         raise UserError(f"metadata must be values of JSON ({error})") from None
     if (miou := facts.get("miou")) is not None and not (type(miou) in (int, float) and 0 <= miou <= 1):
         raise UserError(f"metadata miou must be a share from 0 to 1, such as 0.71, not {miou!r}")
-    _check_sayable(network, checkpoints.from_state(checkpoints.inference_state(network), facts).network())
+    check_sayable(network, checkpoints.from_state(checkpoints.inference_state(network), facts).network())
     return facts
 
 
-def _check_sayable(network: STDCSeg, rebuilt: STDCSeg) -> None:
-    """UserError where a network computes something else than what would be loaded."""
+def as_published(network: STDCSeg) -> STDCSeg:
+    """What its constructor made, by the names of its tensors; without values."""
+    names, modules = network.state_dict().keys(), list(network.modules())
+    with torch.device("meta"):
+        return STDCSeg(
+            network.variant,
+            network.num_classes,
+            "add" if any(isinstance(m, STDCAddModule) for m in modules) else "cat",
+            all(m.count_include_pad for m in modules if isinstance(m, nn.AvgPool2d)),
+            classifier_bias="conv_out.conv_out.bias" in names,
+            fusion_bias="ffm.conv1.bias" in names,
+            conv_last="cp.backbone.conv_last.conv.weight" in names,
+        )
+
+
+def check_sayable(network: STDCSeg, rebuilt: STDCSeg) -> None:
+    """UserError where a network computes something else than what would be loaded; warns of hooks."""
     mine = {name: rest for name, *rest in structure(network)}
     modules = dict(network.named_modules())
     for name, *rest in structure(rebuilt):
         where = name or "the network"
         if rest != mine.get(name):
-            raise UserError(f"{where} is not what its weights would be loaded into, which no file can say")
+            raise UserError(
+                f"{where} is not what its weights would be loaded into, which no file can say; put back the "
+                "module or setting that was there"
+            )
         old = modules[name]
         if own := replaced_methods(old):
             raise UserError(f"{where} has a {own[0]} in the place of its class's, which no file can say")

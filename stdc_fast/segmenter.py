@@ -346,7 +346,7 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
             results = self.stream(source, scale=scale, size=size, range=range, confidence=confidence)
         else:
             items, several = images.iterate(source, bgr, range)
-            results = self._stream(items, scale, size, bgr, range, confidence)
+            results = self._stream(images.ahead(source, items, range), scale, size, bgr, range, confidence)
         if stream:
             return results
         if not several:
@@ -417,13 +417,13 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
             raise BatchError([], failures, total)
 
     def _item(self, ring, named, bgr, range, *how) -> Callable[[], Segmentation]:
-        name, item = named
-        return self._begin(ring, name, functools.partial(images.open_item, item, name, bgr, range), *how)
+        opened = functools.partial(images.open_item, *reversed(named), bgr, range)
+        return self._begin(ring, named[0], opened, *how, spent=images.seconds_of(named[1]))
 
-    def _begin(self, ring, name, opened, *how) -> Callable[[], Segmentation]:
+    def _begin(self, ring, name, opened, *how, spent=0.0) -> Callable[[], Segmentation]:
         """What waits for one image's labels, and gives them; with a ring those of frames are on their way."""
         with images.memory_errors(name):
-            start = time.perf_counter()
+            start = time.perf_counter() - spent
             image = opened()
             read = time.perf_counter() - start
             finish = self._segment(ring, name, image, *how)

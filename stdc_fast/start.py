@@ -43,7 +43,10 @@ def load_whole(network: STDCSeg, path: str | Path, classes: ClassSet) -> str:
     checkpoint = checkpoints.read(zoo.find(path))
     names = checkpoint.metadata.get("classes") or []
     same = [n.lower() for n in names] == [n.lower() for n in classes.names]
-    copy_whole(network, checkpoint, path, same)
+    remedy = "take its backbone only, with --backbone"
+    if checkpoint.variant != network.variant:  # whose backbones are others, too
+        remedy = f"choose --variant {checkpoint.variant}"
+    copy_whole(network, checkpoint, path, same, remedy)
     if same:
         return f"{path}: all weights taken; the training heads start anew"
     why = (
@@ -54,10 +57,11 @@ def load_whole(network: STDCSeg, path: str | Path, classes: ClassSet) -> str:
     return f"{path}: {why}, so the last layer starts anew, as do the training heads"
 
 
-def copy_whole(network: STDCSeg, checkpoint: Checkpoint, name: object, same: bool) -> None:
+def copy_whole(network: STDCSeg, checkpoint: Checkpoint, name: object, same: bool, remedy: str) -> None:
     """Copy a checkpoint's weights, those of the last layer only if it has the ``same`` classes.
 
-    UserError, which begins with ``name``, for a checkpoint of another form than ``network``.
+    UserError, which begins with ``name`` and ends with the ``remedy``, for a checkpoint of another form than
+    ``network``.
     """
     mine, theirs = checkpoints.inference_state(network), dict(checkpoint.state)
     if not same:
@@ -69,6 +73,6 @@ def copy_whole(network: STDCSeg, checkpoint: Checkpoint, name: object, same: boo
     if wrong:
         raise UserError(
             f"{name}: a {checkpoint.variant} that differs from the {network.variant} to be trained, first at "
-            f"{wrong[0]}; choose its --variant, or take its backbone only, with --backbone"
+            f"{wrong[0]}; {remedy}"
         )
     network.load_state_dict(theirs, strict=False)

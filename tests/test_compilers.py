@@ -121,6 +121,12 @@ def test_vmap(model):
     torch._dynamo.reset()
     run = torch.compile(lambda x: vmap(model)(x), backend="eager")
     assert torch.allclose(run(x), expected, atol=1e-4)
+    frames = torch.randint(0, 256, (2, 1, 64, 96, 3), dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"^label\(\) takes a batch as it is; call it without torch\.vmap"):
+        vmap(model.label)(frames)
+    assert torch.equal(
+        torch.compile(vmap(model.label), backend="eager")(frames)[:, 0], model.label(frames[:, 0])
+    )
 
 
 @torch.no_grad()

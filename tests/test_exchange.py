@@ -37,6 +37,7 @@ def test_coco_annotations_are_read_back():
     given = result(confidence=True)
     entries = json.loads(json.dumps(given.to_coco_rle(7)))
     assert [e["category_id"] for e in entries] == [0, 1, 2] and {e["image_id"] for e in entries} == {7}
+    assert json.loads(json.dumps(given.to_coco_rle(np.int64(7)))) == entries
     for e in entries:
         where = given.labels == e["category_id"]
         assert np.array_equal(mask.decode(e["segmentation"]), where)

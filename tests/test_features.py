@@ -258,16 +258,32 @@ def test_imagenet_is_not_fetched_silently(monkeypatch, tmp_path):
     ("name", "given", "said"),
     [
         ("stdc3", {}, "unknown network 'stdc3'; choose one of stdc1, stdc2"),
+        (["stdc1"], {}, r"unknown network \['stdc1'\]; choose one of stdc1, stdc2"),
         ("stdc1_camvid", {}, r"is a name of weights; create_model\('stdc1', pretrained='stdc1_camvid'\)"),
         ("stdc1", {"num_classes": 0}, "num_classes must be a whole number from 1 on, not 0"),
         ("stdc1", {"in_chans": 1}, "add features_only=True"),
         ("stdc1", {"out_indices": (1,)}, "add features_only=True"),
         ("stdc1", {"features_only": True, "num_classes": 3}, "a backbone has no classes"),
-        ("stdc2", {"pretrained": "stdc1_camvid"}, "differs from the stdc2"),
+        (
+            "stdc2",
+            {"pretrained": "stdc1_camvid"},
+            r"from the stdc2 .*; call create_model\('stdc1', \.\.\.\)$",
+        ),
         ("stdc1", {"pretrained": "stdc1_camvit"}, "did you mean stdc1_camvid"),
     ],
 )
 def test_what_does_not_fit(name, given, said):
     with pytest.raises(UserError, match=said) as caught:
         create_model(name, **given)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "--" not in str(caught.value)
+
+
+def test_a_network_of_other_options_is_refused_with_the_way_to_it(tiny_weights, tmp_path):
+    found, path = checkpoints.read(tiny_weights), tmp_path / "pad.safetensors"
+    checkpoints.save(found.state, path, found.metadata | {"count_include_pad": False})
+    with pytest.raises(UserError, match=r"first at count_include_pad; load.* is that network$") as caught:
+        create_model("stdc1", path)
+    stated = str(caught.value).partition("; ")[2].removesuffix(" is that network")
+    network = eval(stated, {"load": stdc_fast.load})
+    assert network.training and all(p.requires_grad for p in network.parameters())
+    assert not network.cp.backbone.features[2].skip.count_include_pad

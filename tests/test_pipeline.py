@@ -3,8 +3,12 @@
 import threading
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import stdc_fast
+from stdc_fast import images, pipeline
 from stdc_fast.errors import UserError
 from stdc_fast.pipeline import Clock, Workers
 
@@ -119,3 +123,53 @@ def test_a_clock_adds_up_what_threads_take():
 def test_workers_are_a_number_from_one_on():
     with pytest.raises(UserError, match="from 1 on, not 0"):
         Workers(0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "list of paths"])
+def test_files_of_a_folder_are_read_beside_the_network(kind, model, photo, tmp_path, monkeypatch):
+    """The first one is not read before the second one is begun, which one thread could not do."""
+    names = [str(tmp_path / f"{name}.png") for name in "abcd"]
+    for i, name in enumerate(names):
+        Image.fromarray(photo(40 + i, 64)).save(name)
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    others, read = threading.Event(), images.read_image
+
+    def slow(source, *rest):
+        if str(source).endswith("a.png"):
+            assert others.wait(30)
+            time.sleep(0.05)
+        else:
+            others.set()
+        return read(source, *rest)
+
+    monkeypatch.setattr(images, "read_image", slow)
+    monkeypatch.setattr(pipeline, "default_workers", lambda: 2)
+    found = model.predict(tmp_path if kind == "folder" else names, stream=True)
+    seen = []
+    with pytest.raises(stdc_fast.BatchError, match=r"1 of 4 images failed: .*b\.png"):
+        seen.extend(found)
+    assert [(result.name, result.labels.shape[0]) for result in seen] == [
+        (names[0], 40), (names[2], 42), (names[3], 43),
+    ]  # fmt: skip
+    assert seen[0].speed["read"] >= 50
+    monkeypatch.undo()
+    for result in seen:
+        assert np.array_equal(result.labels, model.predict(result.name).labels)
+
+
+def test_frames_of_a_generator_are_not_asked_for_early(model, photo, tmp_path):
+    """It may write the next picture into the memory, or the file, of the last one."""
+    buffer, done = np.empty((40, 64, 3), np.uint8), []
+    pictures = [photo(40, 64, seed=i) for i in range(3)]
+
+    def frames():
+        for i, picture in enumerate(pictures):
+            assert len(done) == i
+            buffer[:] = picture
+            Image.fromarray(picture).save(tmp_path / "a.png")
+            yield buffer if i else tmp_path / "a.png"
+
+    for result in model.predict(frames(), stream=True):
+        assert np.array_equal(result.image, pictures[len(done)])
+        done.append(result)
+    assert len(done) == 3

@@ -233,6 +233,10 @@ def test_a_config_that_contradicts(model, tmp_path):
 def test_names_and_files_too(tiny_weights, embedded):
     assert Segmenter.from_pretrained(embedded, device="cpu").name == embedded
     assert Segmenter.from_pretrained(tiny_weights, device="cpu").name == "tiny"
+    for wrong in ("stdc1_camvid", __file__):  # which has no other file of weights in it
+        said = refusal(Segmenter.from_pretrained, wrong, filename="b.safetensors")
+        assert "is the weights themselves; leave filename b.safetensors out" in said
+    assert "not 3" in refusal(Segmenter.from_pretrained, embedded, filename=3)
     assert "leave revision, token and the like out" in refusal(
         Segmenter.from_pretrained, embedded, revision="a"
     )

@@ -340,7 +340,8 @@ def test_unnamed_classes_start_the_last_layer_anew(whole_run, data, tmp_path):
 def test_other_networks_are_no_start(whole_run, data, tmp_path):
     init = whole_run[0] / "best.safetensors"
     with pytest.raises(
-        UserError, match=r"a stdc1 that differs from the stdc2 to be trained, first at .*--vari"
+        UserError,
+        match=r"a stdc1 that differs from the stdc2 to be trained, first at .*; choose --variant stdc1$",
     ):
         train(dataclasses.replace(SMALL, variant="stdc2"), data, tmp_path / "a", init=init, device="cpu")
     with pytest.raises(UserError, match="give either init or backbone"):
@@ -348,7 +349,7 @@ def test_other_networks_are_no_start(whole_run, data, tmp_path):
     checkpoint = checkpoints.read(init)
     metadata = checkpoint.metadata | {"count_include_pad": False}
     checkpoints.save(checkpoint.state, tmp_path / "pad.safetensors", metadata)
-    with pytest.raises(UserError, match="first at count_include_pad"):
+    with pytest.raises(UserError, match="first at count_include_pad; take its backbone only, with --backb"):
         train(SMALL, data, tmp_path / "c", init=tmp_path / "pad.safetensors", device="cpu")
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import os
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from stdc_fast.errors import UserError
 from stdc_fast.exporters.formats import FORMATS, Format, format_of
 from stdc_fast.exporters.settings import INPUTS, OUTPUTS, Settings
 from stdc_fast.files import writable, write_atomic, write_errors
+from stdc_fast.placement import on_cpu
 
 if TYPE_CHECKING:
     from stdc_fast.exporters.parity import Row
@@ -62,16 +66,18 @@ class Report:
     def to_dict(self) -> dict[str, object]:
         """As JSON values."""
         found = dataclasses.asdict(self)
-        bytes_ = sum(file.stat().st_size for file in _files(self.path, FORMATS[self.format]) if file.exists())
+        files = _files(Path(os.path.realpath(self.path)), FORMATS[self.format])
+        bytes_ = sum(file.stat().st_size for file in files if file.exists())
         return {**found, "path": str(self.path), "bytes": bytes_}
 
 
+@on_cpu
 def export(
     model: Segmenter | str | Path,
     path: str | Path,
     *,
     format: str | None = None,
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     size: tuple[int, int] | None = None,
     batch: int | None = 1,
     input: str = "normalised",
@@ -115,7 +121,7 @@ def export(
     # torch's and our own modules that only an export needs.
     from stdc_fast.exporters.source import Source
 
-    start, path = time.perf_counter(), Path(path)
+    start, path, dtype = time.perf_counter(), Path(path), str(dtype).removeprefix("torch.")
     form = format_of(path, format)
     settings = Settings(dtype, _pair(size), batch, input, output, _pair(frame), opset, compiled)
     settings.check(form, 0)
@@ -134,9 +140,10 @@ def export(
         from stdc_fast.exporters import qdq
 
         source = dataclasses.replace(source, frames=qdq.frames_of(calibrate))
-    if dtype == "float16":
-        _check_range(source)
-    rows, unchecked = _write(source, form, settings, path, check)
+    with torch.autocast("cpu", enabled=False):  # a caller's would be in the reference, and in graphs by torch
+        if dtype == "float16":
+            _check_range(source)
+        rows, unchecked = _write(source, form, settings, path, check)
     from stdc_fast.exporters.parity import LIMITS
 
     seconds = round(time.perf_counter() - start, 3)
@@ -149,8 +156,11 @@ def export(
 
 
 def _pair(size: object) -> object:
-    """Lists as tuples; anything else is refused later."""
-    return tuple(size) if isinstance(size, list) else size
+    """Lists, arrays and torch's sizes as tuples of Python's numbers; anything else is refused later."""
+    try:
+        return size if isinstance(size, (str, bytes)) else tuple(map(operator.index, size))
+    except TypeError:
+        return size
 
 
 def _files(path: Path, form: Format) -> list[Path]:

@@ -102,7 +102,7 @@ def format_of(path: Path, name: str | None) -> Format:
     UserError for an unknown suffix or name, and where the two differ.
     """
     known = ", ".join(f"{f.suffix} ({f.name})" for f in FORMATS.values())
-    if name is not None and name not in FORMATS:
+    if name is not None and not (isinstance(name, str) and name in FORMATS):
         raise UserError(f"format must be one of {', '.join(FORMATS)}, not {name!r}")
     found = next((f for f in FORMATS.values() if f.suffix == path.suffix.lower()), None)
     if found is None:

@@ -71,7 +71,7 @@ class Settings:
         if self.dtype not in form.dtypes:
             raise UserError(f"format {form.name} has dtype {' or '.join(form.dtypes)}, not {self.dtype!r}")
         for value, known, name in ((self.input, INPUTS, "input"), (self.output, OUTPUTS, "output")):
-            if value not in known:
+            if not (isinstance(value, str) and value in known):
                 raise UserError(f"{name} must be one of {', '.join(known)}, not {value!r}")
         for value, name in ((self.size, "size"), (self.frame, "frame")):
             if value is not None and not (

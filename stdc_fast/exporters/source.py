@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from stdc_fast import checkpoints, registry, zoo
+from stdc_fast import checkpoints, pretrained, registry, zoo
 from stdc_fast.calibration.frames import Frames
 from stdc_fast.calibration.record import Calibration
 from stdc_fast.classes import ClassSet
@@ -47,10 +47,12 @@ class Source:
         if isinstance(model, Segmenter):
             if options:
                 raise UserError(f"options {', '.join(options)} are for a file; this model is loaded already")
-            source = Source(model.name, _plain(model.network), model.classes, {}, model.calibration)
-            size = model.input_size
-            said = {"short_side": size.short_side, "scale": None if size.scale == 1 else size.scale}
-            source.said.update({k: v for k, v in said.items() if v is not None})
+            network, size = _plain(model.network), model.input_size
+            pretrained.check_sayable(model.network, pretrained.as_published(model.network))
+            said = pretrained.of_weights(model) | {"short_side": size.short_side}
+            said["scale"] = None if size.scale == 1 else size.scale
+            said = {k: said[k] for k in _KEPT if said.get(k) is not None}
+            source = Source(model.name, network, model.classes, said, model.calibration)
         elif isinstance(model, (str, Path)):
             path = zoo.find(model)
             checkpoint = checkpoints.read(path, **options)
@@ -88,7 +90,7 @@ class Source:
 
 @on_cpu
 def _plain(network: STDCSeg) -> STDCSeg:
-    """A copy in float32 on the CPU, without hooks, gradients and training heads."""
+    """A copy in float32 on the CPU, without gradients and training heads."""
     if type(network) is not STDCSeg:
         raise UserError(f"expected a network of STDC-Seg, not {type(network).__name__}")
     with torch.inference_mode(False):

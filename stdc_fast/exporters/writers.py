@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from stdc_fast.images import MAX_SIDE
 
 if TYPE_CHECKING:
     import onnx
+
+log = logging.getLogger(__name__)
 
 #: The converter of MNN's wheel. Not MNN.tools.mnnconvert: importing that has pip install a package into some
 #: Python, and calls home.
@@ -147,7 +150,8 @@ def write_safetensors(source: Source, settings: Settings, path: Path) -> None:
     state = checkpoints.inference_state(source.network)
     ranges = source.calibration
     if ranges is not None and ranges.fingerprint != checkpoints.fingerprint(source.network):
-        ranges = None  # of weights that were changed since
+        log.warning("%s: its %s are of other weights, and are left out", source.name, ranges)
+        ranges = None
     checkpoints.save(state, path, metadata, settings.dtype == "float16", ranges)
 
 

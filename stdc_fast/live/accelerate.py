@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from stdc_fast import backends, forks
 from stdc_fast.errors import UserError
-from stdc_fast.freshness import Replacement, Watched, modeless, replaced_methods, structure, trains
+from stdc_fast.freshness import Watched, modeless, replaced_methods, structure, trains
 from stdc_fast.live import blocks, match
 from stdc_fast.live import probe as probes
-from stdc_fast.live.entries import Entry, entry_of, layout_of, own
+from stdc_fast.live.entries import Entry, InPlace, entry_of, layout_of, own
 from stdc_fast.live.report import AccelerateReport, Part
 from stdc_fast.placement import on_cpu
 from stdc_fast.precision import Like, Precision, precision_of
@@ -112,11 +112,15 @@ def acceleration(model: nn.Module) -> AccelerateReport:
     raise UserError(f"{type(model).__name__} is not accelerated; call stdc_fast.accelerate(model)")
 
 
-class Method(Replacement):
-    """In a model's ``__dict__`` in place of one of its methods."""
+class Method(InPlace):
+    """Of a model that has one plan."""
 
     def __init__(self, live: Live, name: str):
         self.live, self.name = live, name
+
+    @property
+    def module(self) -> nn.Module:
+        return self.live.model
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.live.call(self.name, args, kwargs)
@@ -230,7 +234,7 @@ class Live:
             if self._changed(image):
                 return self._renewed(image, name, args, kwargs)
             output = method(*args, **kwargs)
-            return _formatted(output, image) if self.match is None else output
+            return _formatted(output, image, self.model) if self.match is None else output
         forks.settle()
         precision, kind = self.precision or precision_of(image.dtype), image.device.type
         if torch.is_autocast_enabled(kind):
@@ -321,14 +325,14 @@ class Live:
         return output
 
 
-def _formatted(output: Any, image: Any) -> Any:
-    """Outputs of a model with fast blocks, whose maps are channels_last, in its image's memory format."""
+def _formatted(output: Any, image: Any, model: nn.Module) -> Any:
+    """Outputs of a model with fast blocks, whose maps are channels_last, in the memory format of its own."""
     if type(output) in (tuple, list):
-        return type(output)(_formatted(one, image) for one in output)
+        return type(output)(_formatted(one, image, model) for one in output)
     known = isinstance(image, Tensor) and image.ndim == 4 and isinstance(output, Tensor) and output.ndim == 4
     if not known or output.requires_grad:
         return output
-    return output.contiguous(memory_format=layout_of(image))
+    return output.contiguous(memory_format=layout_of(image, model))
 
 
 # What is refused before anything is compared.

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from stdc_fast import library
 from stdc_fast.checkpoints.families.official import plain_norm
 from stdc_fast.errors import UserError
-from stdc_fast.freshness import Replacement, Watched, replaced_methods
+from stdc_fast.freshness import Watched, replaced_methods
 from stdc_fast.live import probe
-from stdc_fast.live.entries import own
+from stdc_fast.live.entries import InPlace, own
 from stdc_fast.live.report import Part
 from stdc_fast.numerics import tolerance
 
@@ -33,8 +33,8 @@ _BLOCKS = (
 _COUNTER = "num_batches_tracked"
 
 
-class Block(Replacement):
-    """In a block's ``__dict__`` in place of its ``forward``: its plan, or its own where that must run.
+class Block(InPlace):
+    """In place of a block's ``forward``: its plan, or its own where that must run.
 
     Attributes:
         module: the block.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stdc_fast.freshness import Replacement
 from stdc_fast.reference.networks import upsample
 
 
@@ -30,6 +31,17 @@ class Shown:
     others: int | None = None
     sequence: type = tuple
     lone: bool = False
+
+
+class InPlace(Replacement):
+    """In the ``__dict__`` of a module in place of one of its methods, with that one's signature and code."""
+
+    module: nn.Module
+    name = "forward"
+
+    # For torch.export, and whoever else looks at what he calls.
+    __wrapped__ = property(lambda self: own(self.module, self.name))
+    __code__ = property(lambda self: self.__wrapped__.__code__)
 
 
 class Entry:
@@ -64,7 +76,7 @@ class Entry:
     ) -> Any:
         """What the method ``name`` returns, made of logits at 1/8."""
         image = self.image(args, kwargs)
-        y = main_output(logits, image, shown)
+        y = main_output(logits, image, shown, layout_of(image, model))
         return y if shown.others is None else shown.sequence((y, *[None] * shown.others))
 
 
@@ -95,7 +107,8 @@ class EncodeDecode(Entry):
     def present(
         self, model: nn.Module, name: str, args: tuple, kwargs: dict, logits: Tensor, shown: Shown
     ) -> Any:
-        y = main_output(logits, self.image(args, kwargs), shown)
+        image = self.image(args, kwargs)
+        y = main_output(logits, image, shown, layout_of(image, model))
         head = _StandIn(model.decode_head, forward=lambda *_, **__: y)
         whole = _StandIn(model, extract_feat=lambda *_, **__: None, decode_head=head)
         return getattr(type(model), name)(whole, *args, **kwargs)
@@ -125,21 +138,29 @@ def entry_of(model: nn.Module) -> Entry:
     return EncodeDecode() if all(hasattr(model, part) for part in parts) else Entry()
 
 
-def layout_of(image: Tensor) -> torch.memory_format:
-    """The memory format of the maps that torch's convolutions make of an image: by its strides, as there."""
-    least, strides = 0, image.stride()
+def layout_of(image: Tensor, model: nn.Module) -> torch.memory_format:
+    """The memory format of maps that torch's convolutions make of an image: channels_last if either is."""
+    kernel = next((p for p in model.parameters() if p.ndim == 4), image)
+    return torch.channels_last if any(map(_is_channels_last, (image, kernel))) else torch.contiguous_format
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """By its strides, as torch tells it."""
+    least, strides = 0, x.stride()
     for dim in (1, 3, 2, 0):
         apart = strides[dim] >= least and strides[1] > 0 and not (dim == 0 and least == strides[1])
-        if image.is_contiguous() or not apart:
-            return torch.contiguous_format
-        least = strides[dim] * image.shape[dim]
-    return torch.channels_last
+        if x.is_contiguous() or not apart:
+            return False
+        least = strides[dim] * x.shape[dim]
+    return True
 
 
-def main_output(logits: Tensor, image: Tensor, shown: Shown) -> Tensor:
-    """Logits at 1/8 as the model shows them: dtype and memory format of its input."""
+def main_output(
+    logits: Tensor, image: Tensor, shown: Shown, layout: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """Logits at 1/8 as the model shows them, in the dtype of its input."""
     logits = logits[:, 1:] if shown.lone else logits
-    logits = logits.contiguous(memory_format=layout_of(image))
+    logits = logits.contiguous(memory_format=layout)
     y = upsample(logits, image.shape[2:], shown.align_corners) if shown.full else logits
     return y.to(image.dtype)
 

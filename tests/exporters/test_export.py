@@ -316,6 +316,84 @@ def test_norms_of_other_parts_may_have_another_eps(tiny_model, tmp_path):
         assert stdc_fast.export(model, tmp_path / name).error < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            lambda n: setattr(n, "ffm", torch.nn.Identity()),
+            "ffm is not what its weights would be loaded into",
+        ),
+        (
+            lambda n: torch.nn.utils.parametrizations.weight_norm(n.conv_out.conv_out),
+            "conv_out.conv_out is not",
+        ),
+        (
+            lambda n: setattr(n.ffm.convblk.conv, "padding_mode", "reflect"),
+            "ffm.convblk.conv is not what its",
+        ),
+        (lambda n: setattr(n.cp.arm16, "forward", lambda x: x), "cp.arm16 has a forward in the place of its"),
+    ],
+    ids=["submodule", "parametrization", "setting", "method"],
+)
+@pytest.mark.parametrize("name", ["a.onnx", "a.safetensors", "a.plan"])
+def test_a_network_that_was_changed_is_no_file_of_it(name, spoil, said, tiny_model, tmp_path):
+    """Also where nothing would notice, without a check."""
+    model = copy.deepcopy(tiny_model)
+    spoil(model.network)
+    for check in (True, False):
+        with pytest.raises(UserError, match=f"^{said}"):
+            stdc_fast.export(model, tmp_path / name, check=check)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "around",
+    [torch.autocast("cpu", torch.bfloat16), torch.device("meta")],
+    ids=["autocast", "default device"],
+)
+@pytest.mark.parametrize("name", ["a.onnx", "a.pt2", "a.plan"])
+def test_what_the_caller_computes_in_is_no_part_of_a_file(name, around, tiny_model, tmp_path):
+    size = {} if name == "a.plan" else {"size": (64, 96)}
+    with around:
+        done = stdc_fast.export(tiny_model, tmp_path / name, **size)
+        dtype = (torch.ones(1, 1, device="cpu") @ torch.ones(1, 1, device="cpu")).dtype
+    assert done.agreement == 1 and (done.error or 0) < 1e-5
+    assert dtype == (torch.float32 if isinstance(around, torch.device) else torch.bfloat16)
+
+
+def test_the_size_of_files_behind_a_link(tiny_model, tmp_path):
+    there(FORMATS["openvino"])
+    os.symlink(tmp_path / "there.xml", tmp_path / "a.xml")
+    done = stdc_fast.export(tiny_model, tmp_path / "a.xml", size=(32, 64))
+    sizes = [(tmp_path / name).stat().st_size for name in ("there.xml", "there.bin")]
+    assert done.to_dict()["bytes"] == sum(sizes)
+
+
+def test_hooks_are_no_part_of_a_file(tiny_model, tmp_path, caplog):
+    model = copy.deepcopy(tiny_model)
+    model.network.ffm.register_forward_hook(lambda *_: None)
+    stdc_fast.export(model, tmp_path / "a.safetensors", check=False)
+    assert caplog.messages == ["ffm has a forward hook, which is not in the file"]
+
+
+def test_files_of_a_loaded_model_say_what_its_own_says(embedded, tmp_path, caplog):
+    """Its terms above all; but no accuracy that other weights had."""
+    model = stdc_fast.load(embedded)
+    stdc_fast.export(model, tmp_path / "a.safetensors")
+    stdc_fast.export(embedded, tmp_path / "b.safetensors")
+    found, expected = (
+        checkpoints.read(tmp_path / name).metadata for name in ("a.safetensors", "b.safetensors")
+    )
+    assert found == expected and {"terms", "source", "miou", "miou_split"} <= found.keys()
+    with torch.no_grad():
+        model.network.conv_out.conv_out.weight.mul_(2)
+    stdc_fast.export(model, tmp_path / "a.safetensors")
+    found = checkpoints.read(tmp_path / "a.safetensors").metadata
+    assert found["terms"] == expected["terms"] and not {"miou", "miou_split"} & found.keys()
+    assert found["source"].startswith("changed after loading") and "were changed after loading" in caplog.text
+    assert "of other weights, and are left out" in caplog.messages[-1]  # its ranges for int8
+
+
 def test_errors_name_the_file_that_was_asked_for(tmp_path):
     network = STDCSeg("stdc1", 300).eval()
     model = stdc_fast.Segmenter(network, stdc_fast.ClassSet.from_names([f"class {i}" for i in range(300)]))

@@ -1,13 +1,15 @@
 """What an export refuses before it starts: in one line, with the remedy, and nothing is written."""
 
+import json
 import os
 
+import numpy as np
 import pytest
 import torch
 
 import stdc_fast
 from stdc_fast import UserError, exporters
-from stdc_fast.exporters import formats
+from stdc_fast.exporters import Settings, formats
 
 
 @pytest.fixture
@@ -47,6 +49,8 @@ def refusal(model, path, **how):
         ("a.onnx", {"size": (64.0, 64)}, "size (64.0, 64): (height, width)"),
         ("a.onnx", {"batch": 0}, "batch must be a number from 1 to 1024, or None for any, not 0"),
         ("a.onnx", {"batch": True}, "batch must be a number"),
+        ("a.onnx", {"format": ["onnx"]}, "format must be one of onnx, openvino"),
+        ("a.onnx", {"output": ["labels"]}, "output must be one of logits, logits8, labels, not ['labels']"),
         ("a.onnx", {"input": "bgr"}, "input must be one of normalised, nhwc, nchw, not 'bgr'"),
         ("a.onnx", {"output": "mask"}, "output must be one of logits, logits8, labels, not 'mask'"),
         ("a.onnx", {"opset": 17}, "opset must be 18 to 23, not 17"),
@@ -148,6 +152,16 @@ def test_the_command_line(run_cli, tmp_path, monkeypatch):
         assert done.code == 2 and len(done.messages) == 1, done.err
         assert said in done.messages[0]
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [[64, 96], torch.Size((64, 96)), np.array([64, 96])], ids=repr)
+def test_kinds_of_sizes_and_dtypes(size, tiny_model, tmp_path):
+    """Those that load and predict take, too."""
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "a.onnx"
+    done = stdc_fast.export(tiny_model, path, size=size, dtype=torch.float16, check=False)
+    assert done.settings == Settings("float16", (64, 96))
+    assert json.loads(json.dumps(done.to_dict()))["settings"]["size"] == [64, 96]
 
 
 def test_formats_are_told_by_suffix():

@@ -353,6 +353,9 @@ def test_outputs_have_the_model_s_memory_format(kind, fast):
         got, expected = (m(x) if kind == "tuple" else [m(x)] for m in (model, own))
         assert [y.stride() for y in got[:3]] == [y.stride() for y in expected[:3]]
         assert all(error(a, b) < 1e-5 for a, b in zip(got, expected, strict=True))
+    model, own = (copy.deepcopy(m).to(memory_format=torch.channels_last) for m in (model, own))
+    got, expected = (m(wide) if kind == "tuple" else [m(wide)] for m in (model, own))
+    assert [y.stride() for y in got[:3]] == [y.stride() for y in expected[:3]]
 
 
 def test_inputs_that_no_plan_takes(fast, ran):
