@@ -96,6 +96,18 @@ def test_links_to_folders_are_said(tmp_path, caplog):
     assert "links to folders are not followed, as up" in caplog.text
 
 
+def test_globs_take_a_folder_once_wherever_links_lead(tmp_path):
+    """Python's own go round and round: with two such links they do not end."""
+    data = empty(tmp_path / "data", "a/1.jpg", "z.jpg", "a/[b]/2.jpg", ".hidden/3.jpg")
+    os.symlink(data, data / "a" / "up")
+    pattern = str(data / "**" / "*.jpg")
+    assert keys([pattern], tmp_path / "out") == ["z", "a/1", "a/[b]/2"]
+    assert listing.expand(pattern)[0] == [data / name for name in ("a/1.jpg", "a/[b]/2.jpg", "z.jpg")]
+    assert keys([str(data / "**")], tmp_path / "out") == ["z", "a/1", "a/[b]/2"]
+    assert keys([str(tmp_path / "d*" / "**" / "a" / "**" / "1.*")], tmp_path / "out") == ["1"]
+    assert keys([str(data / "*" / "up" / "z.jpg")], tmp_path / "out") == ["z"]  # named as it is
+
+
 def test_a_link_to_nowhere_is_one_failure(model, photo, tmp_path):
     data = jobs.folder_of(photo, tmp_path / "data", 1)
     (data / "gone.jpg").symlink_to("nowhere")
