@@ -37,6 +37,7 @@ LIMITS = (
     f"both sides must be at least {MIN_SIZE} and at most {MAX_SIDE}, the pixels at most "
     f"{MAX_PIXELS // 10**6} million"
 )
+_NO_HEIF = "HEIC pictures need the package pillow-heif; install it, or convert them to JPEG"
 #: More is not read from pipes and open files, which may have no end.
 _MAX_BYTES = 512 << 20
 #: By Pillow's names, for pictures of strangers: those that it decodes itself. EPS would start a program.
@@ -76,19 +77,22 @@ def read_image(
                 raise UserError(f"{name}: is a video; label it by itself, not as one of several images")
             if source.suffix.lower() in RAW_SUFFIXES:
                 raise _raw(name)
-        if os.path.splitext(name)[1].lower() in HEIF_SUFFIXES:
-            has_heif()
         file = source if _on_disk(source) else io.BytesIO(_content(source, name))
-        with Image.open(file, formats=known_formats(formats)) as image:
+        with open_image(file, name, formats) as image:
             return _rgb(image, name, range)
 
 
-def known_formats(formats: Sequence[str] | None) -> list[str] | None:
-    """Those of them that this Pillow has."""
-    if formats is None:
-        return None
-    Image.init()
-    return [one for one in formats if one in Image.OPEN]
+def open_image(file: Path | BinaryIO, name: str, formats: Sequence[str] | None = None) -> Image.Image:
+    """``Image.open`` for :func:`read_image`: HEIC by its content, whatever its name says."""
+    with file.open("rb") if isinstance(file, Path) else contextlib.nullcontext(file) as start:
+        head = start.read(12)
+        start.seek(0)
+    if head[4:8] == b"ftyp" and not has_heif() and head[8:12] in (b"heic", b"heix"):
+        raise UserError(f"{name}: {_NO_HEIF}")
+    if formats is not None:
+        Image.init()
+        formats = [one for one in formats if one in Image.OPEN]
+    return Image.open(file, formats=formats)
 
 
 def name_of(source: object) -> str:
@@ -273,7 +277,7 @@ def decode_errors(name: object) -> Iterator[None]:
 def _unidentified(suffix: str) -> str:
     """Why Pillow does not know a file with this suffix, and what to do."""
     if suffix in HEIF_SUFFIXES and not has_heif():
-        return "HEIC pictures need the package pillow-heif; install it, or convert them to JPEG"
+        return _NO_HEIF
     codec = suffix.lstrip(".")
     if codec in ("avif", "webp") and not features.check(codec):
         return f"this Pillow was built without a decoder of {codec.upper()}; install Pillow from its wheels"

@@ -66,7 +66,7 @@ def expand(source: str | os.PathLike, recursive: bool = False) -> tuple[list[Pat
 
     A folder gives its image files in order of name, and a line names the other files, but hidden ones. With
     ``recursive`` those of its sub-folders follow, in order of name too, but hidden ones; a folder that links
-    lead to again comes once. A glob gives what matches, ``**`` included. UserError if there are none.
+    lead to again comes once, also where a glob has ``**``. UserError if there are none.
     """
     text = os.fspath(source)
     if not text:
@@ -89,13 +89,28 @@ def expand(source: str | os.PathLike, recursive: bool = False) -> tuple[list[Pat
                 announce(f"{path}/", "%s: %s", were, named + more)
             return without_results(files), True
         if not os.path.exists(path) and glob.has_magic(text):
-            files = sorted(Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p))
+            files = sorted(Path(p) for p in matches(text) if os.path.isfile(p))
             if not files:
                 raise UserError(f"{text}: no file matches")
             return without_results(files), True
     except OSError as error:
         raise UserError(f"{text}: can not be read ({error.strerror})") from None
     return [path], False
+
+
+def matches(pattern: str) -> list[str]:
+    """What a glob matches. ``**`` is each folder once, as those of :func:`expand`; Python's follows links for
+    ever.
+    """
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return glob.glob(pattern)
+    at = parts.index("**")
+    found: dict[str, None] = {}
+    for top in filter(os.path.isdir, glob.glob(os.path.join(".", *parts[:at]))):
+        for folder in _folders(Path(top), True):
+            found |= dict.fromkeys(matches(os.path.join(glob.escape(str(folder)), *parts[at + 1 :] or "*")))
+    return list(found)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -10,15 +10,23 @@ from stdc_fast import bulk
 def killed(model, sources, out, frames, delay, **options):
     """Label in a process of its own, which SIGKILL ends ``delay`` seconds after so many frames.
 
-    Whether it was killed; False where it was done before.
+    Whether it was killed; False where it was done before. It labels three frames more at most, however late
+    this process comes to kill it.
     """
     read, write = os.pipe()
+    allowed, allow = os.pipe()
+    os.write(allow, bytes(frames + 3))
     child = os.fork()
     if not child:
         code = 1
         try:
             os.close(read)
-            bulk.label(model, sources, out, on_frame=lambda: os.write(write, b"."), **options)
+
+            def on_frame():
+                os.write(write, b".")
+                os.read(allowed, 1)
+
+            bulk.label(model, sources, out, on_frame=on_frame, **options)
             code = 0
         finally:
             os._exit(code)
@@ -30,5 +38,7 @@ def killed(model, sources, out, frames, delay, **options):
         time.sleep(delay)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
+    os.close(allowed)
+    os.close(allow)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
     return os.WIFSIGNALED(status)

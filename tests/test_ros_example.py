@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,6 +122,72 @@ def test_labels_and_overlays_go_out_as_they_came_in(photo):
         assert np.array_equal(
             conversions.frame_of(sent)[:, :, : 3 if picture.ndim == 3 else 1].squeeze(), picture
         )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (("64x", 0.5, "", False), "size must be HEIGHTxWIDTH"),
+        (("large", 0.5, "", False), "size must be HEIGHTxWIDTH"),
+        (("8x8", 0.5, "", False), "size 8x8: both sides must be at least"),
+        (("", 2.0, "", False), "alpha must lie between 0 and 1, not 2.0"),
+        (("", float("nan"), "", False), "alpha must lie between 0 and 1"),
+        (("", 0.5, "bgr8", True), "encoding is for raw images"),
+        (("", 0.5, "yuv422", False), "the encoding 'yuv422' is not taken"),
+    ],
+)
+def test_parameters_that_would_fail_with_each_frame(values, words):
+    with pytest.raises(UserError, match=words):
+        conversions.checked(*values)
+
+
+def test_parameters():
+    assert conversions.checked("", 0.5, "", True) is None
+    assert conversions.checked("native", 0.0, "bgr8", False) == "native"
+    assert conversions.checked("512x1024", 1.0, "", False) == (512, 1024)
+
+
+class Stub:
+    """Stands in for a class of rclpy or of its messages: attributes, and methods that do nothing."""
+
+    def __init__(self, *_, **fields):
+        vars(self).update(fields)
+
+    def __getattr__(self, name):
+        return lambda *_, **__: Stub()
+
+
+@pytest.fixture
+def label_node(monkeypatch):
+    """label_node.py with stand-ins for ROS."""
+    for name in ("rclpy", "rclpy.executors", "rclpy.node", "rclpy.qos", "rclpy.signals", "sensor_msgs",
+                 "sensor_msgs.msg", "std_msgs", "std_msgs.msg"):  # fmt: skip
+        module = types.ModuleType(name)
+        module.__getattr__ = lambda name: type(name, (Stub,), {"BEST_EFFORT": 0, "TRANSIENT_LOCAL": 0})
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "conversions", conversions)
+    spec = importlib.util.spec_from_file_location("label_node", ROOT / "examples/ros2/label_node.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_node_that_labels_no_more_ends(label_node, photo, tiny_weights, monkeypatch):
+    given = {"model": str(tiny_weights), "device": "cpu", "dtype": "float32"}
+    monkeypatch.setattr(
+        label_node.LabelNode,
+        "declare_parameter",
+        lambda self, name, value: SimpleNamespace(value=given.get(name, value)),
+        raising=False,
+    )
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    ended = threading.Event()
+    node = label_node.LabelNode(ended)
+    node._model.predict = None  # no UserError
+    node._newest.put(message(photo(40, 50), "rgb8"))
+    assert ended.wait(30)
+    node.close()
+    assert node.failed
 
 
 def test_the_newest_frame_counts():

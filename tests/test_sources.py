@@ -101,9 +101,36 @@ def test_a_missing_codec_is_named(monkeypatch, tmp_path):
 
 def test_heic_names_its_package(monkeypatch, tmp_path):
     monkeypatch.setattr(images, "has_heif", lambda: False)
-    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x1cftypheic")
-    with pytest.raises(UserError, match="pillow-heif"):
-        images.read_image(tmp_path / "a.heic")
+    for name in ("a.heic", "a.jpg"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x1cftypheic")
+        with pytest.raises(UserError, match=f"{name}: HEIC pictures need the package pillow-heif"):
+            images.read_image(tmp_path / name)
+
+
+@pytest.fixture
+def heic(monkeypatch, photo):
+    """A file that starts as HEIC does, and a stand-in of pillow-heif."""
+    monkeypatch.setattr(Image, "ID", [*Image.ID])
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    content = b"\0\0\0\x18ftypheic" + bytes(100)
+
+    def has_heif():
+        picture = Image.fromarray(photo())
+        Image.register_open("HEIF", lambda *_: picture.copy(), lambda head: head[4:12] == b"ftypheic")
+        return True
+
+    monkeypatch.setattr(images, "has_heif", has_heif)
+    return content
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.jpg", None])
+def test_heic_is_known_by_its_content(heic, photo, tmp_path, name):
+    """Not by the name, nor because another one was opened before in this process."""
+    if name is not None:
+        (tmp_path / name).write_bytes(heic)
+    source = heic if name is None else tmp_path / name
+    assert np.array_equal(images.read_image(source), photo())
+    assert np.array_equal(images.read_image(source, formats=images.FROM_STRANGERS), photo())
 
 
 # ---------------------------------------------------------------- the model

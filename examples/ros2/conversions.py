@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stdc_fast import images
+from stdc_fast.cli.options import parse_size
 from stdc_fast.errors import UserError
 
 #: Channels of an encoding, and which of them are red, green and blue.
@@ -21,6 +22,23 @@ COLOURS = {
     "mono": (1, None),
 }
 ENCODINGS = tuple(f"{name}{bits}" for name in COLOURS for bits in (8, 16))
+
+
+def checked(size: str, alpha: float, encoding: str, compressed: bool) -> tuple[int, int] | str | None:
+    """A node's ``size`` as :meth:`stdc_fast.Segmenter.predict` takes it.
+
+    UserError for parameters with which each frame would fail, or that would do nothing.
+    """
+    network = size if size == "native" else parse_size(size or None, "size")
+    if isinstance(network, tuple) and not images.is_possible(*network):
+        raise UserError(f"size {size}: {images.LIMITS}; choose another size")
+    if not 0 <= alpha <= 1:
+        raise UserError(f"alpha must lie between 0 and 1, not {alpha}")
+    if encoding and compressed:
+        raise UserError("encoding is for raw images; leave it out, or compressed")
+    if encoding and encoding not in ENCODINGS:
+        raise UserError(_why_not(encoding))
+    return network
 
 
 def frame_of(

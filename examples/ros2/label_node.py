@@ -6,7 +6,7 @@ import sys
 import threading
 
 import rclpy
-from conversions import Newest, fill, frame_of, frame_of_compressed
+from conversions import Newest, checked, fill, frame_of, frame_of_compressed
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -24,7 +24,9 @@ KEPT = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class LabelNode(Node):
-    def __init__(self) -> None:
+    """Labels until ``ended`` is set, and sets it where it ``failed``."""
+
+    def __init__(self, ended: threading.Event) -> None:
         super().__init__("stdc_fast")
         model = self.declare_parameter("model", "stdc1_camvid").value
         device = self.declare_parameter("device", "auto").value
@@ -34,9 +36,9 @@ class LabelNode(Node):
         self._alpha = self.declare_parameter("alpha", 0.55).value
         compressed = self.declare_parameter("compressed", False).value
         self._read = frame_of_compressed if compressed else self._frame
-        self._size = tuple(map(int, size.split("x"))) if "x" in size else size or None
+        self._size = checked(size, self._alpha, self._encoding, compressed)
         self._model = stdc_fast.load(model, device=device, dtype=dtype)
-        self._newest, self._ended = Newest(), threading.Event()
+        self._newest, self._ended, self.failed = Newest(), ended, False
         self._labels = self.create_publisher(Image, "~/labels", SENSOR)
         self._overlay = self.create_publisher(Image, "~/overlay", SENSOR)
         self._classes = self.create_publisher(String, "~/classes", KEPT)
@@ -53,7 +55,17 @@ class LabelNode(Node):
         return frame_of(message, self._encoding)
 
     def _run(self) -> None:
-        """Labels the newest frame, one after the other, beside the thread that receives."""
+        """Beside the thread that receives. A node that labels no more must not live on."""
+        try:
+            self._label()
+        except BaseException:
+            self.failed = True
+            raise
+        finally:
+            self._ended.set()
+
+    def _label(self) -> None:
+        """The newest frame, one after the other."""
         while not self._ended.is_set():
             message = self._newest.take(0.2)
             if message is None:
@@ -80,7 +92,7 @@ def main() -> None:
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, lambda *_: ended.set())
     try:
-        node = LabelNode()
+        node = LabelNode(ended)
     except UserError as error:
         print(f"label_node: {error}", file=sys.stderr)
         sys.exit(2)
@@ -91,6 +103,7 @@ def main() -> None:
     node.close()
     node.destroy_node()
     rclpy.shutdown()
+    sys.exit(int(node.failed))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from stdc_fast import listing, video
 from stdc_fast.bulk import sources, tables
 from stdc_fast.bulk.sources import PARQUET, PICTURE, TAR, VIDEO, Input
-from stdc_fast.errors import UserError
+from stdc_fast.errors import UserError, announce
 from stdc_fast.files import write_atomic
 
 
@@ -131,12 +132,17 @@ def _count_video(one: Input) -> Entry:
 
 def _count_tar(one: Input, dotless: bool, text_keys: bool) -> Entry:
     # "rest" is what the frames are called that a damaged tar does not give.
-    members, taken, error = [], {"": {"rest"}}, None
+    members, taken, error, link = [], {"": {"rest"}}, None, None
     try:
         with tarfile.open(one.path, "r:") as tar:
             for member in tar:
                 folder, name = os.path.split(os.path.normpath(member.name).replace(os.sep, "/"))
-                if not member.isfile() or not listing.is_image(Path(name)):
+                if not listing.is_image(Path(name)) or not (
+                    member.isfile() or member.islnk() or member.issym()
+                ):
+                    continue
+                if not member.isfile():
+                    link = link or member.name
                     continue
                 if ".." in folder.split("/") or member.issparse():
                     raise UserError(
@@ -165,8 +171,20 @@ def _count_tar(one: Input, dotless: bool, text_keys: bool) -> Entry:
     except UserError as problem:
         error = str(problem)
     except (tarfile.TarError, OSError, EOFError) as problem:
-        error = f"{one.path}: can not be read as a tar ({problem}); copy it again"
+        remedy = "unpack it" if _is_packed(one.path) else "copy it again"
+        error = f"{one.path}: can not be read as a tar ({problem}); {remedy}"
+    if link:
+        announce(one.path, "links in it are not followed, as %s", link)
+    elif not members and error is None:
+        announce(one.path, "holds no pictures")
     return Entry(one, members=tuple(members), error=error)
+
+
+def _is_packed(path: str) -> bool:
+    """Whether a file is compressed, whatever its name says: by gzip, bzip2, xz, Zstandard or ZIP."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"))
+    return False
 
 
 class Listing:

@@ -189,17 +189,17 @@ class Job:
 
     def _done(self, shard: int) -> bool:
         record = self._records.get(shard)
-        if record is None or (self.retry_failures and record["failures"]):
+        if record is None:
             return False
-        whole = self.output.bytes_of(shard) == record["bytes"]
-        if whole and self.options["to"] == "png":
-            failed = {failure["key"] for failure in record["failures"]}
-            whole = all(f.key in failed or self.output.finished(f) for f in self.listing.frames_of(shard))
-        if not whole:
+        if self._bytes_of(shard, {failure["key"] for failure in record["failures"]}) != record["bytes"]:
             lost = "results are gone or changed since they were written, as of shard %d; they are made again"
             announce(str(self.out / "job.json"), lost, shard)
             del self._records[shard]
-        return whole
+            return False
+        return not (self.retry_failures and record["failures"])
+
+    def _bytes_of(self, shard: int, failed: set[str]) -> int | None:
+        return self.output.bytes_of(shard, (f for f in self.listing.frames_of(shard) if f.key not in failed))
 
     def work(self, shard: int) -> Iterator[tuple[Frame, object]]:
         """(frame, what is there of its result or None) for all frames of a shard."""
@@ -223,7 +223,7 @@ class Job:
             "failures": [
                 {"key": f.key, "kind": f.kind, "path": f.path, "reason": text} for f, text in failures
             ],
-            "bytes": self.output.bytes_of(shard),
+            "bytes": self._bytes_of(shard, {f.key for f, _ in failures}),
         }
         put(_record(self.out, shard), (json.dumps(record) + "\n").encode(), self.output.scratch)
         self._records[shard] = record
@@ -347,8 +347,8 @@ def status(out: str | os.PathLike) -> dict[str, object]:
     """Where a job stands, as JSON values.
 
     "model", "to", "source"; "frames" in all, "labelled" and "failed" of shards that are done; "shards" with
-    the state of each, "done" or "pending"; "running", whether a process works on it. UserError where there
-    is none.
+    the state of each, "done" or "pending"; "running", whether a process works on it, or None where that can
+    not be asked, as on a disk that is only read. UserError where there is none.
     """
     from filelock import FileLock, Timeout
 
@@ -360,8 +360,10 @@ def status(out: str | os.PathLike) -> dict[str, object]:
     try:
         with FileLock(out / "job" / "lock", timeout=0):
             running = False
-    except (Timeout, OSError):
+    except Timeout:
         running = True
+    except (OSError, NotImplementedError):
+        running = None
     failed = sum(len(record["failures"]) for record in records.values())
     return {
         "model": manifest["model"]["name"],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 #: Rows of a row group of a Parquet file, which are held in memory until they are written.
 GROUP = 64
+#: For a shard's file that is damaged though it has its size.
+REMEDY = "delete it and run the command again"
+#: Of every PNG: its last chunk.
+PNG_END = b"IEND\xaeB`\x82"
 
 
 class OutputError(UserError):
@@ -37,13 +42,15 @@ class Result(NamedTuple):
 
 @contextlib.contextmanager
 def output_errors(path: str | Path) -> Iterator[None]:
-    """Turn a failure to write into an :class:`OutputError`."""
+    """Turn a failure to write into an :class:`OutputError`; of one result, for its name, into a UserError."""
     wrong: tuple[type[BaseException], ...] = (OSError,)
     with contextlib.suppress(UserError):
         wrong = (OSError, tables.pyarrow().ArrowException)
     try:
         yield
     except wrong as error:
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            raise UserError(f"{path}: the name is too long for a file; rename its source") from None
         raise OutputError(
             f"{path}: can not be written ({getattr(error, 'strerror', None) or error})"
         ) from None
@@ -77,7 +84,7 @@ class Output:
         return f"labels-{shard:06d}{self.suffix}"
 
     def finished(self, frame: Frame) -> bool:
-        """Whether the frame's result is there, whatever became of its shard."""
+        """Whether the frame's result is there, and whole, whatever became of its shard."""
         return False
 
     def result(self, frame: Frame, found: Segmentation) -> object:
@@ -111,12 +118,9 @@ class Output:
                 close()
                 stack.close()
 
-    def bytes_of(self, shard: int) -> int | None:
-        """Of a shard's file; None where it is not there."""
-        try:
-            return (self.folder / self.name(shard)).stat().st_size
-        except OSError:
-            return None
+    def bytes_of(self, shard: int, frames: Iterable[Frame]) -> int | None:
+        """Of a shard's results; None where one is not there. ``frames`` are those that have a result."""
+        return _sizes([self.folder / self.name(shard)])
 
     def kept(self, shard: int) -> Iterator[object]:
         """The results in a shard's file, in order. UserError if it can not be read."""
@@ -124,6 +128,24 @@ class Output:
 
     def _writer(self, path: Path) -> tuple[Callable[[Frame, object], None], Callable[[], None]]:
         raise NotImplementedError
+
+
+def _sizes(files: Iterable[Path]) -> int | None:
+    """All bytes of files; None where one is not there."""
+    try:
+        return sum(file.stat().st_size for file in files)
+    except OSError:
+        return None
+
+
+def _ends(path: Path, end: bytes) -> bool:
+    """Whether a file has this end: one that was cut has none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(end), os.SEEK_END)
+            return file.read() == end
+    except OSError:
+        return False
 
 
 def _checked(add: Callable, path: Path) -> Callable:
@@ -141,7 +163,9 @@ class Png(Output):
         return self.folder / "labels" / (frame.key + suffix)
 
     def finished(self, frame: Frame) -> bool:
-        return self._path(frame).is_file()
+        return _ends(self._path(frame), PNG_END) and (
+            not self.rle or _ends(self._path(frame, ".json"), b"}\n")
+        )
 
     def result(self, frame: Frame, found: Segmentation) -> object:
         if self.rle:  # first, for the PNG says that both are there
@@ -153,8 +177,9 @@ class Png(Output):
     def open(self, shard: int) -> Iterator[Callable[[Frame, object], None]]:
         yield lambda frame, result: None
 
-    def bytes_of(self, shard: int) -> int | None:
-        return 0
+    def bytes_of(self, shard: int, frames: Iterable[Frame]) -> int | None:
+        suffixes = (".png", ".json") if self.rle else (".png",)
+        return _sizes(self._path(frame, suffix) for frame in frames for suffix in suffixes)
 
 
 class WebDataset(Output):
@@ -184,9 +209,7 @@ class WebDataset(Output):
                     yield Result(png, json.loads(tar.extractfile(next(members)).read()))
                     tar.members = []
         except (OSError, tarfile.TarError, ValueError, StopIteration, AttributeError) as error:
-            raise UserError(
-                f"{path}: can not be read ({error}); delete it and run the command again"
-            ) from None
+            raise UserError(f"{path}: can not be read ({error}); {REMEDY}") from None
 
 
 class Parquet(Output):
@@ -235,7 +258,7 @@ class Parquet(Output):
         return add, close
 
     def kept(self, shard: int) -> Iterator[Result]:
-        with tables.opened(str(self.folder / self.name(shard))) as file:
+        with tables.opened(str(self.folder / self.name(shard)), REMEDY) as file:
             for batch in file.iter_batches(GROUP):
                 for row in batch.to_pylist():
                     about = {"key": row["name"], "height": row["height"], "width": row["width"]}

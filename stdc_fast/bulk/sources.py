@@ -166,7 +166,7 @@ def _named(source: str | os.PathLike) -> list[str]:
     if web.address(text) is not None or video.is_url(text):
         raise UserError(f"{web.shown(text)}: jobs take files only; download it first")
     if glob.has_magic(text):
-        found = glob.glob(text, recursive=True)
+        found = listing.matches(text)
         # "**" gives the folders and all that is in them.
         found = [path for path in found if os.path.isfile(path) or "**" not in text]
         if not found:

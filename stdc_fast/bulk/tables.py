@@ -19,21 +19,21 @@ def pyarrow(module: str = "pyarrow") -> ModuleType:
 
 
 @contextlib.contextmanager
-def errors(path: str) -> Iterator[None]:
+def errors(path: str, remedy: str = "copy it again") -> Iterator[None]:
     """Turn what pyarrow raises on a file into a UserError that names it."""
     wrapper = pyarrow()
     try:
         yield
-    except (wrapper.ArrowException, OSError) as error:
+    except (wrapper.ArrowException, OSError, UnicodeDecodeError) as error:  # the last one of a cell's text
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: can not be read as Parquet ({reason}); copy it again") from None
+        raise UserError(f"{path}: can not be read as Parquet ({reason}); {remedy}") from None
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[object]:
+def opened(path: str, remedy: str = "copy it again") -> Iterator[object]:
     """``pyarrow.parquet.ParquetFile`` of a file."""
     parquet = pyarrow("pyarrow.parquet")
-    with errors(path), parquet.ParquetFile(path) as file:
+    with errors(path, remedy), parquet.ParquetFile(path) as file:
         yield file
 
 
@@ -42,12 +42,15 @@ def column(path: str, schema: object) -> str:
     types = pyarrow("pyarrow.types")
     found = [name for name in COLUMNS if name in schema.names]
     for name in found:
+        if schema.names.count(name) > 1:
+            raise UserError(f"{path}: has several columns called {name}; leave one")
         kind = schema.field(name).type
         if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:  # as Hugging Face's datasets has it
             kind = kind.field("bytes").type
-        text = types.is_string(kind) or types.is_large_string(kind)
-        binary = types.is_binary(kind) or types.is_large_binary(kind)
-        if (name == "path" and text) or (name != "path" and binary):
+        if types.is_dictionary(kind):  # as pandas' categories
+            kind = kind.value_type
+        wanted = ("string", "binary")[name != "path"]
+        if str(kind) in (wanted, f"large_{wanted}", f"{wanted}_view"):
             if len(found) > 1:
                 announce(path, "has columns %s; frames are those of %s", " and ".join(found), name)
             return name
@@ -58,14 +61,18 @@ def column(path: str, schema: object) -> str:
 
 
 def paths(path: str) -> Iterator[str | None]:
-    """What a column "path" says, row by row; nothing where the file holds pictures or can not be read."""
+    """What a column "path" says, row by row, as far as it can be read; nothing where there are pictures."""
     try:
         with opened(path) as file:
             if column(path, file.schema_arrow) == "path":
-                for batch in file.iter_batches(columns=["path"]):
-                    yield from batch.column(0).to_pylist()
+                yield from _texts(file)
     except UserError:
         pyarrow()  # a fault of the file is told of when its frames are counted
+
+
+def _texts(file) -> Iterator[str | None]:
+    for group in range(file.num_row_groups):  # not iter_batches: a damaged one would cost those before it
+        yield from file.read_row_group(group, columns=["path"]).column(0).to_pylist()
 
 
 class Pictures:
@@ -99,6 +106,13 @@ class Pictures:
 
 
 def count(path: str) -> int:
-    """Pictures in a Parquet file, one a row; 0 where it has paths. UserError where it can not be read."""
+    """Pictures in a Parquet file, one a row; 0 where it has paths. UserError where these can not be read."""
     with opened(path) as file:
-        return 0 if column(path, file.schema_arrow) == "path" else file.metadata.num_rows
+        rows = file.metadata.num_rows
+        if not rows:
+            announce(path, "holds no rows")
+        if column(path, file.schema_arrow) != "path":
+            return rows
+        for _ in _texts(file):
+            pass
+        return 0

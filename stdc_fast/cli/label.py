@@ -131,6 +131,8 @@ def label(
                 )
         except bulk.OutputError as error:
             bar.close()
+            if not (out / "job.json").exists():  # that could not be written either
+                raise
             shards = bulk.status(out)["shards"]
             done = shards.count("done")
             print(f"stdc-fast: {error}; {done} of {len(shards)} shards are done and stay; mend that, and the "

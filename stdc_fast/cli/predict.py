@@ -135,8 +135,11 @@ def predict(
         raise UserError("--max-frames is about videos and cameras, and there is none; leave it out")
     if matrix is not None and files and not videos:
         raise UserError("--matrix is about videos, and there is none; leave it out")
-    if samples is not None and files and len(certain) == len(files):
-        raise UserError("--range is about pictures, and there is none; leave it out")
+    if files and len(certain) == len(files):
+        of_pictures = {"--range": samples is not None, "--quality": quality is not None,
+                       "--format": format != "jpg", "--label-ids": label_ids}  # fmt: skip
+        for option in (name for name, given in of_pictures.items() if given):
+            raise UserError(f"{option} is about pictures, and there is none; leave it out")
     if labels and certain:
         raise UserError(NO_LABELS.format(min(certain)))
     inputs = {os.path.realpath(f) for f in files}

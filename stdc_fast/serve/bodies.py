@@ -15,7 +15,6 @@ from starlette.requests import Request
 
 from stdc_fast import images
 from stdc_fast.errors import UserError, remarks
-from stdc_fast.listing import has_heif
 from stdc_fast.serve.settings import Settings
 
 #: A multipart body has its boundaries and headers beside the file.
@@ -114,22 +113,19 @@ def _too_large(settings: Settings) -> Refusal:
     )
 
 
-def decode(content: bytes, name: str, kind: str, settings: Settings) -> tuple[np.ndarray, list[str]]:
+def decode(content: bytes, name: str, settings: Settings) -> tuple[np.ndarray, list[str]]:
     """RGB uint8 ``[H, W, 3]`` of a picture, and lines on what was taken for granted.
 
     Refusal for one that says more pixels than the limit, before it is decoded. UserError as
     :func:`stdc_fast.images.read_image`.
     """
-    if kind in ("image/heic", "image/heif"):
-        has_heif()
     if not content:
         raise UserError(f"{name}: has 0 bytes; send one image file")
-    known = images.known_formats(images.FROM_STRANGERS)
     limit = f"more than the limit of {settings.max_pixels / 1e6:g} here; scale it down"
     bomb = False
     with images.decode_errors(name):
         try:
-            with Image.open(io.BytesIO(content), formats=known) as image:
+            with images.open_image(io.BytesIO(content), name, images.FROM_STRANGERS) as image:
                 width, height = image.size
         except Image.DecompressionBombError:  # Pillow's own limit is higher than ours
             bomb = True

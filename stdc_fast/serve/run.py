@@ -54,6 +54,7 @@ def _bound(host: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(place)
+            listener.listen()  # at once: only then is the port taken for another process
         except OSError:
             listener.close()
             raise

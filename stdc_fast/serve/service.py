@@ -173,8 +173,7 @@ class Service:
 
         The caller counts it as held, until the answer is sent.
         """
-        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        work = asyncio.ensure_future(self._work(content, name, kind, wanted, received))
+        work = asyncio.ensure_future(self._work(content, name, wanted, received))
         gone = asyncio.ensure_future(request.receive())  # after the body there is only the end
         try:
             both = {work, gone}
@@ -192,15 +191,13 @@ class Service:
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
 
-    async def _work(
-        self, content: bytes, name: str, kind: str, wanted: outputs.Wanted, received: float
-    ) -> Answer:
+    async def _work(self, content: bytes, name: str, wanted: outputs.Wanted, received: float) -> Answer:
         accepted, settings, segmenter = time.perf_counter(), self.settings, self.segmenter
         async with self._room:
             try:
                 with self._counted("_reading"):
                     (image, remarks), began, read = await self._in_pool(
-                        bodies.decode, content, name, kind, settings
+                        bodies.decode, content, name, settings
                     )
             finally:
                 self._labeller.wake()

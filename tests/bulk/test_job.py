@@ -84,6 +84,14 @@ def test_results_that_were_lost_are_made_again(model, photos, tmp_path, to, capl
     assert jobs.tree(out) == whole
 
 
+def test_the_state_of_a_job_on_a_disk_that_is_only_read(model, photos, small_disk, run_cli):
+    bulk.label(model, photos, small_disk / "out")
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = run_cli("label", "--status", small_disk / "out")
+    assert done.code == 0 and "10 of 10 frames labelled" in done.out and "running" not in done.out
+    assert bulk.status(small_disk / "out")["running"] is None
+
+
 def test_status_says_where_a_job_stands(model, photos, tmp_path, run_cli):
     (photos / "cam0" / "bad.jpg").write_bytes(b"not a picture")
     with pytest.raises(Stop):
@@ -420,6 +428,18 @@ def test_a_full_disk(model, run_cli, photo, tmp_path, tiny_weights, small_disk, 
     subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
     assert run_cli(*command).code == 0
     assert jobs.tree(small_disk / "out") == jobs.tree(tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_before_the_job_begins(photos, tmp_path, run_cli, tiny_weights, monkeypatch):
+    def put(path, *_):
+        with outputs.output_errors(path):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stdc_fast.bulk.job.put", put)
+    done = run_cli("label", photos, "--out", tmp_path / "out", "-m", tiny_weights)
+    assert done.code == 2
+    (message,) = done.messages
+    assert "job.json: can not be written (No space left on device)" in message
 
 
 # Memory.

@@ -86,6 +86,35 @@ def test_parquet_is_read_by_pyarrow(model, photos, tmp_path, rle):
             assert np.array_equal(mask.decode(one["segmentation"]), labels == one["category_id"])
 
 
+def test_results_that_were_cut_are_made_again(model, photos, tmp_path, caplog):
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    out = tmp_path / "out"
+    bulk.label(model, photos, out, rle=True, shard=4)
+    whole = jobs.tree(out)
+    (out / "labels/cam0/001.png").write_bytes(whole["labels/cam0/001.png"][:30])
+    (out / "labels/cam0/002.json").unlink()
+    (out / "labels/cam1/005.json").write_bytes(whole["labels/cam1/005.json"][:-9])
+    assert bulk.label(model, photos, out, rle=True, shard=4).labelled == 3
+    assert "made again" in caplog.text
+    assert jobs.tree(out) == whole
+
+
+@pytest.mark.parametrize("fault", ["gone", "cut"])
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_a_retry_makes_lost_results_again(model, photos, tmp_path, kind, fault):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    (photos / "cam0" / "bad.jpg").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    bulk.label(model, photos, out, to=kind, shard=6)
+    whole = jobs.tree(out)
+    lost = next(out.glob("labels-000000.*"))
+    lost.unlink() if fault == "gone" else lost.write_bytes(lost.read_bytes()[:700])
+    summary = bulk.label(model, photos, out, to=kind, shard=6, retry_failures=True)
+    assert (summary.labelled, summary.failed) == (5, 1)
+    assert jobs.tree(out) == whole
+
+
 def test_label_ids_of_other_classes_are_refused_at_once(photos, tmp_path, run_cli, tiny_weights):
     done = run_cli("label", photos, "--out", tmp_path / "out", "-m", tiny_weights, "--label-ids")
     assert done.code == 2 and not (tmp_path / "out").exists()

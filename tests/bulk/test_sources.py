@@ -96,6 +96,18 @@ def test_links_to_folders_are_said(tmp_path, caplog):
     assert "links to folders are not followed, as up" in caplog.text
 
 
+def test_globs_take_a_folder_once_wherever_links_lead(tmp_path):
+    """Python's own go round and round: with two such links they do not end."""
+    data = empty(tmp_path / "data", "a/1.jpg", "z.jpg", "a/[b]/2.jpg", ".hidden/3.jpg")
+    os.symlink(data, data / "a" / "up")
+    pattern = str(data / "**" / "*.jpg")
+    assert keys([pattern], tmp_path / "out") == ["z", "a/1", "a/[b]/2"]
+    assert listing.expand(pattern)[0] == [data / name for name in ("a/1.jpg", "a/[b]/2.jpg", "z.jpg")]
+    assert keys([str(data / "**")], tmp_path / "out") == ["z", "a/1", "a/[b]/2"]
+    assert keys([str(tmp_path / "d*" / "**" / "a" / "**" / "1.*")], tmp_path / "out") == ["1"]
+    assert keys([str(data / "*" / "up" / "z.jpg")], tmp_path / "out") == ["z"]  # named as it is
+
+
 def test_a_link_to_nowhere_is_one_failure(model, photo, tmp_path):
     data = jobs.folder_of(photo, tmp_path / "data", 1)
     (data / "gone.jpg").symlink_to("nowhere")
@@ -113,6 +125,22 @@ def test_names_as_long_as_file_systems_take(model, photo, tmp_path):
     (data / f"{'n' * 251}.jpg").write_bytes(jobs.jpeg(photo, 0))
     assert bulk.label(model, data, tmp_path / "out").labelled == 1
     assert jobs.results(tmp_path / "out") == ["n" * 251]
+
+
+@pytest.mark.parametrize("rle", [False, True])
+def test_a_result_whose_name_is_too_long_costs_one_frame(model, photo, tmp_path, rle):
+    if rle:
+        pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    data = tmp_path / "data"
+    data.mkdir()
+    names = (f"{'n' * 251}.jpg", "ok.jpg") if rle else (f"{'n' * 251}.jpg", f"{'n' * 251}.png", "ok.jpg")
+    for i, name in enumerate(names):
+        (data / name).write_bytes(jobs.jpeg(photo, i))
+    for labelled in (len(names) - 1, 0):
+        summary = bulk.label(model, data, tmp_path / "out", rle=rle)
+        assert (summary.labelled, summary.failed) == (labelled, int(labelled > 0))
+        (reason,) = failures(tmp_path / "out")
+        assert "the name is too long for a file; rename its source" in reason
 
 
 def test_sources_that_are_refused(tmp_path, photo):
@@ -265,6 +293,29 @@ def test_tars_as_the_webdataset_package_writes_them(model, photo, tmp_path):
     assert jobs.results(tmp_path / "out") == [f"a.tar/s{i}" for i in range(3)]
 
 
+def test_links_in_tars_and_tars_without_pictures_are_said(model, photo, tmp_path, caplog):
+    photos = jobs.folder_of(photo, tmp_path / "photos", 1) / "cam0"
+    (photos / "hard.jpg").hardlink_to(photos / "000.jpg")
+    (photos / "soft.jpg").symlink_to("000.jpg")
+    with tarfile.open(tmp_path / "links.tar", "w") as tar:
+        for name in ("000.jpg", "hard.jpg", "soft.jpg"):
+            tar.add(photos / name, name)
+    with tarfile.open(tmp_path / "arrays.tar", "w") as tar:
+        tar.add(photos / "000.jpg", "000.npy")
+    assert bulk.label(model, str(tmp_path / "*.tar"), tmp_path / "out").labelled == 1
+    assert "links.tar: links in it are not followed, as hard.jpg" in caplog.text
+    assert "arrays.tar: holds no pictures" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["gz", "bz2", "xz"])
+def test_a_compressed_tar_under_another_name(model, photo, tmp_path, form):
+    jobs.tar_of(photo, tmp_path / "plain.tar", ["0.jpg"])
+    with tarfile.open(tmp_path / "a.tar", f"w:{form}") as tar:
+        tar.add(tmp_path / "plain.tar", "0.jpg")
+    assert bulk.label(model, tmp_path / "a.tar", tmp_path / "out").failed == 1
+    assert failures(tmp_path / "out")[0].endswith("; unpack it")
+
+
 def test_damaged_tars(model, photo, tmp_path):
     whole = jobs.tar_of(photo, tmp_path / "a.tar", [f"{i}.jpg" for i in range(4)])
     content = whole.read_bytes()
@@ -331,6 +382,56 @@ def test_paths_in_parquet(model, photo, tmp_path, parquet):
     assert np.array_equal(labels(tmp_path / "out", "a.parquet/00000000"), want)
     (tmp_path / "gone.jpg").write_bytes(jobs.jpeg(photo, 7))
     assert bulk.label(model, table, tmp_path / "out", retry_failures=True).labelled == 1
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "large", "view"])
+@pytest.mark.parametrize("name", ["path", "image"])
+def test_columns_as_other_writers_have_them(model, photo, tmp_path, parquet, name, kind):
+    arrow = pytest.importorskip("pyarrow")
+    (tmp_path / "0.jpg").write_bytes(jobs.jpeg(photo, 0))
+    cells, base = (["0.jpg"] * 2, "string") if name == "path" else ([jobs.jpeg(photo, 0)] * 2, "binary")
+    types = {"large": getattr(arrow, f"large_{base}"), "view": getattr(arrow, f"{base}_view")}
+    column = (
+        arrow.array(cells).dictionary_encode() if kind == "dictionary" else arrow.array(cells, types[kind]())
+    )
+    parquet(tmp_path / "a.parquet", **{name: column})
+    assert bulk.label(model, tmp_path / "a.parquet", tmp_path / "out").labelled == 2
+    want = model.predict(tmp_path / "0.jpg").labels
+    assert np.array_equal(labels(tmp_path / "out", "a.parquet/00000001"), want)
+
+
+def test_columns_that_share_a_name(model, photo, tmp_path):
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pictures = arrow.array([jobs.jpeg(photo, 0)])
+    parquet.write_table(arrow.Table.from_arrays([pictures] * 2, ["image"] * 2), tmp_path / "a.parquet")
+    assert bulk.label(model, tmp_path / "a.parquet", tmp_path / "out").failed == 1
+    assert "has several columns called image; leave one" in failures(tmp_path / "out")[0]
+
+
+@pytest.mark.parametrize("fault", ["damaged", "no text"])
+def test_paths_that_can_not_all_be_read_are_a_failure(model, photo, tmp_path, parquet, fault):
+    """Those before the fault are labelled; the others must not be left out in silence."""
+    tables = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "0.jpg").write_bytes(jobs.jpeg(photo, 0))
+    rows = parquet(tmp_path / "a.parquet", path=["0.jpg", "0.jpg", "~~~~.jpg"])
+    group = tables.read_metadata(rows).row_group(1).column(0)
+    start = group.dictionary_page_offset
+    end = start + group.total_compressed_size
+    content, spoilt = rows.read_bytes(), b"\xff" * (end - start)
+    if fault == "no text":
+        spoilt = content[start:end].replace(b"~~~~", b"\xff" * 4)
+    rows.write_bytes(content[:start] + spoilt + content[end:])
+    summary = bulk.label(model, rows, tmp_path / "out")
+    assert (summary.labelled, summary.failed) == (2, 1)
+    assert "a.parquet: can not be read as Parquet" in failures(tmp_path / "out")[0]
+
+
+def test_tables_without_rows_are_said(model, tmp_path, parquet, caplog):
+    arrow = pytest.importorskip("pyarrow")
+    parquet(tmp_path / "a.parquet", path=arrow.array([], arrow.string()))
+    assert bulk.label(model, tmp_path / "a.parquet", tmp_path / "out").labelled == 0
+    assert "a.parquet: holds no rows" in caplog.text
 
 
 def test_a_path_in_parquet_that_no_file_can_have(model, photo, tmp_path, parquet):

@@ -168,6 +168,10 @@ def test_options_that_are_refused(photo, run_cli, tiny_weights, workplace):
         run_cli("predict", "a.mp4", "b.png", *args, "--labels"), "a.mp4: labels of videos are not written"
     )
     refused(run_cli("predict", "b.png", *args, "--max-frames", "2"), "--max-frames is about videos")
+    for option in (("--range", "0,9"), ("--quality", "50"), ("--format", "png"), ("--label-ids",)):
+        refused(
+            run_cli("predict", "a.mp4", *args, *option), f"{option[0]} is about pictures, and there is none"
+        )
     refused(run_cli("predict", "a.mp4", *args, "--scale", "0.1"), "a.mp4[0]: the network would see")
     os.mkdir("in")
     os.rename("a.mp4", "in/a_overlay.mp4")

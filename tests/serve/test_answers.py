@@ -350,6 +350,14 @@ def test_what_can_not_start_says_why(run_cli, arguments, words):
     assert done.code == 2 and words in done.err and len(done.lines) == 1
 
 
+def test_two_that_start_at_once_on_one_port():
+    """A port that is bound is not yet taken: a second process could bind it too, and fail later."""
+    from stdc_fast.serve.run import _bound
+
+    with _bound("127.0.0.1", 0) as first, pytest.raises(UserError, match="in use; choose another"):
+        _bound("127.0.0.1", first.getsockname()[1])
+
+
 def test_a_port_that_is_taken(run_cli):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
