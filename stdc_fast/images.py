@@ -441,6 +441,14 @@ def open_item(
     return item
 
 
+def kept(item: object, name: str, bgr: bool = False, range: tuple[float, float] | None = None) -> object:
+    """What :func:`iterate` gave, for :func:`open_item` later: in memory that nobody uses again."""
+    if isinstance(item, (str, Path)):
+        return item
+    image = open_item(item, name, bgr, range)
+    return image.clone() if isinstance(image, Tensor) else _Ready(image)
+
+
 def open_frame(
     frame: object, name: str, bgr: bool = False, range: tuple[float, float] | None = None
 ) -> np.ndarray | Tensor:

@@ -145,10 +145,7 @@ def write_safetensors(source: Source, settings: Settings, path: Path) -> None:
         **source.said,
     }
     state = checkpoints.inference_state(source.network)
-    ranges = source.calibration
-    if ranges is not None and ranges.fingerprint != checkpoints.fingerprint(source.network):
-        ranges = None  # of weights that were changed since
-    checkpoints.save(state, path, metadata, settings.dtype == "float16", ranges)
+    checkpoints.save(state, path, metadata, settings.dtype == "float16", source.calibration)
 
 
 def write_ncnn(source: Source, settings: Settings, path: Path) -> None:
