@@ -28,7 +28,7 @@ class Source:
     """A network in float32 on the CPU, in eval mode, its class names, and what its checkpoint says of it.
 
     ``calibration`` has ranges for int8: our own safetensors keep them, and plans in int8 are made with them.
-    ``frames`` are pictures that ONNX in int8 takes its own from.
+    ``frames`` are pictures that ONNX in int8 takes its own from. ``small`` is of ``load(memory="small")``.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Source:
     said: dict[str, object] = dataclasses.field(default_factory=dict)
     calibration: Calibration | None = None
     frames: Frames | None = None
+    small: bool = False
 
     @staticmethod
     def of(model: Segmenter | str | Path, **options: object) -> Source:
@@ -47,7 +48,10 @@ class Source:
         if isinstance(model, Segmenter):
             if options:
                 raise UserError(f"options {', '.join(options)} are for a file; this model is loaded already")
-            source = Source(model.name, _plain(model.network), model.classes, {}, model.calibration)
+            source = Source(
+                model.name, _plain(model.network), model.classes, {}, model.calibration,
+                small=model.memory == "small",
+            )  # fmt: skip
             size = model.input_size
             said = {"short_side": size.short_side, "scale": None if size.scale == 1 else size.scale}
             source.said.update({k: v for k, v in said.items() if v is not None})

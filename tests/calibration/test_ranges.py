@@ -8,6 +8,7 @@ import pytest
 import torch
 from levelled import leave_ops_alone
 from oracle import street, trained, truth
+from PIL import Image
 from refusals import refusal
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -15,8 +16,10 @@ from safetensors.torch import save_file
 import stdc_fast
 from stdc_fast import checkpoints
 from stdc_fast.numerics import relative_error
+from stdc_fast.pipeline import Workers
 from stdc_fast.plan.quantise import candidates
 from stdc_fast.precision import INT8_FLOAT32
+from stdc_fast.to_files import Outputs, Task, ToFiles
 
 
 def load(path, **options):
@@ -104,6 +107,19 @@ def test_what_runs_in_8_bits_is_said(tiny_weights, found, caplog):
     assert not caplog.records
     model = load(tiny_weights, dtype=INT8_FLOAT32, backend="eager", calibrate=none)
     assert "; 0 ops in 8 bits" in model.reason and "nothing is faster in 8 bits here" in caplog.text
+
+
+def test_results_of_other_ops_in_8_bits_are_made_anew(tiny_weights, found, photo, tmp_path):
+    """--skip-existing: ranges are the same numbers, but one op more is left out."""
+    Image.fromarray(photo()).save(tmp_path / "a.png")
+    outputs = Outputs(overlay=False)
+    task = Task(tmp_path / "a.png", "a.png", outputs.targets(tmp_path / "a"))
+    model = load(tiny_weights, dtype=INT8_FLOAT32, backend="eager", calibrate=found)
+    with Workers(1) as workers:
+        list(ToFiles(model, outputs, workers).run([task]))
+        assert ToFiles(model, outputs, workers).done(task)
+        model.calibration = dataclasses.replace(found, keep=tuple(candidates(model.plan())[:1]))
+        assert not ToFiles(model, outputs, workers).done(task)
 
 
 def test_ranges_hold_at_small_sizes():
