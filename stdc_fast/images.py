@@ -475,29 +475,9 @@ def open_item(
     return item
 
 
-def open_frame(
-    frame: object, name: str, bgr: bool = False, range: tuple[float, float] | None = None
-) -> np.ndarray | Tensor:
-    """One frame of a stream, in memory of its own, as :func:`open_item` gives it.
-
-    ``frame`` is an array ``[H, W, 3]`` or ``[H, W]``, a tensor of one image (see :func:`tensor_images`), a
-    PIL image, an image's path, or an image file's bytes. UserErrors start with ``name``.
-    """
-    if isinstance(frame, Tensor):
-        if frame.ndim != 3:
-            raise UserError(f"{name}: expected one image, a tensor of 3 dimensions, got {list(frame.shape)}")
-        try:
-            (image,) = tensor_images(frame, bgr, range)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
-        return image.clone() if isinstance(image, Tensor) else image.copy()
-    if isinstance(frame, (str, os.PathLike)):
-        try:
-            return read_image(frame, range)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
-    if isinstance(frame, (np.ndarray, Image.Image)) or is_file(frame):
-        return open_item(frame, name, bgr, range)
-    raise UserError(
-        f"{name}: expected an array [H, W, 3], PIL image, tensor, path or bytes, got {type(frame).__name__}"
-    )
+def kept(item: object, name: str, bgr: bool = False, range: tuple[float, float] | None = None) -> object:
+    """What :func:`iterate` gave, for :func:`open_item` later: in memory that nobody uses again."""
+    if isinstance(item, (str, Path)):
+        return item
+    image = open_item(item, name, bgr, range)
+    return image.clone() if isinstance(image, Tensor) else _Ready(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from stdc_fast.precision import Like, Precision, choose, precision_of
 if TYPE_CHECKING:
     from stdc_fast.backends import Decision
     from stdc_fast.reference import STDCSeg
+
+log = logging.getLogger(__name__)
 
 
 class Levels:
@@ -39,10 +42,13 @@ class Levels:
     @dtype.setter
     def dtype(self, dtype: Like) -> None:
         precision_of(dtype)  # "auto" is none
-        precision, _ = choose(dtype, self.device)
-        if precision.levels:
-            self.ranges()
-        self.precision, self.why_precision = precision, "set after loading"
+        before = self.precision, self.why_precision
+        self.precision, self.why_precision = choose(dtype, self.device)[0], "set after loading"
+        try:
+            say_if_none(self.name, self.precision, self.ops_in_levels())
+        except UserError:
+            self.precision, self.why_precision = before
+            raise
 
     @property
     def calibration(self) -> Calibration | None:
@@ -99,6 +105,13 @@ class Levels:
             return f"; {len(self.ops_in_levels())} ops in 8 bits"
         except UserError as error:
             return f"; {error}"
+
+
+def say_if_none(name: str, precision: Precision, ops: Collection[str]) -> None:
+    """Warn of int8 without any op in 8 bits."""
+    if precision.levels and not ops:
+        said = "%s: nothing is faster in 8 bits here, or all was left out: int8 is %s"
+        log.warning(said, name, precision.maps)
 
 
 def ranges_of(name: str, network: STDCSeg, found: Calibration | None) -> Ranges:

@@ -194,15 +194,7 @@ class Pretrained:
         return facts
 
     def _save(self, path: str | os.PathLike, facts: dict[str, object], half: bool) -> None:
-        checkpoints.save(checkpoints.inference_state(self.network), path, facts, half, self._kept_ranges())
-
-    def _kept_ranges(self) -> Calibration | None:
-        """Those for int8, if they are of the weights as they are now; a line says it if they are not."""
-        found = self.calibration
-        if found is not None and found.fingerprint != checkpoints.fingerprint(self.network):
-            log.warning("%s: its %s are of other weights, and are left out", self.name, found)
-            return None
-        return found
+        checkpoints.save(checkpoints.inference_state(self.network), path, facts, half, self.calibration)
 
     @property
     def transforms(self) -> Transforms:

@@ -377,7 +377,7 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
         """Label frames one after the other, while a thread gets the next ones from their source.
 
         Args:
-            frames: any iterable, also without end, of what :func:`stdc_fast.images.open_frame` takes; or a
+            frames: any iterable, also without end, of what :func:`stdc_fast.stream.open_frame` takes; or a
                 video file or camera, opened at once (see :func:`stdc_fast.video.read`).
             scale, size, bgr, range, confidence: as for :meth:`predict`; videos have no ``range``.
             ahead: number of frames that may wait; memory is bounded by it. On a GPU one more is on its way.

@@ -11,6 +11,10 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
 from stdc_fast import images, video
 from stdc_fast.errors import UserError
 
@@ -51,12 +55,41 @@ def open_stream(
     def prepare(index: int, frame: object) -> tuple[str, object, float | None]:
         name = f"frame {index}" if reader is None else f"{reader.name}[{index}]"
         with images.memory_errors(name):
-            image = images.open_frame(frame, name, bgr and reader is None, range)
+            image = open_frame(frame, name, bgr and reader is None, range)
         return name, image, None if reader is None else reader.time
 
     if latest is None:
         latest = reader is not None and reader.live
     return Stream(frames, prepare, lambda item: begin(*item), ahead, latest, 1 if latest else depth)
+
+
+def open_frame(
+    frame: object, name: str, bgr: bool = False, range: tuple[float, float] | None = None
+) -> np.ndarray | Tensor:
+    """One frame of a stream, in memory of its own, as :func:`stdc_fast.images.open_item` gives it.
+
+    ``frame`` is an array ``[H, W, 3]`` or ``[H, W]``, a tensor of one image (see
+    :func:`stdc_fast.images.tensor_images`), a PIL image, an image's path, or an image file's bytes. UserErrors
+    start with ``name``.
+    """
+    if isinstance(frame, Tensor):
+        if frame.ndim != 3:
+            raise UserError(f"{name}: expected one image, a tensor of 3 dimensions, got {list(frame.shape)}")
+        try:
+            (image,) = images.tensor_images(frame, bgr, range)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        return image.clone() if isinstance(image, Tensor) else image.copy()
+    if isinstance(frame, (str, os.PathLike)):
+        try:
+            return images.read_image(frame, range)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+    if isinstance(frame, (np.ndarray, Image.Image)) or images.is_file(frame):
+        return images.open_item(frame, name, bgr, range)
+    raise UserError(
+        f"{name}: expected an array [H, W, 3], PIL image, tensor, path or bytes, got {type(frame).__name__}"
+    )
 
 
 class Stream(Iterator["Segmentation"]):

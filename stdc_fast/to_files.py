@@ -177,7 +177,8 @@ class ToFiles:
         """What decides the labels beside the picture."""
         segmenter, ranges = self.segmenter, None
         if segmenter.precision.levels and (found := segmenter.calibration) is not None:
-            ranges = {name: tensor.tolist() for name, tensor in found.tensors().items()}
+            tensors = {name: tensor.tolist() for name, tensor in found.tensors().items()}
+            ranges = found.keep, tensors
         fingerprint = checkpoints.fingerprint(segmenter.network)
         return [__version__, fingerprint, str(segmenter.precision), segmenter.memory, repr(ranges)]
 

@@ -208,14 +208,11 @@ def _give_ranges(
     # Said now, and not when the first image comes.
     try:
         levels.ranges_of(pretrained, model.network, model.calibration)
-        ops = model.ops_in_levels()
+        levels.say_if_none(pretrained, model.precision, model.ops_in_levels())
     except UserError as error:
         if given is not None or own is not None or model.calibration is None:
             raise
         raise UserError(f"{ranges.beside(path)}: {error}") from None
-    if model.precision.levels and not ops:
-        log.warning("%s: nothing is faster in 8 bits here, or all was left out: int8 is %s",
-                    pretrained, model.precision.maps)  # fmt: skip
 
 
 @functools.cache

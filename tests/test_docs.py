@@ -6,6 +6,8 @@ import re
 import pytest
 from paths import ROOT
 
+from csrc import build_native
+
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")])
 LONGEST = 160
 #: Folders whose files documents name by their paths from the root.
@@ -149,3 +151,9 @@ def test_speeds_of_the_readme_are_those_of_the_record():
     assert record["time"].startswith(re.search(r"cpu\.jsonl`: ([\d-]+)", text)[1])
     assert len(list(speeds(text.replace("42.5", "142.5"), record))) == 1
     assert len(list(speeds(text.replace("not measured", "1.00", 1), record))) == 1
+
+
+def test_every_instruction_set_that_is_built_can_be_asked_for_by_its_name():
+    (row,) = re.findall(r"^\| `STDC_FAST_CPU_ISA` .*$", (ROOT / "docs/environment.md").read_text(), re.M)
+    for name in set(build_native.SETS) - {"amx_emulated"}:  # only tests take it
+        assert f"`{name}`" in row

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stdc_fast import UserError, images
+from stdc_fast import UserError, images, stream
 
 # ---------------------------------------------------------------- bytes, open files, pipes
 
@@ -27,7 +27,7 @@ def test_bytes_and_open_files_are_read(photo, tmp_path):
         assert np.array_equal(images.open_item(item, name), array)
     with path.open("rb") as file:
         assert np.array_equal(images.read_image(file), array)
-        assert np.array_equal(images.open_frame(file, "frame 0"), array)
+        assert np.array_equal(stream.open_frame(file, "frame 0"), array)
         assert images.name_of(file) == str(path)
     with (
         path.open(encoding="latin-1") as file,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stdc_fast import UserError, images, video
+from stdc_fast import UserError, stream, video
 
 # Enough for any machine; only a failing test waits so long.
 PATIENCE = 30
@@ -159,14 +159,14 @@ def test_fetching_and_labelling_overlap_and_memory_is_bounded(ahead, model, phot
 
 def test_frames_are_not_kept(model, photo, monkeypatch):
     """No more of them live than wait, are being labelled, and are the caller's."""
-    alive, most, open_frame = weakref.WeakValueDictionary(), [], images.open_frame
+    alive, most, open_frame = weakref.WeakValueDictionary(), [], stream.open_frame
 
     def watched(frame, name, *how):
         alive[name] = image = open_frame(frame, name, *how)
         most.append(len(alive))
         return image
 
-    monkeypatch.setattr(images, "open_frame", watched)
+    monkeypatch.setattr(stream, "open_frame", watched)
     assert len([r.name for r in model.stream(Source(photo, 12))]) == 12
     assert len(most) == 12
     assert max(most) <= 5

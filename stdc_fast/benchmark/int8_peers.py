@@ -22,7 +22,6 @@ from stdc_fast.benchmark.runtime_peers import OnnxRuntime
 from stdc_fast.benchmark.torch_peers import Deployed, Folded
 from stdc_fast.exporters import Settings, qdq
 from stdc_fast.exporters.converters import convert, hushed, quiet
-from stdc_fast.images import MEAN, STD, normalise
 
 #: The quantiser of MNN's wheel. Its command passes it other arguments than it takes, and ends.
 _MNN_QUANTISER = "import sys, _tools; _tools.mnnquant(sys.argv)"
@@ -49,7 +48,7 @@ class NcnnInt8(Ncnn):
         """Greatest absolute values of maps in float32."""
         net, found = self.loaded(param), dict.fromkeys(names, 0.0)
         for sample in self.workload.samples(scope):
-            for image in sample if scope == "logits" else normalise(sample):
+            for image in sample if scope == "logits" else self.workload.normalised(sample):
                 array = image.contiguous().numpy()
                 matrix = self.ncnn.Mat(array).clone()  # it does not keep the array
                 extractor = net.create_extractor()
@@ -85,8 +84,8 @@ class MnnInt8(MNN):
         super().write(scope, plain)
         chosen = {
             "format": "RGB",
-            "mean": [255 * m for m in MEAN],
-            "normal": [1 / (255 * s) for s in STD],
+            "mean": [255 * m for m in self.workload.mean],
+            "normal": [1 / (255 * s) for s in self.workload.std],
             "width": width,
             "height": height,
             "path": f"{folder}/",
@@ -104,10 +103,10 @@ class MnnInt8(MNN):
     def prepare(self, scope: str) -> Callable[[], np.ndarray]:
         if scope == "logits":
             return super().prepare(scope)
-        frames = self.workload.input(scope)
+        frames, normalised = self.workload.input(scope), self.workload.normalised
         with hushed():
             module = self.module(scope)
-        return lambda: self.forward(module, self.variable(normalise(frames).contiguous().numpy()))
+        return lambda: self.forward(module, self.variable(normalised(frames).contiguous().numpy()))
 
 
 def _raw(scope: str) -> str:

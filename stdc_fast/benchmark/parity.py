@@ -33,7 +33,7 @@ def check(
         if limit.logits is not None and not error <= limit.logits:
             found.append(f"logits differ by {error:.1e}; {dtype} allows {limit.logits:.0e}")
         if len(outputs) == 1:  # nobody asked for labels: these are what the logits say
-            outputs["labels"] = argmax(logits, want.labels["labels"].shape[1:]).numpy()
+            outputs["labels"] = argmax(logits, want.labels["labels"].shape[1:], want.align_corners).numpy()
     for scope, reference in want.labels.items():
         if scope not in outputs:
             continue

@@ -18,7 +18,6 @@ from stdc_fast.benchmark.runtime_peers import Exported
 from stdc_fast.benchmark.workloads import Workload
 from stdc_fast.exporters import Settings, writers
 from stdc_fast.exporters.converters import hushed
-from stdc_fast.images import MEAN, STD
 
 
 class Ncnn(Exported):
@@ -34,7 +33,7 @@ class Ncnn(Exported):
         import ncnn
 
         self.ncnn = ncnn
-        self.mean, self.scale = [255 * m for m in MEAN], [1 / (255 * s) for s in STD]
+        self.mean, self.scale = [255 * m for m in workload.mean], [1 / (255 * s) for s in workload.std]
 
     def settings(self, scope: str) -> Settings:
         output = "logits8" if scope == "logits" else "logits"

@@ -14,7 +14,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from stdc_fast.benchmark.runners import Missing, Runner
 from stdc_fast.benchmark.workloads import FRAME, Workload
-from stdc_fast.images import MEAN, STD
 from stdc_fast.reference.layers import ConvBNReLU, SegHead
 from stdc_fast.reference.networks import STDCSeg, upsample
 
@@ -28,8 +27,8 @@ class Deployed(nn.Module):
     def __init__(self, network: nn.Module, workload: Workload, scope: str, dtype: torch.dtype):
         super().__init__()
         self.network, self.scope, self.dtype = network, scope, dtype
-        self.size = workload.size
-        for name, values in (("mean", MEAN), ("std", STD)):
+        self.size, self.corners = workload.size, workload.align_corners
+        for name, values in (("mean", workload.mean), ("std", workload.std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1) * 255)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,9 +42,9 @@ class Deployed(nn.Module):
         if self.scope == "frame" and self.size != FRAME:
             x = upsample(x, self.size)
         logits = self.network.logits8(x.to(self.dtype)).float()
-        logits = upsample(logits, self.size)
+        logits = upsample(logits, self.size, self.corners)
         if self.scope == "frame" and self.size != FRAME:
-            logits = upsample(logits, FRAME)
+            logits = upsample(logits, FRAME, self.corners)
         return logits
 
 

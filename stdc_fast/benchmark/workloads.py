@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +67,28 @@ class Workload:
         height, width = FRAME if scope == "frame" else self.size
         return torch.from_numpy(_frames(str(self.photo), height, width, self.batch).copy())
 
+    @property
+    def mean(self) -> Sequence[float]:
+        """By which the network expects its input to be normalised, RGB of values in 0..1."""
+        return _said(str(self.weights))[0]
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Likewise."""
+        return _said(str(self.weights))[1]
+
+    @property
+    def align_corners(self) -> bool:
+        """How its logits are interpolated."""
+        return _said(str(self.weights))[2]
+
+    def normalised(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Raw frames as the network reads them, ``[N, 3, H, W]``."""
+        return normalise(frames, dtype, self.mean, self.std)
+
     def image(self) -> Tensor:
         """Normalised float32 ``[N, 3, H, W]`` of scope "logits"."""
-        return normalise(self.frames("logits")).contiguous()
+        return self.normalised(self.frames("logits")).contiguous()
 
     def input(self, scope: str) -> Tensor:
         return self.image() if scope == "logits" else self.frames(scope)
@@ -106,6 +126,12 @@ def weight_bytes(plan: Plan, itemsize: int) -> int:
 @functools.lru_cache(4)
 def _plan(weights: str) -> Plan:
     return optimise(build(checkpoints.read(weights).network()))
+
+
+@functools.lru_cache(4)
+def _said(weights: str) -> tuple[Sequence[float], Sequence[float], bool]:
+    network = checkpoints.read(weights).network()
+    return network.mean, network.std, network.align_corners
 
 
 @functools.lru_cache(2)
@@ -148,10 +174,12 @@ class Expected:
     Attributes:
         logits: ``[n, C, h, w]`` at 1/8.
         labels: uint8 ``[n, H, W]`` by scope, "labels" and "frame".
+        align_corners: how labels come of logits.
     """
 
     logits: Tensor
     labels: dict[str, Tensor]
+    align_corners: bool = True
 
 
 def ends(x: Tensor) -> Tensor:
@@ -162,20 +190,19 @@ def ends(x: Tensor) -> Tensor:
 @torch.inference_mode()
 def expected(workload: Workload, scopes: list[str]) -> Expected:
     """Run the reference, by the official protocol: the normalised image is resized, then the logits."""
-    network = workload.network(torch.float64)
-    image = normalise(ends(workload.frames("logits")), torch.float64)
-    logits = network.logits8(image)
-    labels = {"labels": argmax(logits, workload.size)}
+    network, corners = workload.network(torch.float64), workload.align_corners
+    logits = network.logits8(workload.normalised(ends(workload.frames("logits")), torch.float64))
+    labels = {"labels": argmax(logits, workload.size, corners)}
     if "frame" in scopes:
-        frames = normalise(ends(workload.frames("frame")), torch.float64)
+        frames = workload.normalised(ends(workload.frames("frame")), torch.float64)
         resized = network.logits8(upsample(frames, workload.size))
-        labels["frame"] = argmax(upsample(resized, workload.size), FRAME)
-    return Expected(logits, labels)
+        labels["frame"] = argmax(upsample(resized, workload.size, corners), FRAME, corners)
+    return Expected(logits, labels, corners)
 
 
-def argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def argmax(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     """Labels uint8 ``[n, H, W]`` of logits, one image at a time."""
-    return torch.cat([upsample(one[None], size).argmax(1).to(torch.uint8) for one in logits])
+    return torch.cat([upsample(one[None], size, align_corners).argmax(1).to(torch.uint8) for one in logits])
 
 
 def check_photo(photo: Path) -> None:

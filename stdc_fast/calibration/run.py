@@ -48,6 +48,8 @@ def calibrate(
     *,
     count: int = COUNT,
     seed: int = 0,
+    bgr: bool = False,
+    range: tuple[float, float] | None = None,
     method: str = "best",
     keep: Collection[str] = (),
     limit: float | None = SHARE * TARGET,
@@ -64,23 +66,24 @@ def calibrate(
     Args:
         model: in any dtype.
         frames: a folder, paths, arrays and whatever else :meth:`~stdc_fast.Segmenter.predict` takes as
-            pictures. The network sees them as it does there.
+            pictures. The network sees them as it does there. Iterators are read to their end.
         count: frames at most; they are drawn by ``seed``.
+        bgr, range: of the frames, as for :meth:`~stdc_fast.Segmenter.predict`.
         method: "max", "mse" (clips where the squared error of 8 bits is least), "percentile:99.99" or
             another percentile, or "best": the one of these with the least error of logits.
         keep: names of ops that are to be left out of 8 bits, also without ``cp.backbone.`` and ``.conv``.
         limit: an op is left out, too, if it alone moves logits by more; None leaves none out so.
         progress: see :data:`stdc_fast.calibration.sensitivity.Progress`.
 
-    Raises UserError, in one line, for no frames, ones that can not be read or hold NaN, frames of one flat
-    colour, and unknown methods or ops.
+    Raises UserError, in one line, for no frames, ones that can not be read or hold NaN, frames that are all
+    of one flat colour, a network that gives NaN or nothing but zeros, and unknown methods or ops.
     """
     from stdc_fast.levels import Levels
 
     method = statistics.check_method(method)
     if not isinstance(model, Levels):
         raise UserError(f"expected a loaded model, not {model!r}; see stdc_fast.load")
-    if isinstance(keep, str):
+    if isinstance(keep, str) or not isinstance(keep, Iterable):
         raise UserError(f"keep must be a list of names of ops, not {keep!r}; write [{keep!r}]")
     if limit is not None and not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
         raise UserError(
@@ -91,8 +94,9 @@ def calibrate(
     if not names:
         raise UserError(f"{model.name}: has no op that can run in 8 bits")
     by_hand = tuple(dict.fromkeys(_resolve(name, names) for name in keep))
-    taken = pictures.choose(frames, count, seed)
-    looked, held = pictures.split(taken, seed)
+    taken = pictures.choose(frames, count, seed, bgr, range)
+    flat = [shown.flat for shown in progress(taken.shown_to(model), "frames", len(taken))]
+    looked, held = pictures.split(taken, flat, seed)
     floats = Floats(model)
     histograms = _statistics(floats, plan, looked, progress)
     judge = Judge(floats, held, progress)
@@ -118,7 +122,7 @@ def calibrate(
         best = _least(rows)
     about = {
         "seed": seed,
-        "held_out": len(held) if len(taken) > 1 else 0,
+        "held_out": len(taken) - len(looked),
         "compared": [{"method": r.name, "error": r.error, "agreement": r.agreement} for r in rows],
         "limit": limit,
         "ops": [name for name in used if name not in kept],
@@ -139,12 +143,7 @@ def _statistics(
     """Of all maps that any op may read as levels, in two passes over the frames."""
     needed = wanted(plan, candidates(plan))
     extremes = statistics.Extremes(needed)
-    flat = _run(floats, looked, extremes, progress, "greatest values")
-    if flat == len(looked):
-        raise UserError(
-            f"all frames of {looked.source} are of one flat colour, which says nothing of a network's maps; "
-            "give pictures like those to be labelled"
-        )
+    _run(floats, looked, extremes, progress, "greatest values")
     histograms = statistics.Histograms(extremes.ranges())
     _run(floats, looked, histograms, progress, "histograms")
     return histograms
@@ -152,14 +151,11 @@ def _statistics(
 
 def _run(
     floats: Floats, looked: pictures.Frames, looks: statistics.Looks, progress: Progress, what: str
-) -> int:
-    """Run the frames in float32 past ``looks``; how many of them are of one colour."""
-    flat = 0
+) -> None:
+    """Run the frames in float32 past ``looks``."""
     for shown in progress(looked.shown_to(floats.model), what, len(looked)):
         for one in shown.sizes():
             floats.logits(one, looks)
-        flat += shown.flat
-    return flat
 
 
 def _used(model: Segmenter, plan: Plan) -> list[str]:

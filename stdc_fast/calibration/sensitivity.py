@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,6 +15,7 @@ from stdc_fast.backends import eager
 from stdc_fast.backends.base import Executable
 from stdc_fast.calibration.frames import Frames, Shown
 from stdc_fast.calibration.statistics import Looks, Passing
+from stdc_fast.errors import UserError
 from stdc_fast.plan.plan import Plan
 from stdc_fast.plan.quantise import Ranges, quantise
 from stdc_fast.postprocess import resize_argmax
@@ -75,6 +77,14 @@ class Judge:
         for shown in progress(frames.shown_to(self.model), "float32", len(frames)):
             found = [(one, floats.logits(one)) for one in shown.sizes()]
             self.known.append([(one, logits, self._labels(logits, one)) for one, logits in found])
+        by_size = zip(*self.known, strict=True)
+        norms = [sum(float(logits.double().norm()) for _, logits, _ in found) for found in by_size]
+        if not all(0 < norm < math.inf for norm in norms):
+            said = "zero everywhere" if 0 in norms else "NaN or infinite in places"
+            raise UserError(
+                f"{self.model.name}: its logits are {said} on these frames, so that errors mean nothing; "
+                "load trained weights"
+            )
 
     def _labels(self, logits: Tensor, shown: Shown) -> Tensor:
         return resize_argmax(logits, shown.seen, align_corners=self.model.network.align_corners)[0]

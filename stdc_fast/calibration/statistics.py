@@ -106,9 +106,10 @@ class Histograms(Looks):
 
     def look(self, key: str, x: Tensor, offset: int) -> None:
         channels = x.shape[1]
-        reach = self.reach[key][offset : offset + channels]
-        factor = torch.where(reach > 0, BINS / reach, 0).to(x.device, torch.float32)
-        bins = (x.abs() * factor).int().clamp_(max=BINS - 1)
+        reach = self.reach[key][offset : offset + channels].to(x.device, torch.float32)
+        # Not times BINS / reach, which is infinite for channels that weight decay has all but put out.
+        shares = x.abs() / torch.where(reach > 0, reach, 1)
+        bins = (shares * BINS).int().clamp_(max=BINS - 1)
         bins += torch.arange(channels, dtype=torch.int32, device=x.device) * BINS
         counts = torch.bincount(bins.flatten(), minlength=channels * BINS).view(channels, BINS)
         self.counts[key][offset : offset + channels] += counts.cpu()

@@ -156,7 +156,7 @@ def save(
         metadata: JSON-able values; ``docs/checkpoints.md`` lists the keys.
         half: store convolution weights as fp16; norm statistics stay float32.
         calibration: ranges of the network's maps, which go into the file, too. With ``half`` they count as
-            those of the weights as stored.
+            those of the weights as stored. Those of other weights are left out, and a warning says so.
 
     Raises UserError if the file can not be written, or a weight does not fit fp16.
     """
@@ -168,14 +168,20 @@ def save(
             raise UserError(f"{path}: {name} exceeds the range of fp16; save it without half")
         tensors[name] = stored
     mark = FORMAT_OPTIONS if differing(metadata) else FORMAT
+    if calibration is not None and calibration.fingerprint != _mark(state, metadata):
+        _log.warning("%s: %s are of other weights, and are left out", path, calibration)
+        calibration = None
     if calibration is not None:
         if half:
-            stored = fingerprint(from_state(tensors, metadata).network())
-            calibration = dataclasses.replace(calibration, fingerprint=stored)
+            calibration = dataclasses.replace(calibration, fingerprint=_mark(tensors, metadata))
         metadata = {**metadata, record.KEY: calibration.facts()}
         mark, tensors = FORMAT_RANGES, {**tensors, **calibration.tensors()}
     text = {"format": mark, **{k: json.dumps(v) for k, v in metadata.items()}}
     write_atomic(path, lambda p: safetensors.torch.save_file(tensors, p, metadata=text))
+
+
+def _mark(state: families.State, metadata: dict[str, object]) -> str:
+    return fingerprint(from_state(state, metadata).network())
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from stdc_fast.checkpoints.archives import damaged, open_archive, open_pickle
 from stdc_fast.checkpoints.families import CANONICAL, FAMILIES, State, known_names, recognise
 from stdc_fast.checkpoints.pickles import Global, Opaque
 from stdc_fast.checkpoints.rebuild import Array, Stored
-from stdc_fast.errors import UserError
+from stdc_fast.errors import UserError, announce
 
 #: The mark of our safetensors, and those of files which older versions would misread, as they have options,
 #: or would not take, as they have ranges. Ranges alone have a mark of their own.
@@ -311,7 +311,11 @@ def _open_safetensors(path: Path) -> Content:
     metadata = _metadata(text)
     if text["format"] != FORMAT_RANGES:
         return Content(tensors, metadata, "safetensors")
-    calibration = record.Calibration.of(tensors, metadata.pop(record.KEY, None))
+    calibration, facts = None, metadata.pop(record.KEY, None)
+    try:
+        calibration = record.Calibration.of(tensors, facts)
+    except UserError as error:  # the weights may be calibrated again
+        announce(str(path), "its ranges for int8 are left out: %s", error)
     tensors = {k: v for k, v in tensors.items() if not k.startswith(record.PREFIX)}
     return Content(tensors, metadata, "safetensors", calibration=calibration)
 

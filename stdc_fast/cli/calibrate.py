@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from stdc_fast.cli.options import Json, Option, Quiet, note, pairs, progress
+from stdc_fast.cli.options import Json, Option, Quiet, Range, note, pairs, parse_range, progress
 from stdc_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def calibrate(
     ],
     count: Annotated[int, typer.Option(min=1, help="Frames at most, drawn by --seed.")] = 32,
     seed: Annotated[int, typer.Option(help="Which frames are drawn, and which of them held out.")] = 0,
+    range: Range = None,
     method: Annotated[str, typer.Option(help="max, mse, percentile:P, or the best of these.")] = "best",
     keep: Annotated[
         Optional[list[str]],
@@ -78,6 +79,7 @@ def calibrate(
         )
     if plot is not None:
         figure_format(plot)
+    values = parse_range(range)
     targets = [path for path in (out, sensitivity, plot) if path is not None]
     if len(set(targets)) < len(targets):
         raise UserError(f"{targets[0]}: two files are to be written there; give each a name of its own")
@@ -88,7 +90,7 @@ def calibrate(
     loaded = stdc_fast.load(model, device="cpu", dtype="float32", **pairs(option, "--option"))
     limits = {} if limit is None else {"limit": limit or None}
     found = run.calibrate(
-        loaded, source, count=count, seed=seed, method=method, keep=keep or (),
+        loaded, source, count=count, seed=seed, range=values, method=method, keep=keep or (),
         progress=lambda items, what, total: progress(items, what, quiet, total=total), **limits,
     )  # fmt: skip
     loaded.calibration = found

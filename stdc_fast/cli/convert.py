@@ -60,13 +60,14 @@ def convert(
         notes = _named(path, writers.write_backbone, state, target, to)
     else:
         checkpoint = _described(checkpoints.read(path, **pairs(option, "--option")), meta)
+        ranges = zoo.own_ranges(checkpoint.calibration, path, needed=False)
         print(checkpoint.report)
         if to == "safetensors":
-            checkpoints.save(checkpoint.state, target, checkpoint.metadata, half, checkpoint.calibration)
+            checkpoints.save(checkpoint.state, target, checkpoint.metadata, half, ranges)
             notes = []
         else:
             notes = _named(path, writers.write, checkpoint, target, to)
-            notes += [f"its {checkpoint.calibration} are left out"] if checkpoint.calibration else []
+            notes += [f"its {ranges} are left out"] if ranges else []
     for note in notes:
         print(f"note: {note}")
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")

@@ -98,7 +98,8 @@ def export(
             .safetensors, .param (ncnn), .mnn, .tflite (LiteRT), .pte (ExecuTorch).
         format: its name, as in :data:`FORMATS`; it must not contradict the suffix.
         dtype: of weights and, in ONNX, maps: "float32"; "float16" where the format has it; "bfloat16" for
-            plans; "int8" for plans, with the model's own ranges, and for ONNX in QDQ form, by ``calibrate``.
+            plans; "int8" for plans, with the model's own ranges and in the ops in which it runs with its
+            memory, and for ONNX in QDQ form, by ``calibrate``.
             What the file reads and gives does not change with it.
         size: (H, W) that the network sees; None for every size, where the format has that.
         batch: images at once; None for any number.

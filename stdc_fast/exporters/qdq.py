@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stdc_fast import images
 from stdc_fast.calibration.frames import Frames, choose
 from stdc_fast.errors import UserError
 from stdc_fast.exporters.converters import quiet
@@ -26,8 +25,7 @@ def frames_of(source: object) -> Frames:
 
 def shown(frames: Frames, size: tuple[int, int]) -> Iterable[torch.Tensor]:
     """Each picture as a frame uint8 ``[1, H, W, 3]`` of that size. UserError for one that is none."""
-    for name, item in frames.items:
-        image = images.open_item(item, name)
+    for name, image in frames.opened():
         if not isinstance(image, np.ndarray):
             raise UserError(f"{name}: is normalised; exports in 8 bits are calibrated on pictures")
         if image.min() == image.max():

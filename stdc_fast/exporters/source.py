@@ -28,7 +28,7 @@ class Source:
     """A network in float32 on the CPU, in eval mode, its class names, and what its checkpoint says of it.
 
     ``calibration`` has ranges for int8: our own safetensors keep them, and plans in int8 are made with them.
-    ``frames`` are pictures that ONNX in int8 takes its own from.
+    ``frames`` are pictures that ONNX in int8 takes its own from. ``small`` is of ``load(memory="small")``.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Source:
     said: dict[str, object] = dataclasses.field(default_factory=dict)
     calibration: Calibration | None = None
     frames: Frames | None = None
+    small: bool = False
 
     @staticmethod
     def of(model: Segmenter | str | Path, **options: object) -> Source:
@@ -52,7 +53,8 @@ class Source:
             said = pretrained.of_weights(model) | {"short_side": size.short_side}
             said["scale"] = None if size.scale == 1 else size.scale
             said = {k: said[k] for k in _KEPT if said.get(k) is not None}
-            source = Source(model.name, network, model.classes, said, model.calibration)
+            small = model.memory == "small"
+            source = Source(model.name, network, model.classes, said, model.calibration, small=small)
         elif isinstance(model, (str, Path)):
             path = zoo.find(model)
             checkpoint = checkpoints.read(path, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,8 +26,6 @@ from stdc_fast.images import MAX_SIDE
 
 if TYPE_CHECKING:
     import onnx
-
-log = logging.getLogger(__name__)
 
 #: The converter of MNN's wheel. Not MNN.tools.mnnconvert: importing that has pip install a package into some
 #: Python, and calls home.
@@ -123,7 +120,7 @@ def write_torch(source: Source, settings: Settings, path: Path) -> None:
 def write_plan(source: Source, settings: Settings, path: Path) -> None:
     from stdc_fast.backends import cpu
     from stdc_fast.backends.cpu import program
-    from stdc_fast.levels import ops_in_levels
+    from stdc_fast.levels import ops_in_levels, say_if_none
     from stdc_fast.plan import build, optimise
     from stdc_fast.plan.quantise import quantise
     from stdc_fast.precision import choose
@@ -131,8 +128,9 @@ def write_plan(source: Source, settings: Settings, path: Path) -> None:
     plan, (precision, _) = optimise(build(source.network)), choose(settings.dtype, "cpu")
     if precision.levels:
         # For the instruction set that is the best one here; every other runs the plan as well.
-        chosen = cpu.levels(plan, precision)
+        chosen = cpu.levels(plan, precision, source.small)
         names = ops_in_levels(source.name, source.network, plan, source.calibration, chosen)
+        say_if_none(source.name, precision, names)
         plan = quantise(plan, source.calibration.ranges, names)
     if (reason := program.why_not(plan, precision)) is not None:
         raise UserError(f"{source.name}: the native engine can not run it: {reason}")
@@ -148,11 +146,7 @@ def write_safetensors(source: Source, settings: Settings, path: Path) -> None:
         **source.said,
     }
     state = checkpoints.inference_state(source.network)
-    ranges = source.calibration
-    if ranges is not None and ranges.fingerprint != checkpoints.fingerprint(source.network):
-        log.warning("%s: its %s are of other weights, and are left out", source.name, ranges)
-        ranges = None
-    checkpoints.save(state, path, metadata, settings.dtype == "float16", ranges)
+    checkpoints.save(state, path, metadata, settings.dtype == "float16", source.calibration)
 
 
 def write_ncnn(source: Source, settings: Settings, path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import stdc_fast
 from stdc_fast import zoo
 from stdc_fast.benchmark import parity, runners, torch_peers, workloads
 from stdc_fast.benchmark.workloads import Workload
@@ -58,6 +59,33 @@ def test_end_to_end_is_the_official_protocol(name, want):
         labels = runner.host(runner.prepare("frame")()).numpy()
         assert labels.shape == (1, 1024, 2048)
         assert parity.check({"frame": labels}, "float32", want)[1] == []
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A network that reads and interpolates as PaddleSeg's may, not as the paper's code does."""
+    path = tmp_path_factory.mktemp("other") / "other.safetensors"
+    model = stdc_fast.load("stdc1_camvid", device="cpu", dtype="float32")
+    model.network.mean = model.network.std = (0.5, 0.5, 0.5)
+    model.network.align_corners = False
+    model.calibration = None
+    model.save_file(path)
+    workload = dataclasses.replace(SMALL, weights=path)
+    return workload, workloads.expected(workload, ["labels", "frame"])
+
+
+@pytest.mark.parametrize("name", ["ours", "eager", "ONNX Runtime", "ncnn", "MNN"])
+@pytest.mark.parametrize("scope", ["labels", "frame"])
+def test_normalisation_and_corners_are_the_networks(name, scope, other):
+    spec = next((spec for spec in runners.peers("cpu", ["float32"]) if spec.name == name), OURS)
+    if spec.missing("cpu"):
+        pytest.skip(spec.missing("cpu"))
+    workload, want = other
+    runner = spec.make(workload, "cpu", 2)
+    labels = runner.host(runner.prepare(scope)()).numpy()
+    assert parity.check({scope: labels}, "float32", want)[1] == []
+    logits = {"logits": workload.network(torch.float64).logits8(workload.image().double()).numpy()}
+    assert parity.check(logits, "float32", want)[1] == []
 
 
 @pytest.mark.parametrize(("variant", "gmac"), [("stdc1", 23.08), ("stdc2", 29.67)])

@@ -101,7 +101,7 @@ def test_frames_are_drawn_by_the_seed(tiny_model, photo, tmp_path):
 
     assert drawn(0) == drawn(0) and len(set(drawn(0))) == 4
     assert len({tuple(drawn(seed)) for seed in range(5)}) > 1
-    looked, held = pictures.split(pictures.choose(tmp_path, 8, 0), 0)
+    looked, held = pictures.split(pictures.choose(tmp_path, 8, 0), [False] * 8, 0)
     names = [{name for name, _ in part.items} for part in (looked, held)]
     assert not names[0] & names[1] and [len(part) for part in names] == [6, 2]
     assert looked.source == held.source == "/".join(tmp_path.parts[-2:])
@@ -163,7 +163,10 @@ def test_progress_sees_every_step(tiny_model, batch):
         return items
 
     stdc_fast.calibrate(tiny_model, batch[:4], progress=progress)
-    assert steps[:4] == ["greatest values", "histograms", "float32", "methods"] and "each op alone" in steps
+    assert (
+        steps[:5] == ["frames", "greatest values", "histograms", "float32", "methods"]
+        and "each op alone" in steps
+    )
 
 
 # What is refused.

@@ -71,6 +71,37 @@ def test_a_saved_plan_in_8_bits_labels_as_the_model_does(tmp_path):
     assert torch.equal(labels[..., 0], model.label(frames, size="native"))
 
 
+def test_a_plan_of_a_small_model_labels_as_that_does(tmp_path):
+    if cpu.BACKEND.why_not_here() is not None:
+        pytest.skip(cpu.BACKEND.why_not_here())
+    model = stdc_fast.load(device="cpu", dtype="int8", backend="cpu", memory="small")
+    stdc_fast.export(model, tmp_path / "a.plan", dtype="int8")
+    frames, labels = street((160, 256)), torch.empty(1, 160, 256, 1, dtype=torch.uint8)
+    engine = _native.module().Engine((tmp_path / "a.plan").read_bytes(), "", True)
+    engine.run([cpu._spec(frames)], cpu._spec(labels), 160, 256, 1, True)
+    assert torch.equal(labels[..., 0], model.label(frames, size="native"))
+
+
+def test_int8_without_an_op_in_8_bits_is_said(tmp_path, monkeypatch, caplog):
+    """On a processor that multiplies none faster: by whichever way int8 is asked for."""
+    if cpu.BACKEND.why_not_here() is not None:
+        pytest.skip(cpu.BACKEND.why_not_here())
+    monkeypatch.setenv("STDC_FAST_CPU_ISA", "portable")
+    model = stdc_fast.load(device="cpu", dtype="float32", backend="cpu")
+    calls = (
+        lambda: stdc_fast.load(device="cpu", dtype="int8", backend="cpu"),
+        lambda: setattr(model, "dtype", "int8"),
+        lambda: stdc_fast.export("stdc1_camvid", tmp_path / "a.plan", dtype="int8", check=False),
+    )
+    for call in calls:
+        caplog.clear()
+        call()
+        (said,) = caplog.messages
+        assert said == (
+            "stdc1_camvid: nothing is faster in 8 bits here, or all was left out: int8 is torch.float32"
+        )
+
+
 def test_only_plans_and_onnx_hold_8_bits(tmp_path):
     for name in ("a.xml", "a.pt2", "a.safetensors"):
         with pytest.raises(UserError, match="has no int8, only onnx and plans have"):

@@ -112,6 +112,20 @@ def test_every_range_lies_within_what_was_seen(found):
         assert (taken.low >= extremes[KEY].low).all() and (taken.high <= extremes[KEY].high).all()
 
 
+@pytest.mark.parametrize("reach", [1e-44, 1e-40, 1e-36, 1e-30, 1e30, 3e38])
+def test_channels_that_hardly_reach_anywhere(reach):
+    """Weight decay leaves such channels beside others: they are counted as those are."""
+    x = torch.rand((500, 3), generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, reach, 0.0])
+    extremes = Extremes({"map": 3})
+    extremes.look("map", x, 0)
+    looks = Histograms(extremes.ranges())
+    looks.look("map", x, 0)
+    assert looks.counts["map"].sum(1).tolist() == [500] * 3
+    for method in METHODS:
+        high = looks.ranges(method)["map"].high
+        assert high[0] > 0.9 and 0 <= high[1] <= 1.001 * x[:, 1].max() and high[2] == 0
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_maps_that_are_not_finite(value):
     x = maps()

@@ -248,7 +248,6 @@ def test_metadata_that_can_not_be_read(tmp_path):
     for metadata, said in (
         ({"format": "stdc_fast 1", "classes": "[1, 2"}, "metadata"),
         ({"format": "stdc_fast 4"}, "'stdc_fast 4', this version reads 'stdc_fast 1', 'stdc_fast 2' and"),
-        ({"format": "stdc_fast 3"}, "damaged ranges (said of them is None); calibrate again"),
     ):
         safetensors.torch.save_file({"a": torch.ones(1)}, path, metadata=metadata)
         assert said in refusal(path)

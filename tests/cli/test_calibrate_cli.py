@@ -124,6 +124,26 @@ def test_int8_without_ranges_says_what_to_run(run_cli, workplace, tiny_weights, 
     refused(run_cli("info", "--plan", tiny_weights, "--dtype", "int8", "--written"), "leave --written out")
 
 
+def test_deep_pictures(run_cli, workplace, tiny_weights, photo, monkeypatch):
+    """The range that predict asks for and takes, calibrate does as well."""
+    leave_ops_alone(monkeypatch)
+    for i in range(2):
+        Image.fromarray(photo(seed=i)[:, :, 0].astype(np.uint16) * 15).save(f"{i}.png")
+    command = "calibrate", tiny_weights, "0.png", "1.png", "-o", "q.safetensors", "--method", "max"
+    refused(run_cli(*command), "--range 0,4095")
+    assert run_cli(*command, "--range", "0,4095").code == 0
+    refused(run_cli(*command, "--range", "0"), "--range must be BLACK,WHITE")
+
+
+def test_convert_takes_the_ranges_beside_the_weights(run_cli, workplace, embedded):
+    run = run_cli("convert", embedded, "a.safetensors")
+    assert run.code == 0, run.err
+    expected = stdc_fast.load(embedded, device="cpu", dtype="int8").calibration
+    assert stdc_fast.load("a.safetensors", device="cpu", dtype="int8").calibration.facts() == expected.facts()
+    run = run_cli("convert", embedded, "b.pth", "--to", "official")
+    assert f"note: its {expected} are left out" in run.out
+
+
 def test_convert_keeps_ranges_or_says_so(run_cli, workplace, calibrated):
     assert run_cli("convert", calibrated, "b.safetensors").code == 0
     again = stdc_fast.load("b.safetensors", device="cpu", dtype="int8")
