@@ -69,8 +69,8 @@ def open_frame(
     """One frame of a stream, in memory of its own, as :func:`stdc_fast.images.open_item` gives it.
 
     ``frame`` is an array ``[H, W, 3]`` or ``[H, W]``, a tensor of one image (see
-    :func:`stdc_fast.images.tensor_images`), a PIL image, an image's path, or an image file's bytes. UserErrors
-    start with ``name``.
+    :func:`stdc_fast.images.tensor_images`), a PIL image, an image's path, or an image file's bytes.
+    UserErrors start with ``name``.
     """
     if isinstance(frame, Tensor):
         if frame.ndim != 3:
