@@ -64,8 +64,9 @@ format: $(VENV)/.test-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# An editable install builds the native module; the environment of make test serves make demo as well.
-INSTALL = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# An editable install builds the native module; the environment of make test serves make demo as well. Python compiles
+# what it imports, as pip would compile all of the packages, on one core.
+INSTALL = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 SOURCES = pyproject.toml setup.py constraints.txt $(wildcard $(addprefix csrc/,*.py *.cpp */*.cpp */*.h */*/*.cpp */*/*.h */*.cu */*.cuh))
 
 $(VENV)/.installed: $(SOURCES)

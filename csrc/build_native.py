@@ -333,17 +333,18 @@ def chosen_sets() -> set[str]:
 
 def build_emulator() -> Path:
     """Makes the tests' module, in which the CUDA sources run on the CPU."""
-    ninja, flags = Ninja("emulator"), [] if SANITIZE else ["-O2"]
+    ninja, flags = Ninja("emulator"), []
     try:
         ninja.probe("-march=native")
         flags.append("-march=native")
     except Missing:  # as some compilers for other processors; it only takes longer
         pass
     flags.append("-DSTDC_HAVE_WGMMA=1")
-    flags_cuda = [*ninja.flags, *flags, *cuda_options()[1]]
+    # NOTE: -O2, and -O1 with sanitizers, take longer to compile, and the tests run no sooner.
+    flags_cuda = [*ninja.flags, *flags, "-Og" if SANITIZE else "-O1", *cuda_options()[1]]
     ninja.rule("cuda", flags_cuda, "$define -MMD -MF $out.d -x c++ -c $in -o $out" + DEPENDENCIES)
     objects = ninja.compile_cuda("cuda", sources("CUDA", "cuda/*.cu"))
-    objects += ninja.compile("emulator", flags, "emulator/*.cpp")
+    objects += ninja.compile("emulator", [*flags, *([] if SANITIZE else ["-O2"])], "emulator/*.cpp")
     quick = [*flags, "-O1", "-DSTDC_EMULATOR=1"]
     objects += ninja.compile("bindings", [*quick, *python_include()], "bindings_gpu.cpp")
     ninja.link(EMULATOR_MODULE, objects)

@@ -66,6 +66,7 @@ SLOW = (
 LONGEST = (
     "backends/test_network.py", "backends/test_ops.py", "test_train.py", "benchmark/test_peers.py",
     "installation/test_packaging.py", "backends/triton/", "backends/cuda/test_bugs.py", "test_tune.py",
+    "exporters/test_export.py", "calibration/test_calibrate.py", "live/test_accelerate.py",
     "cli/test_video_cli.py", "plan/test_rewrites.py", "benchmark/", "test_segmenter.py",
 )  # fmt: skip
 

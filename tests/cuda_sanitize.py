@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # as conftest.py has it
@@ -28,14 +29,16 @@ OPTIONS = {
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
 }
 KINDS = ("conv", "logits", "subpixel", "stem", "down", "gate", "prologue", "labels_of_some_sizes")
-# Those in which several warps, tiles and chunks meet the edges of maps; names of tests and cases.
-TESTS = {
-    "tests/backends/test_ops.py": f"(emulated_cuda or emulated_wgmma) and ({' or '.join(KINDS)})",
-    "tests/backends/test_network.py": "emulated_cuda and small_network",
-    "tests/backends/cuda/test_cuda_tiles.py": "core or share or chunks or (order and (random or backward))",
-    "tests/backends/cuda/test_fusion.py": "first_two or classifiers",
-    "tests/backends/cuda/test_launches.py": "wrong_launches",
-}
+# Those in which several warps, tiles and chunks meet the edges of maps; names of tests and cases. Each has a
+# process of its own, several at a time, so those that take longest come first.
+TESTS = [
+    ("tests/backends/test_ops.py", f"emulated_cuda and ({' or '.join(KINDS)})"),
+    ("tests/backends/test_ops.py", f"emulated_wgmma and ({' or '.join(KINDS)})"),
+    ("tests/backends/cuda/test_cuda_tiles.py", "core or share or chunks or (order and (random or backward))"),
+    ("tests/backends/cuda/test_fusion.py", "first_two or classifiers"),
+    ("tests/backends/test_network.py", "emulated_cuda and small_network"),
+    ("tests/backends/cuda/test_launches.py", "wrong_launches"),
+]
 # What is planted: what of a launch is changed, and what must be reported.
 PLANTED = {
     "reads and writes beyond the end": ({"images": 2}, "heap-buffer-overflow"),
@@ -65,8 +68,31 @@ def library(name: str) -> str:
     return found
 
 
-def run(command: list[str], environment: dict[str, str], **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=False, **options)
+def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
+    """The finished process; what it wrote is kept, as several run at once."""
+    command = [sys.executable, *command]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+
+
+def planted_is_seen(name: str, environment: dict[str, str]) -> tuple[bool, str]:
+    """(Whether a planted error is reported, what to print)."""
+    report = PLANTED[name][1]
+    done = run([__file__, "--planted", name], environment)
+    if done.returncode != 0 and report in done.stderr:
+        return True, f"planted, {name}: {report}"
+    return False, f"planted, {name}: NOT SEEN\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+
+
+def tests_pass(file: str, names: str, environment: dict[str, str]) -> tuple[bool, str]:
+    """(Whether all of them do, what to print); pytest fails, too, where there are none."""
+    start = time.perf_counter()
+    done = run(["-m", "pytest", "-p", "no:cacheprovider", "-x", file, "-k", names], environment)
+    said = "FAILED" if done.returncode else "passed"
+    text = f"{file}, {names}: {said} in {time.perf_counter() - start:.0f} s"
+    lines = done.stdout.rstrip().splitlines()
+    if done.returncode:
+        return False, f"{text}\n{done.stdout[-20000:]}{done.stderr[-20000:]}"
+    return True, f"{text}: {lines[-1] if lines else ''}"
 
 
 def main() -> int:
@@ -83,23 +109,13 @@ def main() -> int:
     print(f"address,undefined: built in {time.perf_counter() - start:.0f} s", flush=True)
     # NOTE: with the C++ library, or AddressSanitizer does not find what throws.
     preload = f"{library('libasan.so')} {library('libstdc++.so.6')}"
-    environment = {**os.environ, **OPTIONS, READY: str(path), "LD_PRELOAD": preload, "OMP_NUM_THREADS": "2"}
-    failed = []
-    for name, (_, report) in PLANTED.items():
-        done = run([__file__, "--planted", name], environment, capture_output=True, text=True)
-        seen = done.returncode != 0 and report in done.stderr
-        print(f"planted, {name}: {report if seen else 'NOT SEEN'}", flush=True)
-        if not seen:
-            print(done.stdout[-2000:], done.stderr[-4000:])
-            failed.append(name)
-    for file, names in TESTS.items():
-        start = time.perf_counter()
-        done = run(["-m", "pytest", "-p", "no:cacheprovider", "-x", file, "-k", names], environment)
-        if done.returncode:
-            failed.append(file)
-        said = "FAILED" if done.returncode else "passed"
-        print(f"{file}: {said} in {time.perf_counter() - start:.0f} s", flush=True)
-    return 1 if failed else 0
+    environment = {**os.environ, **OPTIONS, READY: str(path), "LD_PRELOAD": preload, "OMP_NUM_THREADS": "1"}
+    with ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2))) as pool:
+        found = [pool.submit(planted_is_seen, name, environment) for name in PLANTED]
+        found += [pool.submit(tests_pass, *test, environment) for test in TESTS]
+        for one in as_completed(found):
+            print(one.result()[1], flush=True)
+    return 0 if all(one.result()[0] for one in found) else 1
 
 
 if __name__ == "__main__":

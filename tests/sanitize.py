@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -239,8 +240,24 @@ def build_program(kind: str, folder: Path, sets: list[str]) -> Path:
     return folder / "sanitize"
 
 
+def run(kind: str, folder: Path) -> tuple[bool, str]:
+    """(Whether all is well under a kind of sanitizer, what to print)."""
+    arguments, options = RUNS[kind]
+    start = time.perf_counter()
+    sets = _native.module().isas()
+    sets = one_a_width(sets) if "all" in arguments else [sets[0], sets[-1]]
+    program = build_program(kind, folder / kind, sets)
+    middle = time.perf_counter()
+    # ThreadSanitizer needs the memory where it expects it.
+    fixed = ["setarch", "--addr-no-randomize"] if kind == "thread" and shutil.which("setarch") else []
+    command = [*fixed, str(program), str(folder), *arguments]
+    done = subprocess.run(command, env={**os.environ, **options}, check=False)
+    built, end = middle - start, time.perf_counter()
+    said = "FAILED" if done.returncode else "passed"
+    return not done.returncode, f"{kind}: {said}, built in {built:.0f} s, run in {end - middle:.0f} s"
+
+
 def main() -> int:
-    failed = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         cases = Cases(folder)
@@ -250,26 +267,12 @@ def main() -> int:
             write_levels(cases, dtype)
             write_network(cases, dtype)
         cases.close()
-        for kind, (arguments, options) in RUNS.items():
-            start = time.perf_counter()
-            sets = _native.module().isas()
-            sets = one_a_width(sets) if "all" in arguments else [sets[0], sets[-1]]
-            program = build_program(kind, folder / kind, sets)
-            middle = time.perf_counter()
-            # ThreadSanitizer needs the memory where it expects it.
-            fixed = ["setarch", "--addr-no-randomize"] if kind == "thread" and shutil.which("setarch") else []
-            done = subprocess.run(
-                [*fixed, str(program), str(folder), *arguments], env={**os.environ, **options}, check=False
-            )
-            if done.returncode:
-                failed.append(kind)
-            end = time.perf_counter()
-            print(
-                f"{kind}: {'FAILED' if done.returncode else 'passed'}, built in {middle - start:.0f} s, "
-                f"run in {end - middle:.0f} s",
-                flush=True,
-            )
-    return 1 if failed else 0
+        # One is built while the other runs, as a run has few threads.
+        with ThreadPoolExecutor(len(RUNS)) as pool:
+            found = [pool.submit(run, kind, folder) for kind in RUNS]
+            for one in as_completed(found):
+                print(one.result()[1], flush=True)
+    return 0 if all(one.result()[0] for one in found) else 1
 
 
 if __name__ == "__main__":
