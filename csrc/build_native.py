@@ -1,6 +1,6 @@
 """The build of the C++ sources by ninja, for setup.py: the module, libstdc_fast.a, the tests' emulator.
 
-build.ninja, in a folder of build/, is written anew each time: objects are made again if sources, flags or
+A file for ninja, in a folder of build/, is written anew each time: objects are made again if sources, flags or
 targets changed. CUDA is an addition to the module that may be missing, never an error.
 """
 
@@ -80,10 +80,11 @@ def output(command: list[str], remedy: str = "install g++ or clang, or set CXX",
 
 
 class Ninja:
-    """A folder in build/, what its build.ninja is to say, and the C++ compiler."""
+    """A folder in build/, what a file for ninja in it is to say, and the C++ compiler."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, file: str = "build.ninja") -> None:
         self.folder = ROOT / "build" / "-".join([name, *SANITIZE])
+        self.file = self.folder / file
         self.lines: list[str] = []
         usual = next(filter(shutil.which, ["g++", "c++", "clang++"]), "g++")
         self.cxx = shlex.split(os.environ.get("CXX") or usual)
@@ -137,9 +138,9 @@ class Ninja:
         self.edge(module, "link", " ".join(objects))
 
     def run(self, target: str) -> None:
-        (self.folder / "build.ninja").write_text("".join(self.lines))
+        self.file.write_text("".join(self.lines))
         ninja = [sys.executable, "-m", "ninja"] if importlib.util.find_spec("ninja") else ["ninja"]
-        output([*ninja, "-C", str(self.folder), target], "pip install ninja", show=True)
+        output([*ninja, "-C", str(self.folder), "-f", self.file.name, target], "pip install ninja", show=True)
 
 
 def relative(source: Path) -> str:
@@ -274,9 +275,10 @@ def runtime_folder(dry_run: list[str]) -> Path:
 
 def build(module: bool) -> tuple[Path, dict[str, object]]:
     """Makes the module, with CUDA if possible, or libstdc_fast.a: (the file, what it was made with)."""
-    ninja = Ninja("native")
     if not module:
-        return _build(ninja, module)
+        # NOTE: in a file of its own, as the module's tells which CUDA objects it has.
+        return _build(Ninja("native", "library.ninja"), module)
+    ninja = Ninja("native")
     try:
         cuda = Cuda(ninja.cxx)
         file, info = _build(ninja, module, cuda)
