@@ -335,7 +335,8 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1, slices: int
 
     ``unit`` is the number of products, instructions of a warp, of 16 input channels of one tap. Steps are by
     their number of units: 4 of convolutions 1x1 and 2x2, of which the slower counts, and 9 of 3x3; twice as
-    many, or four times, where ``slices`` of warps share them. "rest" is one unit of a last, shorter step.
+    many, or four times, where ``slices`` of warps share them. "rest" is one unit of a last, shorter step, and
+    "short" all else in such a step.
     """
     wait = next((i for i, one in enumerate(code) if one.base == "ACQBULK"), None)
     loads = [i for i, one in enumerate(code) if one.base in ("LDG", "LDGSTS", "UBLKCP")]
@@ -376,8 +377,9 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1, slices: int
         units = str(step["hmma"] // unit * slices)
         rest = [p for p in loops(code) if loop.holds(p.first) and p.last < loop.last]
         rest = [code[p.first : p.last + 1] for p in rest if count(code[p.first : p.last + 1], *PRODUCTS)]
-        if rest:
-            step["rest"] = round(simulate(rest[0], 1, own))
+        if rest:  # of one loop of several: besides units it takes what a whole step does besides products
+            row["rest"] = max(row.get("rest", 0), round(simulate(rest[0], 1, own)))
+            row["short"] = max(row.get("short", 0), step["cycles"]["1"] - step["products"])
         if units not in steps or step["cycles"]["1"] > steps[units]["cycles"]["1"]:
             steps[units] = step
     if steps:
@@ -423,10 +425,7 @@ def cycles(rows: Iterable[dict]) -> dict[str, object]:
         for units, step in row.get("steps", {}).items() if row["base"] in found else ():
             form_ = found[row["base"]].setdefault(row["block"], {})
             form_[units] = max(form_.get(units, 0), step["cycles"]["1"])
-            if "rest" in step:  # besides units a shorter step takes what a whole one does besides products
-                short = step["cycles"]["1"] - step["products"]
-                form_["rest"] = max(form_.get("rest", 0), step["rest"])
-                form_["short"] = max(form_.get("short", 0), short)
+            form_ |= {key: max(form_.get(key, 0), row[key]) for key in ("rest", "short") if key in row}
         if row["base"] == "conv":
             copy = max(copy, row["copy"]["stalls"])
     return found | {"copy": copy}

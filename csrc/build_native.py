@@ -1,7 +1,7 @@
 """The build of the C++ sources by ninja, for setup.py: the module, libstdc_fast.a, the tests' emulator.
 
-A file for ninja, in a folder of build/, is written anew each time: objects are made again if sources, flags or
-targets changed. CUDA is an addition to the module that may be missing, never an error.
+A file for ninja, in a folder of build/, is written anew each time: objects are made again if sources, flags
+or targets changed. CUDA is an addition to the module that may be missing, never an error.
 """
 
 import importlib.util
