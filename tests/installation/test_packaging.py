@@ -18,6 +18,8 @@ from small_tree import ROOT, build_in_place, run, small_tree
 from stdc_fast import _native
 
 MODULE = f"_C{EXTENSION_SUFFIXES[0]}"
+# Python 3.10.12 and 3.11.4 are the first of theirs that have it.
+UNPACK = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 REASON = "from stdc_fast import _native as n; print(n.why_not() is None, n.why_not() or n.about(), sep='\\n')"
 
@@ -36,7 +38,7 @@ def built(tmp_path_factory):
     code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(folder)!r}))"
     with tarfile.open(folder / run(sys.executable, "-c", code, cwd=source).split()[-1]) as sdist:
         names = [Path(*Path(name).parts[1:]) for name in sdist.getnames()]
-        sdist.extractall(folder / "sdist", filter="data")
+        sdist.extractall(folder / "sdist", **UNPACK)
     (tree,) = (folder / "sdist").iterdir()
     if (ROOT / "build/native").is_dir():
         shutil.copytree(
