@@ -330,7 +330,9 @@ def _operands(one: Instruction) -> list[str]:
 # ---------------------------------------------------------------- rows
 
 
-def describe(code: Sequence[Instruction], warps: int, unit: int = 1, slices: int = 1) -> dict[str, object]:
+def describe(
+    code: Sequence[Instruction], warps: int, unit: int = 1, slices: int = 1, blocks: Sequence[int] = (1, 2)
+) -> dict[str, object]:
     """What a kernel's code says: a step of each main loop, its copies of pixels, loads around the wait.
 
     ``unit`` is the number of products, instructions of a warp, of 16 input channels of one tap. Steps are by
@@ -372,7 +374,7 @@ def describe(code: Sequence[Instruction], warps: int, unit: int = 1, slices: int
             "stalls": sum(one.stall for one in path),
             "stalls_before_products": sum(one.stall for one in path[:first]),
             "products": round(sum(map(_busy, products)) * own),
-            "cycles": {str(blocks): round(simulate(path, blocks, own)) for blocks in (1, 2)},
+            "cycles": {str(count_): round(simulate(path, count_, own)) for count_ in blocks},
         }
         units = str(step["hmma"] // unit * slices)
         rest = [p for p in loops(code) if loop.holds(p.first) and p.last < loop.last]
@@ -393,8 +395,10 @@ def form(kernel: str) -> tuple[int, int, int, int, int] | None:
     return tuple(map(int, found.groups())) if found else None
 
 
-def read(build: Path = ptxas.BUILD, targets: Sequence[str] = TARGETS) -> list[dict[str, object]]:
-    """A row for each kernel and target of a build."""
+def read(
+    build: Path = ptxas.BUILD, targets: Sequence[str] = TARGETS, blocks: Sequence[int] = (1, 2)
+) -> list[dict[str, object]]:
+    """A row for each kernel and target of a build, with cycles of so many blocks at once; one at least."""
     tool = ptxas.find_cuobjdump()
     if tool is None:
         raise UserError("there is no cuobjdump; pip install triton, or install the CUDA toolkit")
@@ -412,7 +416,7 @@ def read(build: Path = ptxas.BUILD, targets: Sequence[str] = TARGETS) -> list[di
                     head |= {"block": name(ptxas.block(shape))}
                 slices = shape[4] if shape else 1
                 unit = shape[2] * (shape[3] if ptxas.base(symbol) != "wgmma" else 1) if shape else 1
-                rows.append(head | {"warps": warps} | describe(code, warps, unit, slices))
+                rows.append(head | {"warps": warps} | describe(code, warps, unit, slices, blocks))
     return sorted(rows, key=lambda row: (row["base"], row["object"], row["arch"], row["kernel"]))
 
 
