@@ -25,6 +25,13 @@ def write_errors(path: str | Path):
         raise UserError(f"{path}: can not be written ({reason}); choose another place") from None
 
 
+def ends_with(path: str | Path, end: bytes) -> bool:
+    """Whether a file ends with these bytes: one that was cut does not. OSError if it can not be read."""
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(end)))
+        return file.read() == end
+
+
 def _target(path: Path) -> Path:
     """The file itself where ``path`` is a link to it. OSError for what is no file, as a device."""
     path = Path(os.path.realpath(path))

@@ -350,7 +350,7 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
         if stream:
             return results
         if not several:
-            return self._item(None, next(items), bgr, range, scale, size, confidence)()
+            return self._item(None, *next(items), bgr, range, scale, size, confidence)()
         done = []
         try:
             done.extend(results)
@@ -405,7 +405,7 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
         failures, total, ring = [], 0, self._ring()
 
         def begin(named):
-            return self._item(ring, named, bgr, range, scale, size, confidence)
+            return self._item(ring, *named, bgr, range, scale, size, confidence)
 
         for (name, _), result in in_turn(items, begin, ring.depth if ring else 1):
             total += 1
@@ -416,9 +416,9 @@ class Segmenter(Pretrained, Levels, CompiledCalls):
         if failures:
             raise BatchError([], failures, total)
 
-    def _item(self, ring, named, bgr, range, *how) -> Callable[[], Segmentation]:
-        opened = functools.partial(images.open_item, *reversed(named), bgr, range)
-        return self._begin(ring, named[0], opened, *how, spent=images.seconds_of(named[1]))
+    def _item(self, ring, name, item, bgr, range, *how) -> Callable[[], Segmentation]:
+        opened = functools.partial(images.open_item, item, name, bgr, range)
+        return self._begin(ring, name, opened, *how, spent=images.seconds_of(item))
 
     def _begin(self, ring, name, opened, *how, spent=0.0) -> Callable[[], Segmentation]:
         """What waits for one image's labels, and gives them; with a ring those of frames are on their way."""

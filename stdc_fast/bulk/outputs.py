@@ -16,7 +16,7 @@ from stdc_fast import encode, exchange
 from stdc_fast.bulk import tables
 from stdc_fast.bulk.frames import Frame
 from stdc_fast.errors import UserError
-from stdc_fast.files import atomic
+from stdc_fast.files import atomic, ends_with
 
 if TYPE_CHECKING:
     from stdc_fast.segmentation import Segmentation
@@ -138,16 +138,6 @@ def _sizes(files: Iterable[Path]) -> int | None:
         return None
 
 
-def _ends(path: Path, end: bytes) -> bool:
-    """Whether a file has this end: one that was cut has none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(-len(end), os.SEEK_END)
-            return file.read() == end
-    except OSError:
-        return False
-
-
 def _checked(add: Callable, path: Path) -> Callable:
     def checked(frame: Frame, result: object) -> None:
         with output_errors(path):
@@ -163,9 +153,12 @@ class Png(Output):
         return self.folder / "labels" / (frame.key + suffix)
 
     def finished(self, frame: Frame) -> bool:
-        return _ends(self._path(frame), PNG_END) and (
-            not self.rle or _ends(self._path(frame, ".json"), b"}\n")
-        )
+        try:
+            return ends_with(self._path(frame), PNG_END) and (
+                not self.rle or ends_with(self._path(frame, ".json"), b"}\n")
+            )
+        except OSError:
+            return False
 
     def result(self, frame: Frame, found: Segmentation) -> object:
         if self.rle:  # first, for the PNG says that both are there

@@ -31,7 +31,7 @@ from stdc_fast.cli.options import (
     remark,
 )
 from stdc_fast.errors import UserError
-from stdc_fast.files import write_errors
+from stdc_fast.files import ends_with, write_errors
 
 
 def predict(
@@ -222,21 +222,13 @@ def _lines(file: str | None, more: bool) -> Iterator[Callable[[dict[str, object]
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             opened = open(file, "ab" if more else "wb", buffering=0)  # noqa: SIM115, closed below
         with opened:
-            if more and os.path.isfile(file) and _cut(file):  # by a kill or a full disk
+            if more and os.path.isfile(file):
                 with write_errors(file):
-                    opened.write(b"\n")
+                    if os.path.getsize(file) and not ends_with(file, b"\n"):  # cut by a kill or a full disk
+                        opened.write(b"\n")
 
             def write(row: dict[str, object]) -> None:
                 with write_errors(file):
                     opened.write(json.dumps(row).encode() + b"\n")
 
             yield write
-
-
-def _cut(file: str) -> bool:
-    """Whether the last line of a file has no end."""
-    with write_errors(file), open(file, "rb") as written:
-        if written.seek(0, os.SEEK_END) == 0:
-            return False
-        written.seek(-1, os.SEEK_END)
-        return written.read() != b"\n"
