@@ -33,6 +33,7 @@ from stdc_fast.reference.networks import STDCSeg
 #: kernels; or they build, install or start processes; or they take more than some seconds. All others pass
 #: with ``--check``, where there is neither a compiler nor the module.
 SLOW = (
+    "calibration/test_embedded.py::test_only_plans",
     "backends/cpu/", "backends/cuda/", "backends/triton/", "backends/test_ops.py", "backends/test_network.py",
     "backends/test_process.py", "backends/gpu/test_choice_of_tiles.py", "backends/gpu/test_graphs.py",
     "backends/gpu/test_on_gpu.py", "backends/gpu/test_placed.py", "backends/gpu/test_replay.py",
